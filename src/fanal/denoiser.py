@@ -1,0 +1,136 @@
+"""Denoisers: any function `D(x, sigma) ≈ E[x0 | x0 + sigma·n = x]`, and what can be read off one.
+
+With `denoised = D(x, sigma)` and n ~ N(0, I):
+
+    score     ∇ log p(x; sigma) = (denoised − x) / sigma²      [REG] lemma 1
+    slope     d = dx/dsigma     = (x − denoised) / sigma       the noise prediction, [REG] eq. 11
+    Euler     x' = (sigma'/sigma)·x + (1 − sigma'/sigma)·denoised   a convex combination, [REG] eq. 17
+
+`sigma` is a 0-d tensor, or has shape (B,) for one noise level per sample.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fanal.errors import FanalError
+
+__all__ = ["Counted", "Denoiser", "Model", "Temperature", "Wrapper", "expand", "score", "slope"]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """Anything that maps a noisy batch and its noise level to the posterior mean of the clean data."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        """Return E[x0 | x], with the shape and dtype of x."""
+        ...
+
+
+@runtime_checkable
+class Model(Denoiser, Protocol):
+    """A denoiser that knows the shape of a sample and the noise levels it was made for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, without the batch axis."""
+        ...
+
+    @property
+    def sigma_min(self) -> float:
+        """Smallest noise level the model was made for."""
+        ...
+
+    @property
+    def sigma_max(self) -> float:
+        """Largest noise level the model was made for."""
+        ...
+
+
+def expand(sigma: Tensor, x: Float[Tensor, "b *d"]) -> Tensor:
+    """Give a per-sample sigma of shape (B,) the trailing axes of x; a 0-d sigma is returned as it is."""
+    return sigma if sigma.ndim == 0 else sigma.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def score(x: Float[Tensor, "b *d"], denoised: Float[Tensor, "b *d"], sigma: Tensor) -> Float[Tensor, "b *d"]:
+    """Return the score `(denoised − x) / sigma²` ([REG] lemma 1, [GEO] lemma 3)."""
+    return (denoised - x) / expand(sigma, x) ** 2
+
+
+def slope(x: Float[Tensor, "b *d"], denoised: Float[Tensor, "b *d"], sigma: Tensor) -> Float[Tensor, "b *d"]:
+    """Return `d = dx/dsigma = (x − denoised) / sigma`, the noise prediction ([REG] eq. 11; [RODS] eq. 3 up to sign)."""
+    return (x - denoised) / expand(sigma, x)
+
+
+class Wrapper:
+    """Base of Denoiser→Denoiser objects: passes the model's own attributes through."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    def _model(self) -> Model:
+        if not isinstance(self.denoiser, Model):
+            raise FanalError(f"{type(self.denoiser).__name__} does not say its shape, sigma_min and sigma_max")
+        return self.denoiser
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self._model().shape
+
+    @property
+    def sigma_min(self) -> float:
+        """Smallest noise level of the wrapped model."""
+        return self._model().sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        """Largest noise level of the wrapped model."""
+        return self._model().sigma_max
+
+
+class Counted(Wrapper):
+    """Counts network calls: `calls` counts batches, `evaluations` counts samples.
+
+    Wrap the network itself, inside every other wrapper, so that nothing escapes the count.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser)
+        self.calls = 0
+        self.evaluations = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        """Count, then ask the wrapped denoiser."""
+        self.calls += 1
+        self.evaluations += len(x)
+        return self.denoiser(x, sigma)
+
+
+class Temperature(Wrapper):
+    """Lowers the temperature by scaling the residual: `D_κ = D − κ·(x − D)` where sigma lies in `window`.
+
+    An Euler step then moves as if the noise were larger than it is, which draws samples towards the denoised
+    prediction: it mends blurred and broken parts, at a price in diversity.
+
+    Args:
+        denoiser: what to wrap.
+        kappa: strength, dimensionless; 0 changes nothing.
+        window: `(low, high)`, the closed range of sigma in which it acts.
+    """
+
+    def __init__(self, denoiser: Denoiser, kappa: float, window: tuple[float, float] = (0.0, float("inf"))) -> None:
+        super().__init__(denoiser)
+        if not window[0] <= window[1]:
+            raise FanalError(f"window must be (low, high) in sigma with low <= high, got {window}")
+        self.kappa, self.window = kappa, window
+
+    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        """Return `D − κ·(x − D)` inside the window and D outside."""
+        denoised = self.denoiser(x, sigma)
+        inside = (sigma >= self.window[0]) & (sigma <= self.window[1])
+        kappa = self.kappa * inside.to(x.dtype)
+        return denoised - expand(kappa, x) * (x - denoised)

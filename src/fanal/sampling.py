@@ -1,0 +1,197 @@
+"""The one sampling loop: a Solver moves x along a grid of sigmas, and every transition is yielded.
+
+for transition in trace(denoiser, x, sigmas, solver):   # pure steps: two traces never disturb each other
+    ...                                                 # record, measure, show, stop early
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fanal.denoiser import Denoiser
+from fanal.errors import FanalError, NonFiniteError
+from fanal.schedules import check_sigmas
+from fanal.seeding import check_seeds, noise
+
+__all__ = ["Solver", "Span", "Step", "Transition", "finish", "sample", "toward", "trace"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Span:
+    """One interval of the grid, and the seeds of the samples that cross it.
+
+    Attributes:
+        i: index of the interval, from 0.
+        n: number of intervals.
+        sigma: noise level at its start; 0-d float64 on the CPU.
+        sigma_next: noise level at its end; 0-d float64 on the CPU; 0 at the end of most grids.
+        seeds: one seed per sample, for solvers that draw noise; None otherwise.
+        round: index of the repair round that this interval belongs to (0 for a plain run).
+    """
+
+    i: int
+    n: int
+    sigma: Tensor
+    sigma_next: Tensor
+    seeds: tuple[int, ...] | None = None
+    round: int = 0
+
+    def noise(self, x: Tensor, stream: str) -> Tensor:
+        """Standard normal noise like `x`, a pure function of (sample seed, step, round, stream).
+
+        Raises:
+            FanalError: the run was started without seeds.
+        """
+        if self.seeds is None:
+            raise FanalError("this solver draws noise and needs seeds: pass seeds=range(len(x)) to trace or sample")
+        return noise(
+            x.shape[1:],
+            self.seeds,
+            step=self.i,
+            round=self.round,
+            stream=stream,
+            dtype=x.dtype,
+            device=x.device,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What a solver returns for one interval.
+
+    Attributes:
+        x_next: the state at `sigma_next`.
+        denoised: the raw `D(x, sigma)` at the start of the interval; geometry and detectors read it.
+        memory: what a multistep solver wants back at the next step; axis 0 of each tensor is the batch.
+        info: further tensors worth recording, by name.
+    """
+
+    x_next: Tensor
+    denoised: Tensor
+    memory: tuple[Tensor, ...] = ()
+    info: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transition:
+    """A finished interval: where it was, what x was at its start, and the step that was taken."""
+
+    span: Span
+    x: Tensor
+    step: Step
+
+
+class Solver(Protocol):
+    """A frozen object with one pure method: the same arguments always give the same step."""
+
+    def step(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...]) -> Step:
+        """Cross `span` from `x`; `memory` is what this solver returned at the previous step, () at the first."""
+        ...
+
+
+def toward(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """Return the Euler step `(sigma'/sigma)·x + (1 − sigma'/sigma)·denoised` ([REG] eq. 17).
+
+    The convex combination is exact at sigma' = 0 and does not amplify rounding at small sigma.
+    """
+    ratio = sigma_next / sigma
+    return ratio * x + (1 - ratio) * denoised
+
+
+def finish(denoiser: Denoiser, x: Tensor, span: Span) -> Step:
+    """Cross the last interval into sigma = 0, where every method ends at the denoised prediction."""
+    denoised = denoiser(x, span.sigma)
+    return Step(denoised, denoised)
+
+
+class _Watched:
+    """Checks the shape of every answer of the denoiser, so that broadcasting cannot hide a mistake."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        denoised = self.denoiser(x, sigma)
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            got = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
+            raise FanalError(f"the denoiser must return the shape of x: got {got} for x of shape {tuple(x.shape)}")
+        return denoised
+
+
+def _check_finite(x: Tensor, span: Span, seeds: tuple[int, ...] | None) -> None:
+    finite = torch.isfinite(x).flatten(1).all(1)
+    if finite.all():
+        return
+    bad = (~finite).nonzero().flatten().tolist()
+    which = f"seeds {[seeds[b] for b in bad[:5]]}" if seeds else f"samples {bad[:5]}"
+    raise NonFiniteError(
+        f"not finite after step {span.i} of {span.n} (sigma {float(span.sigma):.6g} to {float(span.sigma_next):.6g}), "
+        f"{len(bad)} of {len(x)} samples, {which}: check the network's output at this sigma, or try more steps"
+    )
+
+
+def trace(
+    denoiser: Denoiser,
+    x: Float[Tensor, "b *d"],
+    sigmas: Float[Tensor, " n"],
+    solver: Solver,
+    seeds: Iterable[int] | None = None,
+    *,
+    round: int = 0,
+) -> Iterator[Transition]:
+    """Cross the grid interval by interval and yield every transition: `dx/dsigma = (x − D(x, sigma))/sigma`.
+
+    The gradient mode is the caller's; nothing is drawn from a global random state; the loop stops where the
+    caller stops iterating.
+
+    Args:
+        denoiser: D(x, sigma).
+        x: the batch at `sigmas[0]`, e.g. `noise(shape, seeds, sigma=80.0)`.
+        sigmas: strictly monotone grid; decreasing to sample, increasing (from a positive value) to encode.
+        solver: how an interval is crossed.
+        seeds: one per sample; needed by solvers that draw noise.
+        round: index of a repair round, which keys the noise of its steps.
+
+    Raises:
+        FanalError: the grid is not a schedule, x is not a floating batch, seeds do not match it, or the denoiser
+            returns another shape.
+        NonFiniteError: x becomes NaN or infinite; the message names step, sigma and seeds.
+    """
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise FanalError(f"x must be a floating-point batch of shape (B, *shape), got {got}")
+    keys = None if seeds is None else check_seeds(seeds, len(x))
+    grid = check_sigmas(sigmas)
+    watched = _Watched(denoiser)
+    memory: tuple[Tensor, ...] = ()
+    for i, (sigma, sigma_next) in enumerate(pairwise(grid.unbind())):
+        span = Span(i, len(grid) - 1, sigma, sigma_next, keys, round)
+        step = solver.step(watched, x, span, memory)
+        _check_finite(step.x_next, span, keys)
+        yield Transition(span, x, step)
+        x, memory = step.x_next, step.memory
+
+
+def sample(
+    denoiser: Denoiser,
+    x: Float[Tensor, "b *d"],
+    sigmas: Float[Tensor, " n"],
+    solver: Solver,
+    seeds: Iterable[int] | None = None,
+) -> Float[Tensor, "b *d"]:
+    """Run `trace` to its end without gradients and return the last x.
+
+    Raises:
+        FanalError: as `trace`.
+    """
+    with torch.no_grad():
+        for transition in trace(denoiser, x, sigmas, solver, seeds):
+            x = transition.step.x_next
+    return x
