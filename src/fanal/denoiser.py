@@ -11,14 +11,28 @@ With `denoised = D(x, sigma)` and n ~ N(0, I):
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, cast, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["Counted", "Denoiser", "Model", "Temperature", "Wrapper", "expand", "score", "slope"]
+__all__ = [
+    "Conditional",
+    "Counted",
+    "Denoiser",
+    "Labelled",
+    "Model",
+    "Temperature",
+    "Wrapper",
+    "counter",
+    "expand",
+    "score",
+    "slope",
+]
 
 
 @runtime_checkable
@@ -27,6 +41,14 @@ class Denoiser(Protocol):
 
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
         """Return E[x0 | x], with the shape and dtype of x."""
+        ...
+
+
+class Conditional(Protocol):
+    """A network that also takes class labels: `D(x, sigma, labels)`, labels of shape (B,), int64."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None, /) -> Tensor:
+        """Return E[x0 | x, label]."""
         ...
 
 
@@ -103,11 +125,44 @@ class Counted(Wrapper):
         self.calls = 0
         self.evaluations = 0
 
-    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
-        """Count, then ask the wrapped denoiser."""
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, /) -> Tensor:
+        """Count, then ask the wrapped denoiser; labels go to networks that take them as a third argument."""
         self.calls += 1
         self.evaluations += len(x)
-        return self.denoiser(x, sigma)
+        return self.denoiser(x, sigma) if labels is None else cast(Conditional, self.denoiser)(x, sigma, labels)
+
+
+def counter(denoiser: Denoiser) -> Counted:
+    """Return the `Counted` inside a chain of wrappers, or wrap the whole denoiser where there is none."""
+    inner = denoiser
+    while isinstance(inner, Wrapper):
+        if isinstance(inner, Counted):
+            return inner
+        inner = inner.denoiser
+    return Counted(denoiser)
+
+
+class Labelled(Wrapper):
+    """Binds class labels to a conditional network: one for all samples, or one per sample of the batch.
+
+    Args:
+        denoiser: takes labels as its third argument.
+        labels: a whole number, or (B,) of them.
+    """
+
+    def __init__(self, denoiser: Denoiser, labels: int | Sequence[int] | Tensor) -> None:
+        super().__init__(denoiser)
+        self.labels = torch.as_tensor(labels, dtype=torch.int64)
+
+    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        """Return the prediction given the labels.
+
+        Raises:
+            FanalError: labels were bound one per sample, for another batch size.
+        """
+        if self.labels.ndim and len(self.labels) != len(x):
+            raise FanalError(f"{len(self.labels)} labels are bound, for a batch of {len(x)}: bind one label for all")
+        return cast(Conditional, self.denoiser)(x, sigma, self.labels.to(x.device).expand(len(x)))
 
 
 class Temperature(Wrapper):

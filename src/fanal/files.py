@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["read_json", "write_atomically", "write_json", "write_tensors"]
+__all__ = ["read_json", "read_tensors", "write_atomically", "write_json", "write_tensors"]
 
+_UMASK = os.umask(0o022)  # the only way to read it is to set it
+os.umask(_UMASK)
 _JSON_LIMIT = 16 * 1024 * 1024
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place.
 
     Raises:
@@ -28,6 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
+        os.chmod(part, 0o666 & ~_UMASK)  # safetensors writes for the owner alone
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -36,7 +41,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             error
         )
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
@@ -56,6 +62,33 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     write_atomically(path, write)
 
 
+def read_tensors(
+    path: Path, shapes: dict[str, tuple[int, ...]] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file and its metadata, checking names and shapes before any tensor is made.
+
+    Args:
+        path: the file.
+        shapes: the names and shapes it must have; None takes what there is.
+
+    Raises:
+        FanalError: the file is missing, truncated or not safetensors, or a name or shape differs.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            if shapes is not None and found != shapes:
+                wrong = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
+                raise FanalError(
+                    f"{path} does not fit its network in {len(wrong)} tensors; the first, {wrong[0]!r:.80}, should "
+                    f"have shape {shapes.get(wrong[0], 'none')}, the file has {found.get(wrong[0], 'none')}"
+                )
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise FanalError(f"cannot read {path}: not a whole safetensors file ({error})") from error
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object with sorted-as-given keys, atomically.
 
@@ -63,11 +96,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         FanalError: the place cannot be written.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -80,7 +109,9 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _JSON_LIMIT:
             raise FanalError(f"{path} is larger than {_JSON_LIMIT} bytes, which no card or run of fanal is")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except FanalError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise FanalError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise FanalError(f"{path} must hold a JSON object, got {type(value).__name__}")

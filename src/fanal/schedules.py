@@ -33,6 +33,11 @@ Grid = Float[Tensor, " n"]
 _EPSILON = 1e-3  # where the VP time of [REG] sec. C.3 starts
 
 
+def _double(values: Tensor | Sequence[float]) -> Tensor:
+    """Return `values` in float64 on the CPU; Python's floats never pass through torch's float32 default."""
+    return torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else torch.float64).to("cpu", torch.float64)
+
+
 def check_sigmas(sigmas: Tensor | Sequence[float]) -> Grid:
     """Return `sigmas` as a schedule: 1-D float64 on the CPU, finite, >= 0 and strictly monotone.
 
@@ -41,7 +46,7 @@ def check_sigmas(sigmas: Tensor | Sequence[float]) -> Grid:
     Raises:
         FanalError: it is not such a grid; the message names the entry.
     """
-    grid = torch.as_tensor(sigmas).to("cpu", torch.float64)
+    grid = _double(sigmas)
     if grid.ndim != 1 or len(grid) < 2:
         raise FanalError(f"sigmas must be one-dimensional with at least two entries, got shape {tuple(grid.shape)}")
     values: list[float] = grid.tolist()
@@ -72,6 +77,11 @@ def _grid(steps: int, sigma_min: float, sigma_max: float, zero: bool, at: Callab
     sigmas[0] = sigma_max  # the ends are what was asked for, not what the powers round to
     if nodes > 1:
         sigmas[-1] = sigma_min
+    if not bool((sigmas.diff() < 0).all()):
+        raise FanalError(
+            f"no decreasing grid of this kind runs from sigma_max={sigma_max} to sigma_min={sigma_min} in {steps} "
+            "steps (VP time needs a small sigma_min); try logsnr or polynomial"
+        )
     return torch.cat([sigmas, sigmas.new_zeros(1)]) if zero else sigmas
 
 
@@ -178,7 +188,7 @@ def from_timesteps(
     Raises:
         FanalError: a timestep is outside the table, ᾱ is outside (0, 1), or the result is not a schedule.
     """
-    table = torch.as_tensor(alphas_cumprod).to("cpu", torch.float64)
+    table = _double(alphas_cumprod)
     index = torch.as_tensor(timesteps)
     if index.is_floating_point() or index.ndim != 1 or len(index) == 0:
         raise FanalError("timesteps must be a list of whole numbers; convert fractional times to sigmas first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections.abc import Iterable, Sequence
 
@@ -23,7 +24,10 @@ def check_seeds(seeds: Iterable[int], count: int | None = None) -> tuple[int, ..
     Raises:
         FanalError: a seed is not a whole number in range, or their number is not `count`.
     """
-    result = tuple(int(seed) for seed in seeds)
+    try:
+        result = tuple(operator.index(seed) for seed in seeds)
+    except TypeError as error:
+        raise FanalError(f"seeds must be whole numbers in [0, 2^64): {error}") from error
     wrong = [seed for seed in result if not 0 <= seed < 2**64]
     if wrong:
         raise FanalError(f"seeds must be whole numbers in [0, 2^64), got {wrong[0]}")
@@ -72,6 +76,8 @@ def noise(
         out[b] = generator.standard_normal(tuple(shape))
     result = torch.from_numpy(out)
     if isinstance(sigma, Tensor) and sigma.ndim == 1:
+        if len(sigma) != len(keys):
+            raise FanalError(f"one sigma per sample: got {len(sigma)} sigmas for {len(keys)} seeds")
         sigma = sigma.detach().cpu().double().reshape(-1, *[1] * len(shape))
     elif isinstance(sigma, Tensor):
         sigma = float(sigma)

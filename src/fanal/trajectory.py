@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fanal.errors import FanalError
-from fanal.files import write_tensors
+from fanal.files import read_tensors, write_tensors
 from fanal.sampling import Transition
 from fanal.schedules import check_sigmas
 
@@ -57,17 +56,17 @@ class Trajectory:
         """
         with torch.no_grad():
             run = list(transitions)
-        if not run:
-            raise FanalError("nothing to record: the trace was empty")
-        names = set.intersection(*(set(t.step.info) for t in run))
-        return cls(
-            sigmas=torch.stack([t.span.sigma for t in run] + [run[-1].span.sigma_next]),
-            x=torch.stack([t.x for t in run] + [run[-1].step.x_next]),
-            denoised=torch.stack([t.step.denoised for t in run]),
-            info={name: torch.stack([t.step.info[name] for t in run]) for name in sorted(names)},
-            seeds=run[0].span.seeds,
-            meta=dict(meta or {}),
-        )
+            if not run:
+                raise FanalError("nothing to record: the trace was empty")
+            names = set.intersection(*(set(t.step.info) for t in run))
+            return cls(
+                sigmas=torch.stack([t.span.sigma for t in run] + [run[-1].span.sigma_next]),
+                x=torch.stack([t.x for t in run] + [run[-1].step.x_next]),
+                denoised=torch.stack([t.step.denoised for t in run]),
+                info={name: torch.stack([t.step.info[name] for t in run]) for name in sorted(names)},
+                seeds=run[0].span.seeds,
+                meta=dict(meta or {}),
+            )
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically.
@@ -90,17 +89,15 @@ class Trajectory:
             FanalError: the file is missing, truncated, or not a trajectory.
         """
         try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors, header = read_tensors(Path(path))
             if header.get("format") != "fanal-trajectory-1":
                 raise FanalError(f"{path} is not a trajectory that fanal wrote (format {header.get('format')!r})")
             seeds = tuple(json.loads(header["seeds"])) if "seeds" in header else None
             meta = {str(k): str(v) for k, v in json.loads(header.get("meta", "{}")).items()}
             x, denoised, sigmas = tensors.pop("x"), tensors.pop("denoised"), tensors.pop("sigmas")
-        except (OSError, SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
-            if isinstance(error, FanalError):
-                raise
+            info = {name.removeprefix("info."): value for name, value in tensors.items()}
+            return cls(check_sigmas(sigmas), x, denoised, info, seeds, meta)
+        except FanalError:
+            raise
+        except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise FanalError(f"cannot read the trajectory {path}: {error}; record it again") from error
-        info = {name.removeprefix("info."): value for name, value in tensors.items()}
-        return cls(check_sigmas(sigmas), x, denoised, info, seeds, meta)

@@ -79,7 +79,7 @@ class Covariance:
             )
         if not torch.allclose(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), atol=1e-5):
             raise FanalError("the columns of a low-rank basis must be orthonormal")
-        if float(values.min()) < 0 or not 0 <= cov.rest < math.inf:
+        if not bool((values >= 0).all()) or not 0 <= cov.rest < math.inf:
             raise FanalError("variances must not be negative")
         self.values, self.basis = values, basis
         self.rest = torch.tensor(cov.rest, dtype=torch.float64)

@@ -54,7 +54,8 @@ class Mixture(Denoiser):
         self.shape = tuple(means.shape[1:])
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.means = means.flatten(1)
-        share = torch.ones(count) if weights is None else torch.as_tensor(weights)
+        share = torch.ones(count) if weights is None else weights
+        share = torch.as_tensor(share, dtype=None if isinstance(share, Tensor) else torch.float64)
         share = share.to("cpu", torch.float64)
         if share.shape != (count,) or not bool((share > 0).all()) or not bool(torch.isfinite(share).all()):
             raise FanalError(f"weights must be {count} positive numbers, got {share.tolist()}")

@@ -98,7 +98,7 @@ class Churn:
     def step(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...] = ()) -> Step:
         """Cross `span`: up to sigma_hat with noise, then the inner step."""
         _check_decreasing(span, "churn")
-        inside = self.s_min <= float(span.sigma) <= self.s_max
+        inside = self.s_min <= float(span.sigma.detach()) <= self.s_max
         gamma = min(self.s_churn / span.n, math.sqrt(2) - 1) if inside else 0.0
         if gamma == 0:
             return self.solver.step(denoiser, x, span, memory)

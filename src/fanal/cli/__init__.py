@@ -1,0 +1,53 @@
+"""The command line: parse, build a configuration, make one library call. Nothing here imports torch at start."""
+
+from __future__ import annotations
+
+import typer
+
+from fanal import __version__
+from fanal.cli import models
+from fanal.cli.demo import EPILOG as DEMO
+from fanal.cli.demo import demo
+from fanal.cli.report import EPILOG as REPORT
+from fanal.cli.report import report
+from fanal.cli.sample import EPILOG as SAMPLE
+from fanal.cli.sample import sample
+from fanal.cli.train import EPILOG as TRAIN
+from fanal.cli.train import train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fanal",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Watch a diffusion model's sampling trajectories, find the samples that went wrong, and repair them.",
+    epilog="Start with [bold]fanal demo[/bold]: it samples, flags, repairs and shows the evidence.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+app.command("demo", epilog=DEMO)(demo)
+app.add_typer(models.app, name="models")
+app.command("sample", epilog=SAMPLE)(sample)
+app.command("train", epilog=TRAIN)(train)
+app.command("report", epilog=REPORT)(report)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

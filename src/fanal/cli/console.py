@@ -1,0 +1,62 @@
+"""What the commands share: errors as one line, progress bars, tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+
+from fanal.errors import FanalError
+
+__all__ = ["errors_shown", "progress", "say", "table"]
+
+
+def say(line: str) -> None:
+    """Print one line for the user."""
+    typer.echo(line)
+
+
+@contextmanager
+def errors_shown(resumable: bool = False) -> Iterator[None]:
+    """Turn fanal's errors into one line and exit status 2, and Ctrl-C into a clean stop with status 130.
+
+    Args:
+        resumable: whether the same command can go on where it was stopped.
+    """
+    try:
+        yield
+    except FanalError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        more = "; run the same command again to go on" if resumable else ""
+        typer.echo(f"stopped{more}", err=True)
+        raise typer.Exit(130) from None
+
+
+def progress(items: Iterable[int], what: str) -> Iterable[int]:
+    """Show a progress bar with the time left, on a terminal only."""
+    steps = list(items)
+    if not sys.stderr.isatty() or len(steps) < 2:
+        yield from steps
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(steps, description=what, console=Console(stderr=True), transient=True)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """Print a table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for i, name in enumerate(head):
+        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(grid)

@@ -1,0 +1,87 @@
+"""`fanal sample`: draw samples from any model into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fanal.cli.console import errors_shown, progress, say, table
+
+EPILOG = """
+Examples:\n
+  fanal sample hands32 --count 256 --guard redo --out hands\n
+  fanal sample shapes32 --solver heun --steps 18 --guard renoise --out shapes\n
+  fanal sample digits8 --label 3 --guidance 2 --out threes\n
+  fanal sample mixture:grid2 --solver churn:s_churn=20 --schedule logsnr --count 5000 --out grid\n
+  fanal sample python:mymodule:make_denoiser --steps 30 --out mine
+"""
+
+
+def sample(
+    model: Annotated[str, typer.Argument(help="Model: an embedded name, a folder, mixture:…, gaussian:…, python:M:F.")],
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("fanal-sample"),
+    solver: Annotated[str, typer.Option(help="name or name:field=value,… (euler, heun, ddpm, ancestral, churn).")] = (
+        "euler"
+    ),
+    schedule: Annotated[str, typer.Option(help="name or name:field=value,… (polynomial, logsnr, uniform, …).")] = (
+        "polynomial"
+    ),
+    steps: Annotated[int, typer.Option(help="Number of intervals.", min=1)] = 40,
+    sigma_min: Annotated[float | None, typer.Option(help="Smallest positive sigma; default: the model's.")] = None,
+    sigma_max: Annotated[float | None, typer.Option(help="First sigma; default: the model's.")] = None,
+    zero: Annotated[bool, typer.Option("--zero/--no-zero", help="End the grid at 0, or at --sigma-min.")] = True,
+    count: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Run seed; sample b has seed 1,000,000·SEED + b.", min=0)] = 0,
+    block: Annotated[int, typer.Option(help="Samples computed together.", min=1)] = 32,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(help="Repair flagged samples: redo or renoise; may be given twice, the first gives the samples."),
+    ] = None,
+    flag: Annotated[
+        float | None, typer.Option(help="Share of samples to flag; default: the card's, else 0.35.")
+    ] = None,
+    label: Annotated[int | None, typer.Option(help="Class label, for a conditional model.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; needs --label.")] = None,
+    trajectory: Annotated[bool, typer.Option("--trajectory", help="Keep the trajectories.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads; they decide rounding.", min=1)] = 1,
+) -> None:
+    """Sample a model, watch every trajectory, and, with --guard, flag and repair what went wrong.
+
+    Leaves a run folder with samples.safetensors, samples.png, run.json and report.html. Stopped, it goes on where it
+    was when the same command is given again.
+    """
+    with errors_shown(resumable=True):
+        from fanal.files import read_json
+        from fanal.generation import SampleConfig, generate
+        from fanal.report import headline
+        from fanal.report import table as figures
+
+        config = SampleConfig(
+            model=model,
+            solver=solver,
+            schedule=schedule,
+            steps=steps,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            zero=zero,
+            count=count,
+            seed=seed,
+            block=block,
+            guard=tuple(guard or ()),
+            flag=flag,
+            label=label,
+            guidance=guidance,
+            trajectory=trajectory,
+            device=device,
+            threads=threads,
+        )
+        folder = generate(config, out, overwrite=overwrite, progress=progress, say=say)
+        record = read_json(folder / "run.json")
+        table(*figures(record["results"]), title="each figure ± one standard error")
+        for line in headline(record):
+            say(line)
+        say(f"report: {folder / 'report.html'}")

@@ -1,0 +1,92 @@
+"""Text → objects: solvers and schedules as written on the command line, `name` or `name:field=value,…`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+
+from fanal.errors import FanalError, unknown_name
+from fanal.sampling import Solver
+from fanal.schedules import SCHEDULES
+from fanal.solvers import SOLVERS
+
+__all__ = ["build_schedule", "build_solver", "parse_options"]
+
+
+def parse_options(kind: str, text: str, known: Iterable[str], fields_of: Callable[[str], Iterable[str]]) -> tuple:
+    """Split `name:field=value,…` into the name and a dict of texts, refusing names and fields that do not exist.
+
+    Raises:
+        FanalError: the name or a field is unknown, or a field has no value.
+    """
+    name, _, rest = text.partition(":")
+    if name not in known:
+        raise unknown_name(kind, name, known)
+    fields = list(fields_of(name))
+    options: dict[str, str] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise FanalError(
+                f"{kind} {text!r}: expected field=value, got {part!r}; fields: {', '.join(fields) or 'none'}"
+            )
+        if key not in fields:
+            raise (
+                unknown_name(f"field of {kind} {name}", key, fields) if fields else FanalError(f"{name} has no fields")
+            )
+        options[key] = value
+    return name, options
+
+
+def _value(text: str, default: Any, where: str) -> Any:
+    """Read a text as the kind of thing its field's default is."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(default, int):
+            return int(text)
+        if isinstance(default, float):
+            return float(text)
+    except (ValueError, KeyError):
+        raise FanalError(f"{where} must be like {default!r}, got {text!r}") from None
+    return text
+
+
+def build_solver(text: str) -> Solver:
+    """Build a solver from `name` or `name:field=value,…`, e.g. `churn:s_churn=20` or `ancestral:solver=heun`.
+
+    Raises:
+        FanalError: the name, a field or a value is not one of the solver's.
+    """
+
+    def fields_of(name: str) -> list[str]:
+        return [field.name for field in dataclasses.fields(SOLVERS[name]) if field.init]
+
+    name, options = parse_options("solver", text, SOLVERS, fields_of)
+    default = SOLVERS[name]()
+    values = {
+        key: build_solver(value) if key == "solver" else _value(value, getattr(default, key), f"{name}:{key}")
+        for key, value in options.items()
+    }
+    return dataclasses.replace(default, **values)
+
+
+def build_schedule(text: str, steps: int, sigma_min: float, sigma_max: float, *, zero: bool = True) -> Tensor:
+    """Build a grid from `name` or `name:field=value,…`, e.g. `polynomial:rho=5`.
+
+    Raises:
+        FanalError: the name, a field or a value is not one of the schedule's.
+    """
+    own = {"steps", "sigma_min", "sigma_max", "zero"}
+
+    def fields_of(name: str) -> list[str]:
+        return [key for key in inspect.signature(SCHEDULES[name]).parameters if key not in own]
+
+    name, options = parse_options("schedule", text, SCHEDULES, fields_of)
+    defaults = inspect.signature(SCHEDULES[name]).parameters
+    values = {key: _value(value, defaults[key].default, f"{name}:{key}") for key, value in options.items()}
+    return SCHEDULES[name](steps, sigma_min=sigma_min, sigma_max=sigma_max, zero=zero, **values)

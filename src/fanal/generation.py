@@ -1,0 +1,340 @@
+"""`generate`: sample, watch, flag, repair and judge, block by block, into a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fanal import metrics, pictures
+from fanal.cards import FLAG, wrong_of
+from fanal.config import build_schedule, build_solver
+from fanal.datasets import DATASETS, Dataset
+from fanal.denoiser import Model, counter
+from fanal.errors import FanalError, unknown_name
+from fanal.files import read_json, write_atomically, write_json, write_tensors
+from fanal.hallucination import REPAIRS, Calibration, Outcome, Repair, calibrate, watch
+from fanal.hallucination.detectors import build as build_detector
+from fanal.hallucination.detectors import last_window
+from fanal.loading import card, load
+from fanal.runs import Run
+from fanal.sampling import Solver
+from fanal.seeding import noise
+from fanal.trajectory import Trajectory
+
+__all__ = ["SEED_STRIDE", "SampleConfig", "generate"]
+
+SEED_STRIDE = 1_000_000
+"""`--seed k` gives sample b the seed k·SEED_STRIDE + b, so that runs with different seeds share no noise."""
+
+Progress = Callable[[Iterable[int], str], Iterable[int]]
+
+
+def _quiet(items: Iterable[int], what: str) -> Iterable[int]:
+    return items
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What a sampling run depends on; written to `run.json`.
+
+    Attributes:
+        model: spec, as in `fanal.load`.
+        solver: as written on the command line.
+        schedule: as written on the command line.
+        steps: number of intervals.
+        sigma_min: smallest positive sigma; None: the model's.
+        sigma_max: first sigma; None: the model's.
+        zero: whether the grid ends at 0.
+        count: number of samples.
+        seed: run seed; see `SEED_STRIDE`.
+        block: samples computed together.
+        guard: names of the repairs to try, the first one giving the run's samples; () samples and watches only.
+        flag: share of samples to flag, in calibration; None: what the model's card says, else 0.35.
+        label: class label for all samples; None: unconditional.
+        guidance: scale of classifier-free guidance.
+        trajectory: keep the trajectories.
+        device: where the network runs.
+        threads: CPU threads; they decide rounding, so a resumed run keeps them.
+    """
+
+    model: str
+    solver: str = "euler"
+    schedule: str = "polynomial"
+    steps: int = 40
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    zero: bool = True
+    count: int = 64
+    seed: int = 0
+    block: int = 32
+    guard: tuple[str, ...] = ()
+    flag: float | None = None
+    label: int | None = None
+    guidance: float | None = None
+    trajectory: bool = False
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= SEED_STRIDE:
+            raise FanalError(f"count must be in [1, {SEED_STRIDE}], got {self.count}")
+        if self.block < 1 or self.threads < 1:
+            raise FanalError(f"block and threads must be at least 1, got {self.block} and {self.threads}")
+        if not 0 <= self.seed < 2**40 // SEED_STRIDE:
+            raise FanalError(f"seed must be in [0, {2**40 // SEED_STRIDE}), got {self.seed}")
+        for name in self.guard:
+            if name not in REPAIRS:
+                raise unknown_name("guard", name, REPAIRS)
+        if self.flag is not None and not 0 < self.flag < 1:
+            raise FanalError(f"flag is a share strictly between 0 and 1, got {self.flag}")
+
+    def seeds(self) -> range:
+        """Seeds of the samples."""
+        return range(self.seed * SEED_STRIDE, self.seed * SEED_STRIDE + self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """Everything a block needs, built once."""
+
+    config: SampleConfig
+    model: Model
+    solver: Solver
+    sigmas: Tensor
+    dataset: Dataset | None
+    repairs: dict[str, Repair]
+
+
+def _prepare(config: SampleConfig) -> tuple[_Bench, dict[str, Any]]:
+    model = load(config.model, labels=config.label, guidance=config.guidance, device=config.device)
+    about = card(config.model)
+    sigmas = build_schedule(
+        config.schedule,
+        config.steps,
+        config.sigma_min or model.sigma_min,
+        config.sigma_max or model.sigma_max,
+        zero=config.zero,
+    )
+    judged = DATASETS.get(about.get("data", ""))
+    dataset = judged if judged is not None and judged.verdicts else None
+    hints = about.get("repair", {})  # the data's scale, where the defaults do not fit
+    repairs: dict[str, Repair] = {}
+    for name in config.guard:
+        known = {field.name for field in dataclasses.fields(REPAIRS[name])}
+        own = {k: tuple(v) if isinstance(v, list) else v for k, v in hints.get(name, {}).items() if k in known}
+        repairs[name] = REPAIRS[name](**own)
+    return _Bench(config, model, build_solver(config.solver), sigmas, dataset, repairs), about
+
+
+def _calibration(
+    run: Run, bench: _Bench, about: dict[str, Any], progress: Progress, say: Callable[[str], None]
+) -> Calibration:
+    """The card's calibration where it fits, the run's own where it was begun, else a new one on other seeds."""
+    config, path = bench.config, run.path("calibration.json")
+    if path.is_file():
+        return Calibration.from_dict(read_json(path))
+    found = Calibration.from_dict(about["calibration"]) if "calibration" in about else None
+    flag = config.flag or about.get("flag", FLAG)
+    same = config.label is None and found is not None and found.flag == flag
+    if found is not None and same and found.fits(config.solver, bench.sigmas):
+        result = found
+    else:
+        if found is not None:
+            say("the card's calibration is for another solver, grid, label or share: calibrating on other seeds")
+        detector = found.detector if found else "variance"
+        result = calibrate(
+            bench.model,
+            bench.sigmas,
+            bench.solver,
+            detector,
+            last_window(bench.sigmas),
+            solver_name=config.solver,
+            flag=flag,
+            verify=wrong_of(bench.dataset) if bench.dataset else None,
+            progress=lambda items: progress(items, "calibrating"),
+        )
+    write_json(path, result.to_dict())
+    return result
+
+
+def _judge(bench: _Bench, tensors: dict[str, Tensor], name: str, x: Tensor) -> None:
+    if bench.dataset is not None:
+        tensors[name] = bench.dataset.verify(x.float().cpu())
+
+
+def _work(bench: _Bench, seeds: range, calibration: Calibration | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Compute one block: its tensors by name, and the seconds each stage took."""
+    config = bench.config
+    detector = calibration.build() if calibration else _free_detector(bench.sigmas)
+    x = noise(bench.model.shape, seeds, float(bench.sigmas[0]), device=config.device)
+    count = counter(bench.model)
+    calls, evaluations = count.calls, count.evaluations
+    begin = time.perf_counter()
+    first = watch(bench.model, x, bench.sigmas, bench.solver, detector, seeds, record=config.trajectory)
+    seconds = {"plain": time.perf_counter() - begin}
+    tensors = {"x": first.x, "risk": first.risk, "per_step": first.per_step.T, "evaluations": first.evaluations}
+    _judge(bench, tensors, "verdict", first.x)
+    if first.trajectory is not None:
+        tensors |= {"t.x": first.trajectory.x.transpose(0, 1), "t.denoised": first.trajectory.denoised.transpose(0, 1)}
+    if calibration is not None:
+        tensors["flagged"] = (first.risk > calibration.threshold).to(torch.uint8)
+        for name, repair in bench.repairs.items():
+            begin = time.perf_counter()
+            after: Outcome = repair.repair(
+                bench.model, x, bench.sigmas, bench.solver, detector, seeds, first, calibration.threshold
+            )
+            seconds[name] = seconds["plain"] + time.perf_counter() - begin
+            tensors |= {f"x.{name}": after.x, f"risk.{name}": after.risk, f"evaluations.{name}": after.evaluations}
+            tensors[f"rounds.{name}"] = after.rounds
+            _judge(bench, tensors, f"verdict.{name}", after.x)
+    spent = {"calls": count.calls - calls, "evaluations": count.evaluations - evaluations}
+    return tensors, {"seconds": seconds, "samples": len(seeds), **spent}
+
+
+def _free_detector(sigmas: Tensor) -> Any:
+    return build_detector("variance" if len(sigmas) > 2 else "last_slope", last_window(sigmas))
+
+
+def _total(seconds: dict[str, float]) -> float:
+    """Seconds of a block: the plain run once, and what each repair added to it."""
+    plain = seconds["plain"]
+    return plain + sum(value - plain for value in seconds.values())
+
+
+def _estimate(value: metrics.Estimate) -> dict[str, float | int | None]:
+    """An estimate as JSON, where NaN is null."""
+    fields = dataclasses.asdict(value)
+    return {k: None if v != v else v for k, v in fields.items()}
+
+
+def _rows(bench: _Bench, whole: dict[str, Tensor], notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table: one row for the plain run and one per repair."""
+    real = bench.dataset.data("held out", 1000).x if bench.dataset else None
+    before = whole["verdict"] != 0 if bench.dataset else None
+    rows = []
+    for name in ("plain", *bench.repairs):
+        tail = "" if name == "plain" else f".{name}"
+        row: dict[str, Any] = {
+            "name": name,
+            "evaluations": _estimate(metrics.mean(whole[f"evaluations{tail}"])),
+            "seconds": _estimate(metrics.mean(torch.tensor([n["seconds"][name] / n["samples"] for n in notes]))),
+        }
+        if before is not None and real is not None:
+            after = whole[f"verdict{tail}"] != 0
+            row["wrong"] = _estimate(metrics.rate(after))
+            if tail:
+                row["corrected"] = _estimate(metrics.rate(~after[before]))
+                row["newly_wrong"] = _estimate(metrics.rate(after & ~before))
+            if len(after) >= 3:
+                row["spread"] = _estimate(metrics.spread(whole[f"x{tail}"], real))
+        rows.append(row)
+    return rows
+
+
+def _results(
+    bench: _Bench, whole: dict[str, Tensor], notes: list[dict[str, Any]], calibration: Calibration | None
+) -> dict[str, Any]:
+    results: dict[str, Any] = {"table": _rows(bench, whole, notes), "sigmas": bench.sigmas.tolist()}
+    if bench.dataset is not None:
+        results["verdicts"] = list(bench.dataset.verdicts)
+        results["auc"] = _estimate(metrics.auc(whole["risk"], whole["verdict"] != 0))
+    if calibration is not None:
+        results["calibration"] = calibration.to_dict()
+        results["flagged"] = int(whole["flagged"].sum())
+        results["repairs"] = {name: dataclasses.asdict(r) for name, r in bench.repairs.items()}  # pyright: ignore
+    return results
+
+
+def _write(run: Run, bench: _Bench, whole: dict[str, Tensor]) -> None:
+    """Write the run's tensors and picture."""
+    config = bench.config
+    samples = {name: value for name, value in whole.items() if not name.startswith("t.")}
+    if config.guard:
+        first = config.guard[0]
+        samples["before"], samples["x"] = samples["x"], samples[f"x.{first}"]
+        del samples[f"x.{first}"]
+    write_tensors(run.path("samples.safetensors"), samples, {"format": "fanal-samples-1"})
+    frames = None
+    if "flagged" in samples:
+        frames = [pictures.COLORS["flag"] if hit else None for hit in samples["flagged"].tolist()]
+    shown = slice(0, 400 if bench.model.shape != (2,) else None)
+    sheet = pictures.grid(samples["x"][shown], frames=frames[shown] if frames else None)
+    write_atomically(run.path("samples.png"), lambda part: sheet.save(part, "PNG"))
+    if config.trajectory:
+        meta = {"model": config.model, "solver": config.solver, "schedule": config.schedule}
+        seeds = tuple(config.seeds())
+        kept = Trajectory(
+            bench.sigmas, whole["t.x"].transpose(0, 1), whole["t.denoised"].transpose(0, 1), seeds=seeds, meta=meta
+        )
+        kept.save(run.path("trajectory.safetensors"))
+
+
+def generate(
+    config: SampleConfig,
+    out: str | Path,
+    *,
+    command: str = "sample",
+    overwrite: bool = False,
+    progress: Progress = _quiet,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Sample a model into a run folder, watching every trajectory; flag and repair where `config.guard` asks for it.
+
+    The same seeds give the same bits however often the run is interrupted: work is cut into blocks by sample index
+    and each block is computed whole, with a fixed number of threads.
+
+    Args:
+        config: what to do.
+        out: the run folder.
+        command: name recorded in `run.json`.
+        overwrite: replace what is there.
+        progress: wraps loops over blocks, given what they do.
+        say: takes one line for the user.
+
+    Returns:
+        The run folder, holding `run.json`, `samples.safetensors`, `samples.png`, `report.html`, and
+        `trajectory.safetensors` if asked for.
+
+    Raises:
+        FanalError: the configuration, the model or the place does not work.
+    """
+    from fanal.report import write_report
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        bench, about = _prepare(config)
+        with Run(out, command, dataclasses.asdict(config), overwrite=overwrite) as run:
+            if run.resumed:
+                say(f"resuming: {run.resumed} blocks are there already")
+            calibration = _calibration(run, bench, about, progress, say) if config.guard else None
+            seeds, parts, notes = config.seeds(), [], []
+            for i in progress(range(0, config.count, config.block), "sampling"):
+                some = seeds[i : i + config.block]
+                tensors, note = run.block(i // config.block, lambda: _work(bench, some, calibration))  # noqa: B023
+                parts.append(tensors)
+                notes.append(note)
+            whole = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+            _write(run, bench, whole)
+            record = {
+                "seeds": {"first": seeds.start, "count": config.count},
+                "network": {
+                    "calls": sum(n["calls"] for n in notes),
+                    "evaluations": sum(n["evaluations"] for n in notes),
+                    "calibration": calibration.evaluations if calibration else 0,
+                },
+                "seconds": sum(_total(n["seconds"]) for n in notes),
+                "results": _results(bench, whole, notes, calibration),
+            }
+            write_json(run.path("run.json"), {"command": command, "config": run.config, **record})
+            write_report(run.part)
+            return run.finish(record)
+    finally:
+        torch.set_num_threads(threads)

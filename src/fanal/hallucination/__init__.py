@@ -1,0 +1,19 @@
+"""Find the samples that went wrong and repair them: detectors, repairs, and calibration on other seeds."""
+
+from __future__ import annotations
+
+from fanal.hallucination import calibration as calibration
+from fanal.hallucination import detectors as detectors
+from fanal.hallucination import repair as repair
+from fanal.hallucination.calibration import Calibration as Calibration
+from fanal.hallucination.calibration import calibrate as calibrate
+from fanal.hallucination.detectors import DETECTORS as DETECTORS
+from fanal.hallucination.detectors import Detector as Detector
+from fanal.hallucination.detectors import LastSlope as LastSlope
+from fanal.hallucination.detectors import Variance as Variance
+from fanal.hallucination.repair import REPAIRS as REPAIRS
+from fanal.hallucination.repair import Outcome as Outcome
+from fanal.hallucination.repair import Redo as Redo
+from fanal.hallucination.repair import Renoise as Renoise
+from fanal.hallucination.repair import Repair as Repair
+from fanal.hallucination.repair import watch as watch

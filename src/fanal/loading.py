@@ -1,0 +1,172 @@
+"""`load`: one place that turns a model spec into a Denoiser."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fanal.denoiser import Counted, Labelled, Model
+from fanal.errors import FanalError, unknown_name
+from fanal.guidance import ClassifierFree
+
+__all__ = ["card", "embedded", "load"]
+
+
+def _models_folder() -> Path:
+    return Path(str(resources.files("fanal") / "models"))
+
+
+def embedded() -> list[str]:
+    """Return the names of the models that come with the package."""
+    return sorted(path.parent.name for path in _models_folder().glob("*/model.json"))
+
+
+def _folder_of(spec: str) -> Path | None:
+    """The model folder a spec names: an embedded model, or a folder that `fanal train` wrote."""
+    if spec in embedded():
+        return _models_folder() / spec
+    path = Path(spec)
+    return path if (path / "model.json").is_file() else None
+
+
+def card(spec: str) -> dict[str, Any]:
+    """Return the card of a model: its data, recipe, figures and calibration; empty for closed forms and functions.
+
+    Raises:
+        FanalError: the spec names a folder whose card cannot be read.
+    """
+    from fanal.nets import read_card
+
+    folder = _folder_of(spec)
+    if folder is not None:
+        return read_card(folder)
+    kind, _, name = spec.partition(":")
+    return {"data": "grid2"} if (kind, name) == ("mixture", "grid2") else {}
+
+
+def _grid2() -> Model:
+    from fanal.exact import Mixture
+
+    axis = 2.0 * (torch.arange(5, dtype=torch.float64) - 2)
+    return Mixture(torch.cartesian_prod(axis, axis), std=0.1)
+
+
+def _ring8() -> Model:
+    from fanal.exact import Mixture
+
+    angle = torch.arange(8, dtype=torch.float64) * torch.pi / 4
+    return Mixture(4 * torch.stack([angle.cos(), angle.sin()], 1), std=0.2)
+
+
+def _tilted2() -> Model:
+    from fanal.exact import Gaussian
+
+    return Gaussian(torch.tensor([1.0, -1.0]), torch.tensor([[4.0, 1.5], [1.5, 1.0]]))
+
+
+def _digits8() -> Model:
+    from fanal.datasets import get
+    from fanal.exact import Gaussian
+
+    points = get("digits8").data().x.double()
+    flat = points.flatten(1)
+    return Gaussian(points.mean(0), torch.cov(flat.T, correction=0))
+
+
+MIXTURES: dict[str, Callable[[], Model]] = {"grid2": _grid2, "ring8": _ring8}
+GAUSSIANS: dict[str, Callable[[], Model]] = {"tilted2": _tilted2, "digits8": _digits8}
+
+
+def _named(kind: str, name: str) -> Model:
+    makers = MIXTURES if kind == "mixture" else GAUSSIANS
+    if name not in makers:
+        raise unknown_name(kind, name, makers)
+    return makers[name]()
+
+
+def _function(target: str) -> Model:
+    """Call FUNC() of a module the user can import; it returns a denoiser with shape, sigma_min and sigma_max."""
+    module, _, function = target.rpartition(":")
+    if not module:
+        raise FanalError(f"expected python:MODULE:FUNC, got python:{target}")
+    try:
+        maker = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise FanalError(f"cannot import {function} from {module}: {error}; is its folder on PYTHONPATH?") from error
+    model = maker()
+    if not isinstance(model, Model):
+        raise FanalError(
+            f"{target}() must return a callable D(x, sigma) with the attributes shape, sigma_min and sigma_max, "
+            f"got {type(model).__name__}"
+        )
+    return model
+
+
+def _network(spec: str, device: torch.device | str) -> tuple[Model, int]:
+    """The bare denoiser of a spec and its number of classes."""
+    kind, colon, name = spec.partition(":")
+    if colon and kind in ("mixture", "gaussian"):
+        return _named(kind, name), 0
+    if colon and kind == "python":
+        return _function(name), 0
+    folder = _folder_of(spec)
+    if folder is None:
+        if Path(spec).is_dir():
+            raise FanalError(f"{spec} is not a model folder: it has no model.json; fanal train writes one when it ends")
+        kinds = [*embedded(), *(f"mixture:{m}" for m in MIXTURES), *(f"gaussian:{g}" for g in GAUSSIANS)]
+        raise unknown_name("model", spec, [*kinds, "python:MODULE:FUNC", "a folder that fanal train wrote"])
+    from fanal.nets import load_model
+
+    net = load_model(folder).to(device)
+    return net, net.classes
+
+
+def _check_labels(labels: int | Sequence[int] | Tensor, classes: int, spec: str) -> Tensor:
+    values = torch.as_tensor(labels)
+    if classes == 0:
+        raise FanalError(f"{spec} takes no class labels")
+    if values.is_floating_point() or values.ndim > 1 or bool(((values < 0) | (values >= classes)).any()):
+        raise FanalError(f"labels for {spec} are whole numbers in [0, {classes - 1}], got {labels}")
+    return values
+
+
+def load(
+    spec: str,
+    *,
+    labels: int | Sequence[int] | Tensor | None = None,
+    guidance: float | None = None,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """Load a model and bind its conditions; the result counts its network calls (`.calls`, `.evaluations`).
+
+    Args:
+        spec: an embedded model (`hands32`), a folder that `fanal train` wrote, a closed form (`mixture:grid2`,
+            `gaussian:digits8`), or `python:MODULE:FUNC`, whose FUNC() returns a denoiser with `shape`, `sigma_min`
+            and `sigma_max`.
+        labels: class labels for a conditional model: one for all samples, or one per sample; None: unconditional.
+        guidance: scale of classifier-free guidance towards the labels (1: plain conditional).
+        device: where the network runs.
+
+    Raises:
+        FanalError: nothing of that name exists, the file is damaged, or a condition does not fit the model.
+    """
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FanalError(f"device {str(device)!r} is not to be had here ({reason}); try --device cpu") from error
+    net, classes = _network(spec, where)
+    counted = Counted(net)
+    if labels is None:
+        if guidance is not None:
+            raise FanalError("guidance needs labels to guide towards: give labels= as well")
+        return counted
+    bound = Labelled(counted, _check_labels(labels, classes, spec))
+    return bound if guidance is None else ClassifierFree(bound, counted, guidance)

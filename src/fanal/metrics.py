@@ -1,0 +1,107 @@
+"""Figures with their standard errors: rates, means, detection, diversity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from fanal.errors import FanalError
+
+__all__ = ["Estimate", "auc", "mean", "paired_rate", "rate", "spread"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, its standard error, and the number of samples behind it."""
+
+    value: float
+    se: float
+    n: int
+
+    def percent(self) -> str:
+        """Return the figure as a percentage, e.g. `21.9 ± 1.3 %`."""
+        return self._text(100, 1) + ("" if math.isnan(self.value) else " %")
+
+    def plain(self, digits: int = 2) -> str:
+        """Return the figure as it is, e.g. `0.81 ± 0.02`."""
+        return self._text(1, digits)
+
+    def _text(self, scale: float, digits: int) -> str:
+        if math.isnan(self.value):
+            return "–"
+        error = "" if math.isnan(self.se) else f" ± {scale * self.se:.{digits}f}"
+        return f"{scale * self.value:.{digits}f}{error}"
+
+
+def rate(hits: Tensor) -> Estimate:
+    """Return the share of true entries with its standard error.
+
+    `p = k/n`, `se = sqrt(q(1 − q)/(n + 4))` with `q = (k + 2)/(n + 4)` (Agresti & Coull 1998), so that 0 of n does
+    not read as certainty. An empty input gives NaN with n = 0.
+    """
+    n, k = hits.numel(), int(hits.sum())
+    if n == 0:
+        return Estimate(math.nan, math.nan, 0)
+    q = (k + 2) / (n + 4)
+    return Estimate(k / n, math.sqrt(q * (1 - q) / (n + 4)), n)
+
+
+def paired_rate(before: Tensor, after: Tensor) -> Estimate:
+    """Return the difference of two rates over the same samples, `mean(after − before)`, with its standard error.
+
+    Raises:
+        FanalError: the two do not have the same length.
+    """
+    if before.shape != after.shape:
+        raise FanalError(f"paired figures need the same samples, got {len(before)} and {len(after)}")
+    return mean(after.double() - before.double())
+
+
+def mean(values: Tensor) -> Estimate:
+    """Return the mean with standard error `std/sqrt(n)`; NaN error for fewer than two values."""
+    n = values.numel()
+    if n == 0:
+        return Estimate(math.nan, math.nan, 0)
+    data = values.double()
+    return Estimate(float(data.mean()), float(data.std() / math.sqrt(n)) if n > 1 else math.nan, n)
+
+
+def auc(risk: Float[Tensor, " b"], wrong: Tensor) -> Estimate:
+    """Return the area under the ROC curve of `risk` against `wrong`, with DeLong's standard error.
+
+    The probability that a wrong sample has a higher risk than a right one, ties counting half (DeLong, DeLong &
+    Clarke-Pearson 1988). NaN where one of the two kinds is missing.
+    """
+    data, mask = risk.double().numpy(), wrong.bool().numpy()
+    high, low = data[mask], data[~mask]
+    if not len(high) or not len(low):
+        return Estimate(math.nan, math.nan, len(data))
+    ranks = stats.rankdata(np.concatenate([high, low]))
+    over = (ranks[: len(high)] - stats.rankdata(high)) / len(low)  # share of right samples below each wrong one
+    under = 1 - (ranks[len(high) :] - stats.rankdata(low)) / len(high)
+    variance = sum(np.var(part, ddof=1) / len(part) for part in (over, under) if len(part) > 1)
+    return Estimate(float(over.mean()), math.sqrt(variance), len(data))
+
+
+def spread(x: Float[Tensor, "b *d"], real: Float[Tensor, "n *d"]) -> Estimate:
+    """Return the total variance of `x` relative to that of real data: below 1, diversity was lost.
+
+    `Σ_j Var(x_j) / Σ_j Var(real_j)`; the standard error is the jackknife's over the samples of x.
+
+    Raises:
+        FanalError: fewer than three samples.
+    """
+    if len(x) < 3:
+        raise FanalError(f"diversity needs at least three samples, got {len(x)}")
+    flat, n = x.flatten(1).double(), len(x)
+    scale = float(real.flatten(1).double().var(0).sum())
+    off = ((flat - flat.mean(0)) ** 2).sum(1)
+    total = float(off.sum())
+    without = (total - off * n / (n - 1)) / (n - 2)  # variance with one sample left out
+    se = math.sqrt(float((n - 1) / n * ((without - without.mean()) ** 2).sum()))
+    return Estimate(total / (n - 1) / scale, se / scale, n)

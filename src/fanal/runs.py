@@ -1,0 +1,149 @@
+"""Run folders: written beside their place, resumed block by block, renamed into place when whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from fanal import __version__
+from fanal.errors import FanalError
+from fanal.files import read_json, read_tensors, write_json, write_tensors
+
+__all__ = ["Run", "versions"]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that figures depend on."""
+    return {"fanal": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+class Run:
+    """A run folder in the making; use it as a context manager.
+
+    Work is stored block by block in a hidden folder beside `out`; `finish` renames that folder into place. Left by an
+    interruption, it is resumed by the same command; left by an error before any block was whole, it is removed.
+
+    Args:
+        out: the run folder.
+        command: name of the command.
+        config: the resolved configuration, as plain JSON; it decides what a block contains.
+        overwrite: replace a finished run, and discard an unfinished one with other settings.
+
+    Raises:
+        FanalError: `out` is finished, is no run folder, cannot be written, or an unfinished run has other settings.
+    """
+
+    def __init__(self, out: str | Path, command: str, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.out, self.command, self.config = Path(out).absolute(), command, dict(config)
+        self.part = self.out.with_name(f".{self.out.name}.part")
+        self.resumed = 0
+        self._check_target(overwrite)
+        self._open_part(overwrite)
+
+    def _check_target(self, overwrite: bool) -> None:
+        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+            return
+        if not (self.out / "run.json").is_file():
+            raise FanalError(f"{self.out} exists and is not a run folder; choose another --out")
+        if not overwrite:
+            raise FanalError(f"{self.out} holds a finished run; choose another --out or pass --overwrite")
+
+    def _open_part(self, overwrite: bool) -> None:
+        head = {"command": self.command, "config": self.config, "versions": versions()}
+        head = json.loads(json.dumps(head))
+        marker = self.part / "run.json"
+        if marker.is_file():
+            old = read_json(marker)
+            if {key: old.get(key) for key in head} == head:
+                self.resumed = len(list(self.part.glob("block-*.safetensors")))
+                return
+            if not overwrite:
+                changed = _first_difference(old, head)
+                raise FanalError(
+                    f"an unfinished run with other settings ({changed}) is at {self.part}; run its own command again "
+                    "to finish it, or pass --overwrite to discard it"
+                )
+        shutil.rmtree(self.part, ignore_errors=True)
+        write_json(marker, head)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        started = self.part.is_dir() and any(self.part.glob("block-*.safetensors"))
+        if error is not None and not started and not isinstance(error, KeyboardInterrupt):
+            shutil.rmtree(self.part, ignore_errors=True)
+
+    def path(self, name: str) -> Path:
+        """Return where a file of the run is written until the run is finished."""
+        return self.part / name
+
+    def block(
+        self, index: int, work: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors and notes of one block: read if it was stored, else computed and stored.
+
+        Args:
+            index: number of the block.
+            work: computes its tensors (axis 0: samples) and its notes (plain JSON).
+
+        Raises:
+            FanalError: the disk is full, or as `work`.
+        """
+        path = self.part / f"block-{index:06d}.safetensors"
+        if path.is_file():
+            tensors, header = read_tensors(path)
+            return tensors, json.loads(header["notes"])
+        tensors, notes = work()
+        write_tensors(path, tensors, {"notes": json.dumps(notes)})
+        return tensors, notes
+
+    def finish(self, record: Mapping[str, Any]) -> Path:
+        """Write `run.json`, drop the block files and rename the folder into place.
+
+        Args:
+            record: what belongs in `run.json` beside command, config and versions: seeds, network, seconds, results.
+
+        Raises:
+            FanalError: the folder cannot be renamed.
+        """
+        head = {"command": self.command, "config": self.config, "versions": versions()}
+        stamp = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "threads": torch.get_num_threads()}
+        write_json(self.part / "run.json", {**head, **stamp, **record})
+        for path in self.part.glob("block-*.safetensors"):
+            path.unlink()
+        old = self.out.with_name(f".{self.out.name}.old")
+        try:
+            shutil.rmtree(old, ignore_errors=True)
+            if self.out.exists():
+                os.replace(self.out, old)
+            os.replace(self.part, self.out)
+        except OSError as error:
+            raise FanalError(
+                f"cannot put the run in place at {self.out}: {error.strerror}; it is whole in {self.part}"
+            ) from (error)
+        shutil.rmtree(old, ignore_errors=True)
+        return self.out
+
+
+def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    for key in new:
+        if isinstance(new[key], Mapping) and isinstance(old.get(key), Mapping):
+            inner = _first_difference(old[key], new[key])
+            if inner:
+                return inner
+        elif old.get(key) != new[key]:
+            return f"{key}: {old.get(key)!r} there, {new[key]!r} here"
+    return ""

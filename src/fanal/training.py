@@ -1,0 +1,308 @@
+"""Training: a recipe and a folder in, a model folder out, through any number of interruptions.
+
+Every random draw is a function of (seed, iteration), and a checkpoint holds everything else, so that a run that was
+killed and resumed ends with the same bits as one that was not (on one machine).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fanal
+from fanal.datasets import Dataset, get
+from fanal.errors import FanalError
+from fanal.files import write_atomically, write_tensors
+from fanal.nets.folder import read_tensors, save_model
+from fanal.nets.preconditioning import Preconditioned
+from fanal.optimization import Run, Score, bind
+from fanal.recipes import Recipe as Recipe
+from fanal.seeding import noise
+
+__all__ = ["Recipe", "train"]
+
+_CHECKPOINT = "checkpoint.safetensors"
+_LOG = "log.jsonl"
+_LOG_EVERY = 100
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    score: Score | None = None,
+    progress: bool = True,
+    checkpoint_every: int = 500,
+    validate_every: int = 500,
+    sample_every: int = 1000,
+    device: str | torch.device = "cpu",
+    overwrite: bool = False,
+) -> Preconditioned:
+    """Train a model, or go on with an interrupted run, and write it as a model folder.
+
+    While it runs, `out` holds `checkpoint.safetensors`, `log.jsonl` and `samples/*.png`; at the end the checkpoint
+    makes way for `model.safetensors` and `model.json`. Ctrl-C writes a checkpoint before it stops the run.
+
+    Args:
+        recipe: what to train.
+        out: folder of the run; a checkpoint in it is continued.
+        dataset: used instead of `fanal.datasets.get(recipe.data)`.
+        score: the true score ∇ log p(x; sigma), for the objective "esm".
+        progress: whether to show a progress bar, where there is a terminal.
+        checkpoint_every: iterations between checkpoints.
+        validate_every: iterations between held-out losses.
+        sample_every: iterations between pictures of samples, of image data; 0 for none.
+        device: where to train.
+        overwrite: whether to start over in a folder that holds a finished model.
+
+    Returns:
+        The model with averaged weights, in evaluation mode.
+
+    Raises:
+        FanalError: the recipe does not fit the data, the folder holds a finished model or another recipe's
+            checkpoint, or it cannot be written.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    if checkpoint_every < 1 or validate_every < 1 or sample_every < 0:
+        raise FanalError(
+            "checkpoint_every and validate_every must be at least 1 and sample_every at least 0, "
+            f"got {checkpoint_every}, {validate_every} and {sample_every}"
+        )
+    folder = Path(out)
+    _prepare(folder, overwrite)
+    place = torch.device(device)
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), _deferred_interrupt() as stop:
+        torch.set_num_threads(recipe.threads)
+        try:
+            sitting = _Sitting(Run.start(recipe, dataset or get(recipe.data), score, place), folder)
+            sitting.restore()
+            with _bar(recipe, sitting.run.iteration, progress) as advance:
+                while sitting.run.iteration < recipe.iterations:
+                    advance(sitting.run.step())
+                    sitting.record(validate_every, sample_every)
+                    if stop.is_set() or sitting.due(checkpoint_every):
+                        sitting.checkpoint()
+                    if stop.is_set():
+                        raise KeyboardInterrupt
+            save_model(folder, sitting.run.averaged, sitting.card())
+            (folder / _CHECKPOINT).unlink(missing_ok=True)
+        finally:
+            torch.set_num_threads(threads)
+    return sitting.run.averaged
+
+
+@dataclass(eq=False)
+class _Sitting:
+    """A run, the folder it writes to, and what it took: one process's share of a training."""
+
+    run: Run
+    folder: Path
+    seconds: float = 0.0  # of the sittings before this one
+    began: float = field(default_factory=time.perf_counter)
+    held_out: dict[str, Any] = field(default_factory=dict)
+
+    def due(self, every: int) -> bool:
+        """Return whether something that happens every so many iterations, and at the end, happens now."""
+        return self.run.iteration % every == 0 or self.run.iteration == self.run.recipe.iterations
+
+    def elapsed(self) -> float:
+        """Return the seconds spent so far, over all sittings."""
+        return self.seconds + time.perf_counter() - self.began
+
+    def record(self, validate_every: int, sample_every: int) -> None:
+        """Append to the log and draw samples, where it is time to."""
+        run = self.run
+        if self.due(_LOG_EVERY) or self.due(validate_every):
+            recent = run.losses[-_LOG_EVERY:]
+            entry: dict[str, Any] = {"iteration": run.iteration, "loss": sum(recent) / len(recent)}
+            if self.due(validate_every):
+                self.held_out = entry["held_out"] = run.held_out_loss()
+            entry |= {"seconds": round(self.elapsed(), 3), "learning_rate": run.recipe.rate(run.iteration - 1)}
+            try:
+                with (self.folder / _LOG).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise FanalError(f"cannot write {self.folder / _LOG}: {error.strerror or error}") from error
+        if sample_every and len(run.model.shape) == 3 and self.due(sample_every):
+            _picture(run.averaged, self.folder / "samples" / f"{run.iteration:07d}.png")
+
+    def checkpoint(self) -> None:
+        """Write everything needed to go on from here."""
+        run = self.run
+        header = {"iteration": run.iteration, "seconds": self.elapsed(), "recipe": run.recipe.to_dict()}
+        tensors = dict(run.tensors()) | {"losses": torch.tensor(run.losses, dtype=torch.float64)}
+        write_tensors(self.folder / _CHECKPOINT, tensors, {"fanal": json.dumps(header)})
+
+    def restore(self) -> None:
+        """Go on from the folder's checkpoint, if there is one, and cut the log back to it."""
+        path, run = self.folder / _CHECKPOINT, self.run
+        if path.exists():
+            stored, header = _read_checkpoint(path, run.recipe)
+            self.seconds = header["seconds"]
+            run.restore(stored, header["iteration"])
+        kept = [line for line in _lines(self.folder / _LOG) if line.get("iteration", math.inf) <= run.iteration]
+        for line in kept:
+            self.held_out = line.get("held_out", self.held_out)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.folder / _LOG, lambda part: _fill(part, text.encode()))
+
+    def card(self) -> dict[str, Any]:
+        """Return what a user of the model should know about its making."""
+        run = self.run
+        first, last = run.losses[:200], run.losses[-200:]
+        return {
+            "recipe": run.recipe.to_dict(),
+            "seed": run.recipe.seed,
+            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "iterations": run.iteration,
+            "seconds": round(self.elapsed(), 3),
+            "loss": {"first_200": sum(first) / len(first), "last_200": sum(last) / len(last)},
+            "held_out_loss": self.held_out or run.held_out_loss(),
+            "device": str(run.device),
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "fanal": fanal.__version__,
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in ("torch", "numpy")},
+            },
+        }
+
+
+def _prepare(folder: Path, overwrite: bool) -> None:
+    """Make the folder; refuse a finished one, or empty it of what training writes."""
+    if (folder / "model.json").exists():
+        if not overwrite:
+            raise FanalError(f"{folder} holds a finished model: choose another folder, or overwrite it")
+        for name in ("model.json", "model.safetensors", _CHECKPOINT, _LOG):  # model.json first: no longer a model
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "samples", ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(".*.part*"):  # of a run that was killed while it wrote
+            part.unlink()
+    except OSError as error:
+        raise FanalError(f"cannot use {folder} for training: {error.strerror or error}") from error
+
+
+def _read_checkpoint(path: Path, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint and make sure that it is this recipe's."""
+    tensors, header = read_tensors(path)
+    try:
+        state = json.loads(header["fanal"])
+        theirs, iteration, seconds = state["recipe"], state["iteration"], state["seconds"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FanalError(f"{path} is not a training checkpoint: remove it to start over") from error
+    if type(iteration) is not int or not isinstance(seconds, float) or not isinstance(theirs, dict):
+        raise FanalError(f"{path} is not a training checkpoint: remove it to start over")
+    mine = json.loads(json.dumps(recipe.to_dict()))
+    changes = [
+        f"{key} was {theirs.get(key)!r}, is {mine.get(key)!r}"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key)
+    ]
+    if changes:
+        raise FanalError(
+            f"{path} belongs to another recipe: {'; '.join(changes)}. Continue with that recipe, or use another folder"
+        )
+    return tensors, state
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole entries of a log; a kill may have cut the last line short."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def _fill(part: Path, content: bytes) -> None:
+    part.write_bytes(content)
+
+
+def _picture(model: Preconditioned, path: Path, count: int = 16) -> None:
+    """Draw samples, always from the same noise, and save them as one picture."""
+    from fanal import pictures, schedules
+    from fanal.sampling import sample
+    from fanal.solvers import Heun
+
+    device = next(model.parameters()).device
+    start = noise(model.shape, range(count), model.sigma_max, device=device)
+    labels = torch.arange(count) % model.classes if model.classes else None
+    grid = schedules.polynomial(18, model.sigma_min or 0.002, model.sigma_max)
+    buffer = io.BytesIO()
+    pictures.grid(sample(bind(model, labels), start, grid, Heun()).cpu()).save(buffer, format="PNG")
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, lambda part: _fill(part, buffer.getvalue()))
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that a step is never cut in two; a second one stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _bar(recipe: Recipe, start: int, wanted: bool) -> Iterator[Callable[[float], None]]:
+    """Show a progress bar on a terminal; yields what to call after each step."""
+    if not wanted or not sys.stderr.isatty():
+        yield lambda loss: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} it/s"),
+        TimeRemainingColumn(),
+    )
+    began, smooth, done = time.perf_counter(), math.nan, 0
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(recipe.data, total=recipe.iterations, completed=start, loss=math.nan, rate=0.0)
+
+        def advance(loss: float) -> None:
+            nonlocal smooth, done
+            smooth = loss if math.isnan(smooth) else smooth + (loss - smooth) / 50
+            done += 1
+            progress.update(task, advance=1, loss=smooth, rate=done / (time.perf_counter() - began))
+
+        yield advance
