@@ -208,8 +208,8 @@ def test_measured_hands_agree_with_what_was_drawn():
         seen = {k: v.double().numpy() for k, v in get("hands32").measure(hands.render(parts)).items()}
         assert (seen["fingers"] == fingers).all()
         assert (seen["parts"] == 1).all()
-        # Errors in pixels; the palm is measured on a grid of thirds of a pixel.
-        assert np.abs(seen["palm_radius"] - parts.palm).mean() < 0.3
+        # A disc of whole thirds of a pixel that fits into the palm is smaller than the palm, by less than one of them.
+        assert -1 / 3 < (seen["palm_radius"] - parts.palm).mean() < 0
         assert np.corrcoef(seen["palm_radius"], parts.palm)[0, 1] > 0.75
         assert np.corrcoef(seen["palm_x"], parts.center[:, 0])[0, 1] > 0.95
         assert np.corrcoef(seen["palm_y"], parts.center[:, 1])[0, 1] > 0.95

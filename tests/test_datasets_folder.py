@@ -80,6 +80,18 @@ def test_center_crop_and_resize(tmp_path):
     assert (x == 1).all()
 
 
+def test_photographs_are_turned_upright(tmp_path):
+    picture = flat(0, (8, 8), 1)
+    picture[:, :4] = 255  # the left half is white; orientation 6 turns the picture clockwise: the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(2):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png", exif=exif)
+    x, _ = everything(get(f"folder:{tmp_path}"))
+    assert (x[:, :, :4] == 1).all()
+    assert (x[:, :, 4:] == -1).all()
+
+
 def test_a_folder_name_may_hold_commas(tmp_path):
     save(tmp_path / "a,b" / "0.png", flat(1))
     save(tmp_path / "a,b" / "1.png", flat(1))

@@ -53,8 +53,9 @@ def test_wrappers_pass_the_model_through():
     assert isinstance(D, Model)
     bare = Wrapper(lambda x, sigma: x)
     for name in ("shape", "sigma_min", "sigma_max"):
-        with pytest.raises(FanalError, match="does not say"):
+        with pytest.raises(AttributeError, match="does not say"):
             getattr(bare, name)
+    assert not isinstance(bare, Model)
 
 
 def test_any_function_is_a_denoiser():

@@ -300,8 +300,8 @@ def test_draw_has_the_moments(form):
     low = LowRank(torch.tensor([[0.6], [0.8]], dtype=F64), torch.tensor([0.5], dtype=F64), 0.1)
     low_dense = 0.5 * low.basis @ low.basis.T + 0.1 * (torch.eye(2, dtype=F64) - low.basis @ low.basis.T)
     if form == "std":
-        D = Mixture(means, weights, std=torch.tensor([0.1, 0.6, 0.9], dtype=F64))
-        covs = [s**2 * torch.eye(2, dtype=F64) for s in (0.1, 0.6, 0.9)]
+        D = Mixture(means, weights, std=torch.tensor([1.5, 0.1, 0.05], dtype=F64))
+        covs = [s**2 * torch.eye(2, dtype=F64) for s in (1.5, 0.1, 0.05)]
     else:
         covs = [root @ root.T, low_dense, 0.2 * torch.eye(2, dtype=F64)]
         D = Mixture(means, weights, cov=[covs[0], low, 0.2])

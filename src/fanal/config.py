@@ -38,6 +38,8 @@ def parse_options(kind: str, text: str, known: Iterable[str], fields_of: Callabl
             raise (
                 unknown_name(f"field of {kind} {name}", key, fields) if fields else FanalError(f"{name} has no fields")
             )
+        if key in options:
+            raise FanalError(f"{kind} {text!r}: {key} is given twice")
         options[key] = value
     return name, options
 
@@ -89,4 +91,7 @@ def build_schedule(text: str, steps: int, sigma_min: float, sigma_max: float, *,
     name, options = parse_options("schedule", text, SCHEDULES, fields_of)
     defaults = inspect.signature(SCHEDULES[name]).parameters
     values = {key: _value(value, defaults[key].default, f"{name}:{key}") for key, value in options.items()}
-    return SCHEDULES[name](steps, sigma_min=sigma_min, sigma_max=sigma_max, zero=zero, **values)
+    try:
+        return SCHEDULES[name](steps, sigma_min=sigma_min, sigma_max=sigma_max, zero=zero, **values)
+    except (OverflowError, ZeroDivisionError) as error:
+        raise FanalError(f"schedule {text!r} leaves the range of numbers ({error}): try a milder value") from error

@@ -95,7 +95,8 @@ class Wrapper:
 
     def _model(self) -> Model:
         if not isinstance(self.denoiser, Model):
-            raise FanalError(f"{type(self.denoiser).__name__} does not say its shape, sigma_min and sigma_max")
+            # an AttributeError, so that hasattr and isinstance(…, Model) answer no instead of failing
+            raise AttributeError(f"{type(self.denoiser).__name__} does not say its shape, sigma_min and sigma_max")
         return self.denoiser
 
     @property

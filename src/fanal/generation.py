@@ -92,6 +92,8 @@ class SampleConfig:
         for name in self.guard:
             if name not in REPAIRS:
                 raise unknown_name("guard", name, REPAIRS)
+        if len(set(self.guard)) < len(self.guard):
+            raise FanalError(f"each guard can be given once, got {', '.join(self.guard)}")
         if self.flag is not None and not 0 < self.flag < 1:
             raise FanalError(f"flag is a share strictly between 0 and 1, got {self.flag}")
 
@@ -112,16 +114,34 @@ class _Bench:
     repairs: dict[str, Repair]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _check_card(about: dict[str, Any], model: str) -> None:
+    """Refuse a card whose entries are not of the kind that fanal writes; it may come from anywhere."""
+    hints, flag = about.get("repair", {}), about.get("flag", FLAG)
+    sound = isinstance(about.get("data", ""), str) and _is_number(flag) and 0 < flag < 1
+    sound = sound and isinstance(hints, dict) and all(isinstance(own, dict) for own in hints.values())
+    for own in hints.values() if sound else ():
+        for value in own.values():
+            pair = isinstance(value, list) and len(value) == 2 and all(_is_number(v) for v in value)
+            sound = sound and (pair or _is_number(value))
+    if not sound:
+        raise FanalError(f"the card of {model} has an unreadable data, flag or repair entry: fetch or train it again")
+
+
 def _prepare(config: SampleConfig) -> tuple[_Bench, dict[str, Any]]:
     model = load(config.model, labels=config.label, guidance=config.guidance, device=config.device)
     about = card(config.model)
     sigmas = build_schedule(
         config.schedule,
         config.steps,
-        config.sigma_min or model.sigma_min,
-        config.sigma_max or model.sigma_max,
+        model.sigma_min if config.sigma_min is None else config.sigma_min,
+        model.sigma_max if config.sigma_max is None else config.sigma_max,
         zero=config.zero,
     )
+    _check_card(about, config.model)
     judged = DATASETS.get(about.get("data", ""))
     dataset = judged if judged is not None and judged.verdicts else None
     hints = about.get("repair", {})  # the data's scale, where the defaults do not fit
@@ -157,6 +177,7 @@ def _calibration(
             last_window(bench.sigmas),
             solver_name=config.solver,
             flag=flag,
+            device=config.device,
             verify=wrong_of(bench.dataset) if bench.dataset else None,
             progress=lambda items: progress(items, "calibrating"),
         )
@@ -333,8 +354,8 @@ def generate(
                 "seconds": sum(_total(n["seconds"]) for n in notes),
                 "results": _results(bench, whole, notes, calibration),
             }
-            write_json(run.path("run.json"), {"command": command, "config": run.config, **record})
+            run.describe(record)
             write_report(run.part)
-            return run.finish(record)
+            return run.finish()
     finally:
         torch.set_num_threads(threads)

@@ -99,6 +99,8 @@ def _function(target: str) -> Model:
         maker = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise FanalError(f"cannot import {function} from {module}: {error}; is its folder on PYTHONPATH?") from error
+    if not callable(maker):
+        raise FanalError(f"{target} is no function that makes a denoiser: got {type(maker).__name__}")
     model = maker()
     if not isinstance(model, Model):
         raise FanalError(

@@ -75,7 +75,7 @@ def auc(risk: Float[Tensor, " b"], wrong: Tensor) -> Estimate:
     """Return the area under the ROC curve of `risk` against `wrong`, with DeLong's standard error.
 
     The probability that a wrong sample has a higher risk than a right one, ties counting half (DeLong, DeLong &
-    Clarke-Pearson 1988). NaN where one of the two kinds is missing.
+    Clarke-Pearson 1988). NaN where one of the two kinds is missing; the error is NaN where there is one sample of a kind.
     """
     data, mask = risk.double().numpy(), wrong.bool().numpy()
     high, low = data[mask], data[~mask]
@@ -84,7 +84,9 @@ def auc(risk: Float[Tensor, " b"], wrong: Tensor) -> Estimate:
     ranks = stats.rankdata(np.concatenate([high, low]))
     over = (ranks[: len(high)] - stats.rankdata(high)) / len(low)  # share of right samples below each wrong one
     under = 1 - (ranks[len(high) :] - stats.rankdata(low)) / len(high)
-    variance = sum(np.var(part, ddof=1) / len(part) for part in (over, under) if len(part) > 1)
+    if min(len(high), len(low)) < 2:
+        return Estimate(float(over.mean()), math.nan, len(data))
+    variance = sum(np.var(part, ddof=1) / len(part) for part in (over, under))
     return Estimate(float(over.mean()), math.sqrt(variance), len(data))
 
 

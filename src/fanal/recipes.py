@@ -200,7 +200,7 @@ _GRID2 = Recipe(
     train_count=100_000,
     held_out_count=2048,
 )
-_HANDS32 = Recipe("hands32", UNetConfig(), iterations=6000, noise_levels=_IMAGES, train_count=20_000)
+_HANDS32 = Recipe("hands32", UNetConfig(), iterations=12_000, noise_levels=_IMAGES, train_count=20_000)
 _SHAPES32 = Recipe("shapes32", UNetConfig(), iterations=2100, noise_levels=_IMAGES, train_count=20_000)
 
 RECIPES: dict[str, Recipe] = {
@@ -210,7 +210,7 @@ RECIPES: dict[str, Recipe] = {
     "digits8": Recipe(
         "digits8",
         UNetConfig(widths=(32, 48), factor=1),
-        iterations=6000,
+        iterations=3000,
         batch=64,
         noise_levels=LogNormal(-0.8, 1.2),
         conditional=True,

@@ -44,16 +44,18 @@ class Run:
     """
 
     def __init__(self, out: str | Path, command: str, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.out, self.command, self.config = Path(out).absolute(), command, dict(config)
+        self.out, self.command, self.config = Path(os.path.abspath(out)), command, dict(config)
+        if not self.out.name:
+            raise FanalError(f"{self.out} cannot be a run folder; choose another --out")
         self.part = self.out.with_name(f".{self.out.name}.part")
         self.resumed = 0
         self._check_target(overwrite)
         self._open_part(overwrite)
 
     def _check_target(self, overwrite: bool) -> None:
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+        if not os.path.lexists(self.out) or (self.out.is_dir() and not any(self.out.iterdir())):
             return
-        if not (self.out / "run.json").is_file():
+        if not _is_record(self.out / "run.json"):
             raise FanalError(f"{self.out} exists and is not a run folder; choose another --out")
         if not overwrite:
             raise FanalError(f"{self.out} holds a finished run; choose another --out or pass --overwrite")
@@ -73,8 +75,14 @@ class Run:
                     f"an unfinished run with other settings ({changed}) is at {self.part}; run its own command again "
                     "to finish it, or pass --overwrite to discard it"
                 )
+        elif self.part.exists() and any(not path.name.startswith(".run.json.part") for path in self.part.iterdir()):
+            raise FanalError(f"{self.part} is in the way and is not fanal's: move it, or choose another --out")
         shutil.rmtree(self.part, ignore_errors=True)
-        write_json(marker, head)
+        try:
+            write_json(marker, head)
+        except FanalError:
+            shutil.rmtree(self.part, ignore_errors=True)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -110,18 +118,25 @@ class Run:
         write_tensors(path, tensors, {"notes": json.dumps(notes)})
         return tensors, notes
 
-    def finish(self, record: Mapping[str, Any]) -> Path:
-        """Write `run.json`, drop the block files and rename the folder into place.
+    def describe(self, record: Mapping[str, Any]) -> None:
+        """Write `run.json`; the run can still be resumed afterwards.
 
         Args:
-            record: what belongs in `run.json` beside command, config and versions: seeds, network, seconds, results.
+            record: what belongs there beside command, config and versions: seeds, network, seconds, results.
 
         Raises:
-            FanalError: the folder cannot be renamed.
+            FanalError: it cannot be written.
         """
         head = {"command": self.command, "config": self.config, "versions": versions()}
         stamp = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "threads": torch.get_num_threads()}
         write_json(self.part / "run.json", {**head, **stamp, **record})
+
+    def finish(self) -> Path:
+        """Drop the block files and rename the folder into place.
+
+        Raises:
+            FanalError: the folder cannot be renamed.
+        """
         for path in self.part.glob("block-*.safetensors"):
             path.unlink()
         old = self.out.with_name(f".{self.out.name}.old")
@@ -136,6 +151,15 @@ class Run:
             ) from (error)
         shutil.rmtree(old, ignore_errors=True)
         return self.out
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is the `run.json` of a finished run, so that nobody else's folder is ever replaced."""
+    try:
+        record = read_json(path) if path.is_file() else {}
+    except FanalError:
+        return False
+    return {"command", "config", "versions"} <= record.keys()
 
 
 def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

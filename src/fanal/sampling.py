@@ -112,7 +112,7 @@ def finish(denoiser: Denoiser, x: Tensor, span: Span) -> Step:
 
 
 class _Watched:
-    """Checks the shape of every answer of the denoiser, so that broadcasting cannot hide a mistake."""
+    """Checks shape and dtype of every answer of the denoiser, so that broadcasting cannot hide a mistake."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
@@ -122,6 +122,8 @@ class _Watched:
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
             got = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
             raise FanalError(f"the denoiser must return the shape of x: got {got} for x of shape {tuple(x.shape)}")
+        if denoised.dtype != x.dtype:
+            raise FanalError(f"the denoiser must return the dtype of x: got {denoised.dtype} for {x.dtype}")
         return denoised
 
 
@@ -161,7 +163,7 @@ def trace(
 
     Raises:
         FanalError: the grid is not a schedule, x is not a floating batch, seeds do not match it, or the denoiser
-            returns another shape.
+            returns another shape or dtype.
         NonFiniteError: x becomes NaN or infinite; the message names step, sigma and seeds.
     """
     if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():

@@ -29,8 +29,8 @@ from torch import Tensor
 import fanal
 from fanal.datasets import Dataset, get
 from fanal.errors import FanalError
-from fanal.files import write_atomically, write_tensors
-from fanal.nets.folder import read_tensors, save_model
+from fanal.files import read_tensors, write_atomically, write_tensors
+from fanal.nets.folder import save_model
 from fanal.nets.preconditioning import Preconditioned
 from fanal.optimization import Run, Score, bind
 from fanal.recipes import Recipe as Recipe

@@ -1,9 +1,10 @@
 """The verdict on a hand: find the palm, draw a ring around it, and count what sticks out.
 
 The picture is enlarged threefold (bilinear) and cut at grey 0.5; the hand is the largest 8-connected region.
-The palm radius R is the radius of the largest disc that fits into the hand, its center the centroid of the pixels
-that lie at least 0.85 R deep. Fingers are the regions of the hand farther than R + 2.6 from the center, of 0.6 square
-pixels or more. The first rule that applies gives the verdict (lengths in pixels of the original):
+The palm radius R is the radius of the largest disc that fits into the hand (on the pixel grid, so that it reads a real
+palm about 0.27 too small), its center the centroid of the pixels that lie at least 0.85 R deep. Fingers are the regions
+of the hand farther than R + 2.6 from the center, of 0.6 square pixels or more. The first rule that applies gives the
+verdict (lengths in pixels of the original):
 
     bad palm         R is not in [4.3, 6.9]
     disconnected     there is a second region of 1 square pixel or more

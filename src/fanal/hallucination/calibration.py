@@ -85,11 +85,23 @@ class Calibration:
             low, high = (float(v) for v in value["window"])
             sigmas = tuple(float(v) for v in value["sigmas"])
             result = cls(**{**value, "window": (low, high), "sigmas": sigmas})
-            if not math.isfinite(float(result.threshold)):
-                raise ValueError("the threshold is not finite")
+            _check(result)
         except (KeyError, TypeError, ValueError) as error:
             raise FanalError(f"the model's card holds no readable calibration ({error}); calibrate again") from error
         return result
+
+
+def _check(found: Calibration) -> None:
+    """Raise ValueError where a field is not of its kind."""
+    check_sigmas(found.sigmas)
+    build(found.detector, found.window)
+    needed = {name: getattr(found, name) for name in ("threshold", "flag", "count", "first_seed", "evaluations")}
+    known = {name: getattr(found, name) for name in ("auc", "auc_se", "caught", "wrong")}
+    for name, number in {**needed, **{k: v for k, v in known.items() if v is not None}}.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise ValueError(f"{name} is {number!r:.40}")
+    if not isinstance(found.solver, str):
+        raise ValueError(f"solver is {found.solver!r:.40}")
 
 
 def threshold_at(risk: Float[Tensor, " b"], flag: float) -> float:
@@ -115,6 +127,7 @@ def calibrate(
     flag: float = 0.35,
     first_seed: int = FIRST_SEED,
     block: int = 64,
+    device: torch.device | str = "cpu",
     verify: Callable[[Tensor], Bool[Tensor, " b"]] | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Calibration:
@@ -131,6 +144,7 @@ def calibrate(
         flag: share to flag.
         first_seed: first calibration seed.
         block: samples run at a time.
+        device: where the model is.
         verify: tells which samples are wrong, where something knows.
         progress: wraps the loop over blocks.
 
@@ -142,7 +156,7 @@ def calibrate(
     risks, wrongs, evaluations = [], [], 0.0
     for start in progress(range(first_seed, first_seed + count, block)):
         seeds = range(start, min(start + block, first_seed + count))
-        x = noise(model.shape, seeds, float(grid[0]))
+        x = noise(model.shape, seeds, float(grid[0]), device=device)
         outcome = watch(model, x, grid, solver, eye, seeds)
         risks.append(outcome.risk)
         evaluations += float(outcome.evaluations.sum())
@@ -169,7 +183,7 @@ def calibrate(
     return dataclasses.replace(
         result,
         auc=area.value if known else None,
-        auc_se=area.se if known else None,
+        auc_se=area.se if math.isfinite(area.se) else None,
         caught=float((risk[wrong] > threshold).double().mean()) if bool(wrong.any()) else None,
         wrong=float(wrong.double().mean()),
     )

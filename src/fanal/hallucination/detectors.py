@@ -81,17 +81,17 @@ class _VarianceWatch:
             off = denoised - self.centre
             self.centre = self.centre + off / self.count
             self.squares = self.squares + off * (denoised - self.centre)
-        self.steps.append(self.squares.flatten(1).mean(1).double() / max(self.count, 1))
+        self.steps.append(self.squares.flatten(1).mean(1) / max(self.count, 1))
 
     def per_step(self) -> Tensor:
-        return torch.stack(self.steps)
+        return torch.stack(self.steps).cpu().double()  # on the CPU: not every device has float64
 
     def risk(self) -> Tensor:
         if self.count < 2:
             raise FanalError(
                 f"trajectory variance needs two steps with sigma in {self.window}, saw {self.count}: widen the window"
             )
-        return self.steps[-1]
+        return self.steps[-1].cpu().double()
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,13 @@ class _SlopeWatch:
 
     def see(self, transition: Transition) -> None:
         d = slope(transition.x, transition.step.denoised, transition.span.sigma)
-        self.steps.append(d.flatten(1).norm(dim=1).double() / d[0].numel() ** 0.5)
+        self.steps.append(d.flatten(1).norm(dim=1) / d[0].numel() ** 0.5)
 
     def per_step(self) -> Tensor:
-        return torch.stack(self.steps)
+        return torch.stack(self.steps).cpu().double()
 
     def risk(self) -> Tensor:
-        return self.steps[-1]
+        return self.steps[-1].cpu().double()
 
 
 @dataclass(frozen=True)

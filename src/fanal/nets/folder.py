@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from fanal.errors import FanalError, unknown_name
-from fanal.files import read_json, write_json, write_tensors
+from fanal.files import read_json, read_tensors, write_json, write_tensors
 from fanal.nets.mlp import MLPConfig
 from fanal.nets.preconditioning import NetConfig, Preconditioned
 from fanal.nets.unet import UNetConfig
@@ -25,7 +23,6 @@ __all__ = [
     "config_to_dict",
     "load_model",
     "read_card",
-    "read_tensors",
     "save_model",
 ]
 
@@ -148,33 +145,6 @@ def read_card(folder: str | os.PathLike[str]) -> dict[str, Any]:
         FanalError: `model.json` is missing, damaged or not a model's.
     """
     return _read_json(Path(folder))["card"]
-
-
-def read_tensors(
-    path: Path, shapes: dict[str, tuple[int, ...]] | None = None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file and its metadata, checking names and shapes before any tensor is made.
-
-    Args:
-        path: the file.
-        shapes: the names and shapes it must have; None takes what there is.
-
-    Raises:
-        FanalError: the file is missing, truncated or not safetensors, or a name or shape differs.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            if shapes is not None and found != shapes:
-                wrong = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
-                raise FanalError(
-                    f"{path} does not fit its network in {len(wrong)} tensors; the first, {wrong[0]!r:.80}, should "
-                    f"have shape {shapes.get(wrong[0], 'none')}, the file has {found.get(wrong[0], 'none')}"
-                )
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise FanalError(f"cannot read {path}: not a whole safetensors file ({error})") from error
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

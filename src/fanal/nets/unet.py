@@ -70,6 +70,12 @@ class UNetConfig:
         return self.factor * 2 ** (len(self.widths) - 1)
 
 
+def _zeros(layer: nn.Conv2d) -> nn.Conv2d:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 class _Residual(nn.Module):
     """GroupNorm, SiLU, convolution, twice, with the embedding as scale and shift in between; starts as identity."""
 
@@ -80,10 +86,8 @@ class _Residual(nn.Module):
         self.modulation = nn.Linear(embedding, 2 * after)
         self.norm2 = nn.GroupNorm(after // _GROUP, after)
         self.dropout = dropout
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        self.conv2 = _zeros(nn.Conv2d(after, after, 3, padding=1))
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias if self.conv2.bias is not None else self.conv2.weight)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -106,9 +110,7 @@ class _Attention(nn.Module):
         self.heads = heads
         self.norm = nn.GroupNorm(width // _GROUP, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
-        self.out = nn.Conv2d(width, width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias if self.out.bias is not None else self.out.weight)
+        self.out = _zeros(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, height, width = x.shape
@@ -170,9 +172,7 @@ class UNet(nn.Module):
                 self.up.append(_Stage(width + skips.pop(), after, config, attend))
                 width = after
         self.norm = nn.GroupNorm(width // _GROUP, width)
-        self.out = nn.Conv2d(width, channels, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias if self.out.bias is not None else self.out.weight)
+        self.out = _zeros(nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(
         self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], labels: Int[Tensor, " b"] | None = None

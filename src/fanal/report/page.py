@@ -192,8 +192,8 @@ def write_report(folder: str | Path) -> Path:
     samples, _ = read_tensors(folder / "samples.safetensors")
     try:
         page = _render(folder, record, samples)
-    except (KeyError, IndexError, TypeError) as error:
-        raise FanalError(f"{folder} is not a run of fanal sample or fanal demo: {error!r} is missing") from error
+    except (KeyError, IndexError, TypeError, AttributeError, jinja2.UndefinedError) as error:
+        raise FanalError(f"{folder} is not a run of fanal sample or fanal demo: {error!r:.200}") from error
     target = folder / "report.html"
     write_atomically(target, lambda part: part.write_text(page, encoding="utf-8"))
     return target

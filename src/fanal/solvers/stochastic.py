@@ -43,9 +43,9 @@ class Ancestral:
 
     def step(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...] = ()) -> Step:
         """Cross `span`: the inner step to sigma_down, then noise."""
-        _check_decreasing(span, "ancestral sampling")
         if self.eta == 0 or span.sigma_next == 0:
             return self.solver.step(denoiser, x, span, memory)
+        _check_decreasing(span, "ancestral sampling")
         sigma_up = self.eta * span.sigma_next * (1 - (span.sigma_next / span.sigma) ** 2).sqrt()
         sigma_down = (span.sigma_next**2 - sigma_up**2).sqrt()
         step = self.solver.step(denoiser, x, dataclasses.replace(span, sigma_next=sigma_down), memory)
@@ -97,11 +97,11 @@ class Churn:
 
     def step(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...] = ()) -> Step:
         """Cross `span`: up to sigma_hat with noise, then the inner step."""
-        _check_decreasing(span, "churn")
         inside = self.s_min <= float(span.sigma.detach()) <= self.s_max
         gamma = min(self.s_churn / span.n, math.sqrt(2) - 1) if inside else 0.0
         if gamma == 0:
             return self.solver.step(denoiser, x, span, memory)
+        _check_decreasing(span, "churn")
         sigma_hat = span.sigma * (1 + gamma)
         x_hat = x + (sigma_hat**2 - span.sigma**2).sqrt() * self.s_noise * span.noise(x, "churn")
         step = self.solver.step(denoiser, x_hat, dataclasses.replace(span, sigma=sigma_hat), memory)

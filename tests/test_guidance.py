@@ -1,0 +1,98 @@
+"""Classifier-free guidance: what it computes, what it calls, and what it costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import tiny
+
+import fanal
+from fanal.denoiser import Counted, Labelled
+from fanal.exact import Gaussian
+from fanal.guidance import ClassifierFree
+from fanal.schedules import polynomial
+from fanal.seeding import noise
+from fanal.solvers import Euler, Heun
+
+SIGMA = torch.tensor(1.7, dtype=torch.float64)
+
+
+class Asked:
+    """Remembers whether it was called."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.calls = denoiser, 0
+
+    def __call__(self, x, sigma):
+        self.calls += 1
+        return self.denoiser(x, sigma)
+
+
+def pair():
+    mean = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    return Asked(Gaussian(mean, 0.3)), Asked(Gaussian(-mean, 1.5))
+
+
+def states():
+    return noise((2,), range(6), 2.0, dtype=torch.float64)
+
+
+def test_it_is_the_affine_combination():
+    conditional, free = pair()
+    x = states()
+    for scale in (-1.0, 0.5, 2.0, 7.5):
+        wanted = free(x, SIGMA) + scale * (conditional(x, SIGMA) - free(x, SIGMA))
+        assert torch.equal(ClassifierFree(conditional, free, scale)(x, SIGMA), wanted)
+
+
+@pytest.mark.parametrize(("scale", "asked"), [(1, (1, 0)), (0, (0, 1)), (2.5, (1, 1))])
+def test_scales_0_and_1_are_exact_and_cost_one_call(scale, asked):
+    conditional, free = pair()
+    got = ClassifierFree(conditional, free, scale)(states(), SIGMA)
+    assert (conditional.calls, free.calls) == asked
+    if scale in (0, 1):
+        assert torch.equal(got, (conditional if scale else free)(states(), SIGMA))
+
+
+def test_guided_gaussians_go_where_the_closed_form_says():
+    # With a shared variance D_u and D_c differ by a constant, so guidance moves the mean: m_u + w(m_c − m_u).
+    conditional, free = Gaussian(torch.tensor([1.0, 0.0]), 0.5), Gaussian(torch.tensor([0.0, 1.0]), 0.5)
+    moved = Gaussian(torch.tensor([3.0, -2.0]), 0.5)
+    x, grid = 40 * states(), polynomial(12)
+    got = fanal.sample(ClassifierFree(conditional, free, 3.0), x, grid, Heun())
+    assert torch.allclose(got, fanal.sample(moved, x, grid, Heun()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("conditional") / "model"
+    tiny(path, classes=4)
+    return str(path)
+
+
+def test_a_loaded_model_counts_both_calls(folder):
+    x, grid = noise((1, 8, 8), range(5), 80.0), polynomial(6)
+    for guidance, each in ((None, 1), (1.0, 1), (0.0, 1), (3.0, 2)):
+        model = fanal.load(folder, labels=2, guidance=guidance)
+        fanal.sample(model, x, grid, Euler())
+        inside = model
+        while not isinstance(inside, Counted):
+            inside = inside.denoiser
+        assert inside.calls == 6 * each
+        assert inside.evaluations == 5 * 6 * each
+
+
+def test_a_loaded_model_guides_as_written(folder):
+    bare, x = fanal.load(folder), noise((1, 8, 8), range(3), 2.0)
+    sigma = torch.tensor(2.0)
+    free, bound = bare(x, sigma), Labelled(bare, 3)(x, sigma)
+    assert not torch.equal(free, bound)  # the label matters, or nothing here proves anything
+    assert torch.equal(fanal.load(folder, labels=3, guidance=1)(x, sigma), bound)
+    assert torch.equal(fanal.load(folder, labels=3)(x, sigma), bound)
+    assert torch.equal(fanal.load(folder, labels=3, guidance=0)(x, sigma), free)
+    assert torch.equal(fanal.load(folder, labels=3, guidance=2)(x, sigma), free + 2 * (bound - free))
+
+
+def test_it_passes_on_what_the_model_knows(folder):
+    model = fanal.load(folder, labels=1, guidance=2.0)
+    assert (model.shape, model.sigma_min, model.sigma_max) == ((1, 8, 8), 0.002, 80.0)
