@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys import tiny
 
 import fanal
 from fanal.denoiser import Counted, Labelled
@@ -13,6 +12,7 @@ from fanal.guidance import ClassifierFree
 from fanal.schedules import polynomial
 from fanal.seeding import noise
 from fanal.solvers import Euler, Heun
+from toys import tiny
 
 SIGMA = torch.tensor(1.7, dtype=torch.float64)
 

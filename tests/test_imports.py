@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from toys import environment, script
 
 import fanal
+from toys import environment, script
 
 HELPS = """
 import json, sys

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from toys import part_of, record, same
 
 from fanal.errors import FanalError
 from fanal.files import read_tensors
 from fanal.runs import Run, versions
+from toys import part_of, record, same
 
 
 def work(value, done=None):
@@ -20,6 +20,19 @@ def work(value, done=None):
         return {"x": torch.full((2, 3), float(value))}, {"value": value}
 
     return run
+
+
+def start(out, config, error, act):
+    with Run(out, "sample", config) as run:
+        act(run)
+        raise error
+
+
+def stopped(out, config=None, *, error=None, act=lambda run: run.block(0, work(1))):
+    """Begin a run, do something, and let an error (Ctrl-C unless told otherwise) end it."""
+    error = error or KeyboardInterrupt()
+    with pytest.raises(type(error)):
+        start(out, config or {}, error, act)
 
 
 def test_a_finished_run_holds_the_record_and_nothing_of_the_making(tmp_path):
@@ -43,9 +56,7 @@ def test_a_finished_run_holds_the_record_and_nothing_of_the_making(tmp_path):
 
 def test_blocks_are_computed_once_and_come_back_with_every_bit(tmp_path):
     done, x = [], torch.randn(5, 2)
-    with pytest.raises(KeyboardInterrupt), Run(tmp_path / "run", "sample", {}) as run:
-        run.block(1, lambda: ({"x": x}, {"seconds": 0.1}))
-        raise KeyboardInterrupt
+    stopped(tmp_path / "run", act=lambda run: run.block(1, lambda: ({"x": x}, {"seconds": 0.1})))
     with Run(tmp_path / "run", "sample", {}) as run:
         assert run.resumed == 1
         tensors, notes = run.block(1, work(3, done))
@@ -57,26 +68,19 @@ def test_blocks_are_computed_once_and_come_back_with_every_bit(tmp_path):
 
 @pytest.mark.parametrize("error", [FanalError("no"), RuntimeError("no")])
 def test_an_error_before_the_first_block_leaves_nothing(tmp_path, error):
-    with pytest.raises(type(error)), Run(tmp_path / "run", "sample", {}) as run:
-        run.path("calibration.json").write_text("{}")
-        raise error
+    stopped(tmp_path / "run", error=error, act=lambda run: run.path("calibration.json").write_text("{}"))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [FanalError("no"), KeyboardInterrupt()])
 def test_an_error_after_it_leaves_what_can_be_resumed(tmp_path, error):
-    with pytest.raises(type(error)), Run(tmp_path / "run", "sample", {}) as run:
-        run.block(0, work(1))
-        raise error
+    stopped(tmp_path / "run", error=error)
     assert [path.name for path in tmp_path.iterdir()] == [".run.part"]
     assert Run(tmp_path / "run", "sample", {}).resumed == 1
 
 
 def test_a_stop_between_the_record_and_the_rename_can_be_resumed(tmp_path):
-    with pytest.raises(KeyboardInterrupt), Run(tmp_path / "run", "sample", {"steps": 4}) as run:
-        run.block(0, work(1))
-        run.describe({"results": {}})
-        raise KeyboardInterrupt
+    stopped(tmp_path / "run", {"steps": 4}, act=lambda run: (run.block(0, work(1)), run.describe({"results": {}})))
     done = []
     with Run(tmp_path / "run", "sample", {"steps": 4}) as run:
         assert run.resumed == 1
@@ -97,9 +101,7 @@ def test_a_stop_between_the_record_and_the_rename_can_be_resumed(tmp_path):
 )
 def test_an_unfinished_run_with_other_settings_is_kept_and_named(tmp_path, command, config, words):
     out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt), Run(out, "sample", {"steps": 4, "model": {"name": "a"}}) as run:
-        run.block(0, work(1))
-        raise KeyboardInterrupt
+    stopped(out, {"steps": 4, "model": {"name": "a"}})
     with pytest.raises(FanalError, match=words):
         Run(out, command, config)
     assert (part_of(out) / "block-000000.safetensors").is_file()
@@ -108,9 +110,7 @@ def test_an_unfinished_run_with_other_settings_is_kept_and_named(tmp_path, comma
 
 
 def test_another_version_of_torch_does_not_mix_its_bits_in(tmp_path, monkeypatch):
-    with pytest.raises(KeyboardInterrupt), Run(tmp_path / "run", "sample", {}) as run:
-        run.block(0, work(1))
-        raise KeyboardInterrupt
+    stopped(tmp_path / "run")
     monkeypatch.setattr("torch.__version__", "1.0.0")
     with pytest.raises(FanalError, match="torch: .* there, '1.0.0' here"):
         Run(tmp_path / "run", "sample", {})
@@ -136,8 +136,8 @@ def test_a_finished_run_is_replaced_only_when_asked(tmp_path):
 def test_a_run_that_replaces_another_leaves_it_until_it_is_whole(tmp_path):
     out = tmp_path / "run"
     finished(out)
-    with pytest.raises(RuntimeError), Run(out, "sample", {}, overwrite=True):
-        raise RuntimeError
+    with pytest.raises(FanalError, match="no such block"), Run(out, "sample", {}, overwrite=True):
+        raise FanalError("no such block")
     assert json.loads((out / "x.json").read_text()) == 1
 
 
@@ -212,15 +212,18 @@ def test_an_empty_folder_is_a_fine_place(tmp_path):
 
 def test_a_block_file_is_whole_or_not_there(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt), Run(out, "sample", {}) as run:
+    kept = {}
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    def act(run):
         run.block(0, work(1))
-        before = read_tensors(part_of(out) / "block-000000.safetensors")[0]
-
-        def stop(*arguments):
-            raise KeyboardInterrupt
-
+        kept.update(read_tensors(part_of(out) / "block-000000.safetensors")[0])
         monkeypatch.setattr("os.replace", stop)  # the moment before the file gets its name
         run.block(1, work(2))
+
+    stopped(out, act=act)
     monkeypatch.undo()
     assert sorted(path.name for path in part_of(out).iterdir()) == ["block-000000.safetensors", "run.json"]
-    assert same(before, read_tensors(part_of(out) / "block-000000.safetensors")[0])
+    assert same(kept, read_tensors(part_of(out) / "block-000000.safetensors")[0])

@@ -15,31 +15,19 @@ from fanal.config import build_schedule, build_solver
 from fanal.datasets import DATASETS, Dataset
 from fanal.denoiser import Model
 from fanal.errors import FanalError
-from fanal.hallucination.calibration import Calibration, calibrate
+from fanal.hallucination.calibration import FLAG, HINTS, Calibration, calibrate
 from fanal.hallucination.detectors import DETECTORS, build, last_window
 from fanal.hallucination.repair import watch
 from fanal.nets import Preconditioned, load_model, read_card, save_model
 from fanal.seeding import noise
 
-__all__ = ["FLAG", "REPORT_SEED", "evaluate_model", "wrong_of"]
+__all__ = ["REPORT_SEED", "evaluate_model", "wrong_of"]
 
 REPORT_SEED = 2**41
 """Figures on cards come from seeds that start here; nothing is tuned on them."""
 
-FLAG = 0.35
-"""Share of samples flagged by default, where a card says nothing else."""
-
 _SOLVER, _SCHEDULE, _STEPS = "euler", "polynomial", 40
 _BLOCK = 64
-
-_HINTS: dict[str, dict[str, Any]] = {
-    "grid2": {
-        "flag": 0.05,
-        "redo": {"kappa": 0.1, "window": [0.1, 4.0]},
-        "renoise": {"sigma": 1.5, "rounds": 4},
-    },
-}
-"""What a data set's scale asks of the repairs, where their defaults, made for images, do not fit."""
 
 Progress = Callable[[Iterable[int], str], Iterable[int]]
 
@@ -133,13 +121,13 @@ def evaluate_model(folder: str | Path, *, count: int = 1024, progress: Progress 
     card = read_card(folder)
     data = card["recipe"]["data"]
     dataset = DATASETS.get(data)
-    hints = _HINTS.get(data, {})
+    hints = HINTS.get(data, {})
     flag = hints.get("flag", FLAG)
     found = _calibrations(model, dataset, count, flag, progress)
     chosen = max(found.values(), key=lambda c: c.auc if c.auc is not None else 0.0)
     parameters = f"{card['parameters']:,} parameters"
     card |= {"summary": f"{type(model.net).__name__} on {data}, {parameters}", "data": data, "flag": flag}
-    card |= {"calibration": chosen.to_dict(), "repair": {k: v for k, v in hints.items() if k != "flag"}}
+    card |= {"calibration": chosen.to_dict(), "repair": hints.get("repair", {})}
     if dataset is not None and dataset.verdicts:
         card |= _judge(model, dataset, chosen, count, progress)
     save_model(folder, model, card)

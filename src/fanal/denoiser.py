@@ -44,6 +44,7 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
 class Conditional(Protocol):
     """A network that also takes class labels: `D(x, sigma, labels)`, labels of shape (B,), int64."""
 

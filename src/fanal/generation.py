@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from fanal import metrics, pictures
-from fanal.cards import FLAG, wrong_of
+from fanal.cards import wrong_of
 from fanal.config import build_schedule, build_solver
 from fanal.datasets import DATASETS, Dataset
 from fanal.denoiser import Model, counter
 from fanal.errors import FanalError, unknown_name
 from fanal.files import read_json, write_atomically, write_json, write_tensors
 from fanal.hallucination import REPAIRS, Calibration, Outcome, Repair, calibrate, watch
+from fanal.hallucination.calibration import FLAG
 from fanal.hallucination.detectors import build as build_detector
 from fanal.hallucination.detectors import last_window
 from fanal.loading import card, load
@@ -112,6 +113,7 @@ class _Bench:
     sigmas: Tensor
     dataset: Dataset | None
     repairs: dict[str, Repair]
+    detector: str
 
 
 def _is_number(value: Any) -> bool:
@@ -121,7 +123,12 @@ def _is_number(value: Any) -> bool:
 def _check_card(about: dict[str, Any], model: str) -> None:
     """Refuse a card whose entries are not of the kind that fanal writes; it may come from anywhere."""
     hints, flag = about.get("repair", {}), about.get("flag", FLAG)
-    sound = isinstance(about.get("data", ""), str) and _is_number(flag) and 0 < flag < 1
+    sound = (
+        isinstance(about.get("data", ""), str)
+        and isinstance(about.get("detector", ""), str)
+        and _is_number(flag)
+        and 0 < flag < 1
+    )
     sound = sound and isinstance(hints, dict) and all(isinstance(own, dict) for own in hints.values())
     for own in hints.values() if sound else ():
         for value in own.values():
@@ -150,7 +157,9 @@ def _prepare(config: SampleConfig) -> tuple[_Bench, dict[str, Any]]:
         known = {field.name for field in dataclasses.fields(REPAIRS[name])}
         own = {k: tuple(v) if isinstance(v, list) else v for k, v in hints.get(name, {}).items() if k in known}
         repairs[name] = REPAIRS[name](**own)
-    return _Bench(config, model, build_solver(config.solver), sigmas, dataset, repairs), about
+    known = about["calibration"] if isinstance(about.get("calibration"), dict) else about
+    detector = known.get("detector", "variance")
+    return _Bench(config, model, build_solver(config.solver), sigmas, dataset, repairs, detector), about
 
 
 def _calibration(
@@ -168,7 +177,7 @@ def _calibration(
     else:
         if found is not None:
             say("the card's calibration is for another solver, grid, label or share: calibrating on other seeds")
-        detector = found.detector if found else "variance"
+        detector = _free(bench.sigmas, found.detector if found else bench.detector)
         result = calibrate(
             bench.model,
             bench.sigmas,
@@ -193,7 +202,8 @@ def _judge(bench: _Bench, tensors: dict[str, Tensor], name: str, x: Tensor) -> N
 def _work(bench: _Bench, seeds: range, calibration: Calibration | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Compute one block: its tensors by name, and the seconds each stage took."""
     config = bench.config
-    detector = calibration.build() if calibration else _free_detector(bench.sigmas)
+    free = build_detector(_free(bench.sigmas, bench.detector), last_window(bench.sigmas))
+    detector = calibration.build() if calibration else free
     x = noise(bench.model.shape, seeds, float(bench.sigmas[0]), device=config.device)
     count = counter(bench.model)
     calls, evaluations = count.calls, count.evaluations
@@ -219,8 +229,9 @@ def _work(bench: _Bench, seeds: range, calibration: Calibration | None) -> tuple
     return tensors, {"seconds": seconds, "samples": len(seeds), **spent}
 
 
-def _free_detector(sigmas: Tensor) -> Any:
-    return build_detector("variance" if len(sigmas) > 2 else "last_slope", last_window(sigmas))
+def _free(sigmas: Tensor, wanted: str) -> str:
+    """The wanted detector, or the one that can judge a single interval."""
+    return wanted if len(sigmas) > 2 else "last_slope"
 
 
 def _total(seconds: dict[str, float]) -> float:
@@ -336,6 +347,7 @@ def generate(
             if run.resumed:
                 say(f"resuming: {run.resumed} blocks are there already")
             calibration = _calibration(run, bench, about, progress, say) if config.guard else None
+            from_card = calibration is not None and calibration.to_dict() == about.get("calibration")
             seeds, parts, notes = config.seeds(), [], []
             for i in progress(range(0, config.count, config.block), "sampling"):
                 some = seeds[i : i + config.block]
@@ -349,7 +361,7 @@ def generate(
                 "network": {
                     "calls": sum(n["calls"] for n in notes),
                     "evaluations": sum(n["evaluations"] for n in notes),
-                    "calibration": calibration.evaluations if calibration else 0,
+                    "calibration": 0 if calibration is None or from_card else calibration.evaluations,
                 },
                 "seconds": sum(_total(n["seconds"]) for n in notes),
                 "results": _results(bench, whole, notes, calibration),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -46,8 +47,11 @@ def card(spec: str) -> dict[str, Any]:
     folder = _folder_of(spec)
     if folder is not None:
         return read_card(folder)
-    kind, _, name = spec.partition(":")
-    return {"data": "grid2"} if (kind, name) == ("mixture", "grid2") else {}
+    if spec != "mixture:grid2":
+        return {}
+    from fanal.hallucination.calibration import HINTS
+
+    return {"data": "grid2", **HINTS["grid2"]}  # the closed form over the data set of that name
 
 
 def _grid2() -> Model:
@@ -95,6 +99,8 @@ def _function(target: str) -> Model:
     module, _, function = target.rpartition(":")
     if not module:
         raise FanalError(f"expected python:MODULE:FUNC, got python:{target}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as python -m does: a module beside the user is found
     try:
         maker = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

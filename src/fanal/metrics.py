@@ -75,7 +75,7 @@ def auc(risk: Float[Tensor, " b"], wrong: Tensor) -> Estimate:
     """Return the area under the ROC curve of `risk` against `wrong`, with DeLong's standard error.
 
     The probability that a wrong sample has a higher risk than a right one, ties counting half (DeLong, DeLong &
-    Clarke-Pearson 1988). NaN where one of the two kinds is missing; the error is NaN where there is one sample of a kind.
+    Clarke-Pearson 1988). NaN where one of the two kinds is missing; with one sample of a kind its error is NaN.
     """
     data, mask = risk.double().numpy(), wrong.bool().numpy()
     high, low = data[mask], data[~mask]

@@ -9,7 +9,7 @@ Every objective maps `(denoiser, batch)` to one loss per sample. With `x = clean
     ism    |s|² + 2 div s = esm − constant    Hyvärinen 2005; [REG] appendix A.2
     ssm    ism with vᵀ(∂s/∂x)v for div s      Song et al. 2019, arXiv:1905.07088
 
-have the same minimiser, the posterior mean `D = E[clean | x]` ([GEO] lemma 1).
+have the same minimizer, the posterior mean `D = E[clean | x]` ([GEO] lemma 1).
 """
 
 from __future__ import annotations

@@ -120,7 +120,11 @@ class Run:
         if recipe.conditional and not dataset.classes:
             raise FanalError(f"the recipe is conditional, but {dataset.name} has no classes: set conditional = false")
         if (recipe.objective == "esm") is (score is None):
-            raise FanalError(f'the true score goes with the objective "esm", the recipe has {recipe.objective!r}')
+            raise FanalError(
+                'the objective "esm" needs the true score, which a closed form knows: train from Python with score=…'
+                if score is None
+                else f'a true score was given, but the objective is {recipe.objective!r}, not "esm"'
+            )
         data = dataset.data("train", recipe.train_count)
         held_out = dataset.data("held out", recipe.held_out_count) if recipe.held_out_count else None
         torch.manual_seed(recipe.seed)

@@ -200,7 +200,7 @@ _GRID2 = Recipe(
     train_count=100_000,
     held_out_count=2048,
 )
-_HANDS32 = Recipe("hands32", UNetConfig(), iterations=12_000, noise_levels=_IMAGES, train_count=20_000)
+_HANDS32 = Recipe("hands32", UNetConfig(), iterations=16_000, noise_levels=_IMAGES, train_count=20_000)
 _SHAPES32 = Recipe("shapes32", UNetConfig(), iterations=2100, noise_levels=_IMAGES, train_count=20_000)
 
 RECIPES: dict[str, Recipe] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -88,6 +88,7 @@ class Transition:
     step: Step
 
 
+@runtime_checkable
 class Solver(Protocol):
     """A frozen object with one pure method: the same arguments always give the same step."""
 

@@ -225,4 +225,4 @@ SCHEDULES: dict[str, Callable[..., Grid]] = {
     "quadratic": quadratic,
     "cosine": cosine,
 }
-"""Name → maker, for the command line and for parametrised tests."""
+"""Name → maker, for the command line and for parametrized tests."""

@@ -24,9 +24,9 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
 ) -> None:
-    """Sample, watch, flag, repair twice, and show the evidence: the same as
+    """Sample, watch, flag, repair in two ways, and show the evidence.
 
-    [bold]fanal sample hands32 --solver euler --steps 40 --guard redo --guard renoise --trajectory[/bold].
+    The same as [bold]fanal sample hands32 --guard redo --guard renoise --trajectory[/bold].
     """
     with errors_shown(resumable=True):
         from fanal.files import read_json
@@ -43,7 +43,6 @@ def demo(
             trajectory=True,
             device=device,
         )
-        say(f"drawing {count} samples of {model} with Euler, 40 steps, and watching every trajectory …")
         folder = generate(config, out, command="demo", overwrite=overwrite, progress=progress, say=say)
         record = read_json(folder / "run.json")
         table(*figures(record["results"]), title="each figure ± one standard error")

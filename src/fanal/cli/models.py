@@ -41,7 +41,7 @@ def info(
 
         loaded = load(model)
         about = card(model)
-        if not about:
+        if "recipe" not in about:
             raise FanalError(f"{model} is a closed form or a function: it has no card")
         shape = {"shape": list(loaded.shape), "sigma_min": loaded.sigma_min, "sigma_max": loaded.sigma_max}
         say(json.dumps({**shape, **about}, indent=2, ensure_ascii=False))

@@ -20,7 +20,9 @@ Examples:\n
 
 
 def sample(
-    model: Annotated[str, typer.Argument(help="Model: an embedded name, a folder, mixture:…, gaussian:…, python:M:F.")],
+    model: Annotated[
+        str, typer.Argument(help="Embedded name, folder, mixture:NAME, gaussian:NAME or python:MODULE:FUNC.")
+    ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("fanal-sample"),
     solver: Annotated[str, typer.Option(help="name or name:field=value,… (euler, heun, ddpm, ancestral, churn).")] = (
         "euler"
@@ -49,10 +51,11 @@ def sample(
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; they decide rounding.", min=1)] = 1,
 ) -> None:
-    """Sample a model, watch every trajectory, and, with --guard, flag and repair what went wrong.
+    """Sample a model, watch every trajectory, and with --guard flag and repair what went wrong.
 
-    Leaves a run folder with samples.safetensors, samples.png, run.json and report.html. Stopped, it goes on where it
-    was when the same command is given again.
+    The run folder holds samples.safetensors, samples.png, run.json and report.html.
+
+    When it is stopped, the same command goes on where it was.
     """
     with errors_shown(resumable=True):
         from fanal.files import read_json

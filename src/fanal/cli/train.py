@@ -67,16 +67,20 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train again over a finished model.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
 ) -> None:
-    """Train a denoiser with the EDM loss, and write a model folder that every command accepts.
+    """Train a denoiser, and write a model folder that every command accepts.
 
-    Checkpoints survive a kill at any moment; the same command goes on from the last one to the same weights. The
-    card then gets the share of wrong samples, where the data have a verifier, and the detector's calibration.
+    Checkpoints survive a kill at any moment: the same command goes on to the same weights.
+
+    The card gets the share of wrong samples, where the data have a verifier, and the detector's calibration.
     """
     with errors_shown(resumable=True):
         from fanal.cards import evaluate_model
+        from fanal.errors import FanalError
         from fanal.loading import card
         from fanal.training import train as run
 
+        if 0 < evaluate < 8:
+            raise FanalError(f"--evaluate needs at least 8 samples to calibrate on, or 0 for none, got {evaluate}")
         changes = {"iterations": iterations, "batch": batch, "seed": seed, "objective": objective, "threads": threads}
         plan = _recipe(recipe, changes)
         waiting = (out / "model.json").is_file() and "calibration" not in card(str(out)) and evaluate and not overwrite

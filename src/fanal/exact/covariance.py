@@ -84,26 +84,26 @@ class Covariance:
         self.values, self.basis = values, basis
         self.rest = torch.tensor(cov.rest, dtype=torch.float64)
 
-    def coordinates(self, centred: Tensor) -> Tensor:
-        """Coordinates (B, k) of centred points (B, d) along the eigenvectors."""
-        return centred if self.basis is None else centred @ self.basis.to(centred)
+    def coordinates(self, centered: Tensor) -> Tensor:
+        """Coordinates (B, k) of centered points (B, d) along the eigenvectors."""
+        return centered if self.basis is None else centered @ self.basis.to(centered)
 
-    def apply(self, centred: Tensor, on_values: Tensor, on_rest: Tensor | None) -> Tensor:
-        """Return `f(Σ)·centred`, (B, d), given f at the eigenvalues: (k,) or (B, k), and at `rest`: () or (B, 1)."""
-        along = self.coordinates(centred)
+    def apply(self, centered: Tensor, on_values: Tensor, on_rest: Tensor | None) -> Tensor:
+        """Return `f(Σ)·centered`, (B, d), given f at the eigenvalues: (k,) or (B, k), and at `rest`: () or (B, 1)."""
+        along = self.coordinates(centered)
         if self.basis is None:
             return on_values * along
-        basis = self.basis.to(centred)
+        basis = self.basis.to(centered)
         out = (on_values * along) @ basis.T
-        return out if on_rest is None else out + on_rest * (centred - along @ basis.T)
+        return out if on_rest is None else out + on_rest * (centered - along @ basis.T)
 
-    def log_density(self, centred: Tensor, variance: Tensor) -> Tensor:
-        """Log density (B,) of N(0, Σ + variance·I) at centred points; variance is () or (B, 1)."""
-        along = self.coordinates(centred)
-        total = self.values.to(centred) + variance
+    def log_density(self, centered: Tensor, variance: Tensor) -> Tensor:
+        """Log density (B,) of N(0, Σ + variance·I) at centered points; variance is () or (B, 1)."""
+        along = self.coordinates(centered)
+        total = self.values.to(centered) + variance
         result = (torch.log(2 * math.pi * total) + along**2 / total).sum(1)
         if self.rest is not None:
-            off = (centred**2).sum(1) - (along**2).sum(1)
-            rest = (self.rest.to(centred) + variance).reshape(-1)
+            off = (centered**2).sum(1) - (along**2).sum(1)
+            rest = (self.rest.to(centered) + variance).reshape(-1)
             result = result + (self.dim - along.shape[1]) * torch.log(2 * math.pi * rest) + off.clamp_min(0) / rest
         return -result / 2

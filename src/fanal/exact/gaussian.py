@@ -62,16 +62,16 @@ class Gaussian(Denoiser):
 
     def _map(self, x: Tensor, sigma: Tensor, f: str) -> Tensor:
         points, level = flat(x, sigma, self.shape)
-        centred = points - self.mean.to(points)
+        centered = points - self.mean.to(points)
         values = self.cov.values.to(points)
         rest = None if self.cov.rest is None else self.cov.rest.to(points)
         total = values + level**2
         if f == "denoise":
             out = self.mean.to(points) + self.cov.apply(
-                centred, values / total, None if rest is None else rest / (rest + level**2)
+                centered, values / total, None if rest is None else rest / (rest + level**2)
             )
         else:
-            out = self.cov.apply(centred, -1 / total, None if rest is None else -1 / (rest + level**2))
+            out = self.cov.apply(centered, -1 / total, None if rest is None else -1 / (rest + level**2))
         return out.reshape(x.shape).to(x.dtype)
 
     def __call__(self, x: Float[Tensor, "b *d"], sigma: Tensor, /) -> Float[Tensor, "b *d"]:

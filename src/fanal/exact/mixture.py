@@ -27,7 +27,7 @@ class Mixture(Denoiser):
 
     Args:
         means: (K, *shape).
-        weights: (K,) positive; normalised here. None: equal.
+        weights: (K,) positive; normalized here. None: equal.
         std: isotropic standard deviation, one for all or (K,). Give this or `cov`.
         cov: one covariance per component: numbers, (d,), (d, d) or `LowRank`.
         sigma_min: smallest noise level it is used at.

@@ -21,10 +21,25 @@ from fanal.sampling import Solver
 from fanal.schedules import check_sigmas
 from fanal.seeding import noise
 
-__all__ = ["FIRST_SEED", "Calibration", "calibrate", "threshold_at"]
+__all__ = ["FIRST_SEED", "FLAG", "HINTS", "Calibration", "calibrate", "threshold_at"]
 
 FIRST_SEED = 2**40
 """Calibration seeds start here, far from the small numbers that users pick for their runs."""
+
+FLAG = 0.35
+"""Share of samples flagged by default, where a card says nothing else."""
+
+HINTS: dict[str, dict[str, Any]] = {
+    "grid2": {
+        "detector": "last_slope",
+        "flag": 0.05,
+        "repair": {
+            "redo": {"kappa": 0.1, "window": [0.1, 4.0]},
+            "renoise": {"sigma": 1.5, "rounds": 4},
+        },
+    },
+}
+"""What a data set asks for, where the defaults, made for images in [−1, 1], do not fit; the start of its cards."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ beyond the run's own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from fanal.schedules import check_sigmas
 __all__ = ["DETECTORS", "Detector", "LastSlope", "Variance", "Watch", "build", "last_window"]
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Sees one run, transition by transition."""
 
@@ -37,6 +38,7 @@ class Watch(Protocol):
         ...
 
 
+@runtime_checkable
 class Detector(Protocol):
     """A risk for every sample of a run: higher means more likely wrong."""
 
@@ -68,19 +70,19 @@ def last_window(sigmas: Tensor, share: float = 0.4) -> tuple[float, float]:
 class _VarianceWatch:
     window: tuple[float, float]
     count: int = 0
-    centre: Tensor | None = None
+    center: Tensor | None = None
     squares: Tensor | None = None
     steps: list[Tensor] = field(default_factory=list)
 
     def see(self, transition: Transition) -> None:
         denoised = transition.step.denoised
-        if self.centre is None or self.squares is None:
-            self.centre, self.squares = torch.zeros_like(denoised), torch.zeros_like(denoised)
+        if self.center is None or self.squares is None:
+            self.center, self.squares = torch.zeros_like(denoised), torch.zeros_like(denoised)
         if self.window[0] <= float(transition.span.sigma) <= self.window[1]:
             self.count += 1  # Welford's update: no trajectory is kept
-            off = denoised - self.centre
-            self.centre = self.centre + off / self.count
-            self.squares = self.squares + off * (denoised - self.centre)
+            off = denoised - self.center
+            self.center = self.center + off / self.count
+            self.squares = self.squares + off * (denoised - self.center)
         self.steps.append(self.squares.flatten(1).mean(1) / max(self.count, 1))
 
     def per_step(self) -> Tensor:

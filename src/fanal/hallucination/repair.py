@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -89,6 +89,7 @@ def watch(
     return Outcome(end, eye.risk().cpu(), spent, per_step, none, Trajectory.record(kept) if record else None)
 
 
+@runtime_checkable
 class Repair(Protocol):
     """What is done with the samples whose risk exceeds the threshold."""
 

@@ -24,8 +24,8 @@ _MOST_TILES = 100
 
 NAMES = {
     "plain": "plain",
-    "redo": "gate + redo of the same noise, lower temperature",
-    "renoise": "gate + re-noise loop",
+    "redo": "redo: same noise, lower temperature",
+    "renoise": "renoise: back up with fresh noise",
 }
 """What the stages of a run are called in tables."""
 
@@ -72,8 +72,8 @@ def headline(record: dict[str, Any]) -> list[str]:
     lines = [f"{count} samples of {config['model']} with {config['solver']}, {config['steps']} steps."]
     if "verdicts" in results:
         wrong = _figure(rows["plain"], "wrong")
-        assert wrong is not None
-        lines.append(f"{round(wrong.value * count)} of {count} are wrong ({wrong.percent()}), says the verifier.")
+        if wrong is not None:
+            lines.append(f"{round(wrong.value * count)} of {count} are wrong ({wrong.percent()}), says the verifier.")
     if "flagged" in results:
         line = f"The free detector flagged {results['flagged']}"
         area = results.get("auc")

@@ -16,4 +16,4 @@ SOLVERS: dict[str, type] = {
     "ancestral": Ancestral,
     "churn": Churn,
 }
-"""Name → class, for the command line and for parametrised tests."""
+"""Name → class, for the command line and for parametrized tests."""

@@ -1,0 +1,517 @@
+"""`generate`: the same seeds give the same bits, however it is cut, interrupted or resumed, and every call counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+import fanal as library
+from fanal import generation
+from fanal.errors import FanalError, NonFiniteError
+from fanal.generation import SampleConfig, generate
+from fanal.hallucination import LastSlope, Redo, Renoise, Variance, watch
+from fanal.hallucination.detectors import last_window
+from fanal.schedules import polynomial
+from fanal.seeding import noise
+from fanal.solvers import Churn, Euler, Heun
+from fanal.trajectory import Trajectory
+from toys import (
+    blurred,
+    environment,
+    fanal,
+    logged,
+    part_of,
+    process,
+    read_log,
+    record,
+    refused,
+    same,
+    samples,
+    script,
+    tiny,
+)
+
+SMALL = SampleConfig("mixture:grid2", steps=8, count=22, block=5, seed=2)
+
+
+@pytest.fixture(autouse=True)
+def _the_toys_count_only_where_asked(monkeypatch):
+    monkeypatch.delenv("FANAL_TEST_LOG", raising=False)
+    monkeypatch.delenv("FANAL_TEST_SLEEP", raising=False)
+
+
+class Stop:
+    """A progress display that presses Ctrl-C after some blocks."""
+
+    def __init__(self, after, what="sampling"):
+        self.after, self.what = after, what
+
+    def __call__(self, items, what):
+        for k, item in enumerate(items):
+            if what == self.what and k == self.after:
+                raise KeyboardInterrupt
+            yield item
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    path = tmp_path_factory.mktemp("net") / "model"
+    tiny(path, shape=(1, 8, 8), classes=3)
+    return str(path)
+
+
+def test_a_run_is_the_library_calls_it_stands_for(tmp_path):
+    folder = generate(dataclasses.replace(SMALL, block=22), tmp_path / "run")
+    seeds, grid = range(2_000_000, 2_000_022), polynomial(8)
+    x = library.sample(library.load("mixture:grid2"), noise((2,), seeds, 80.0), grid, Euler(), seeds)
+    found = samples(folder)
+    assert torch.equal(found["x"], x)
+    eye = Variance(last_window(grid))
+    risk = watch(library.load("mixture:grid2"), noise((2,), seeds, 80.0), grid, Euler(), eye, seeds).risk
+    assert torch.equal(found["risk"], risk)
+    assert torch.equal(found["verdict"], library.datasets.DATASETS["grid2"].verify(x))
+    told = record(folder)
+    assert told["seeds"] == {"first": 2_000_000, "count": 22}
+    assert told["results"]["sigmas"] == grid.tolist()
+    assert SampleConfig(**{**told["config"], "guard": tuple(told["config"]["guard"])}) == dataclasses.replace(
+        SMALL, block=22
+    )
+    assert sorted(p.name for p in folder.iterdir()) == ["report.html", "run.json", "samples.png", "samples.safetensors"]
+
+
+def test_repairs_are_the_library_calls_they_stand_for(tmp_path):
+    config = dataclasses.replace(SMALL, block=22, guard=("redo", "renoise"), flag=0.3)
+    folder = generate(config, tmp_path / "run")
+    found, told = samples(folder), record(folder)["results"]
+    seeds, grid, model = config.seeds(), polynomial(8), library.load("mixture:grid2")
+    x, eye = noise((2,), seeds, 80.0), Variance(tuple(told["calibration"]["window"]))
+    first = watch(model, x, grid, Euler(), eye, seeds)
+    threshold = told["calibration"]["threshold"]
+    assert torch.equal(found["before"], first.x)
+    assert torch.equal(found["flagged"].bool(), first.risk > threshold)
+    assert told["flagged"] == int((first.risk > threshold).sum()) > 0
+    redone = Redo().repair(model, x, grid, Euler(), eye, seeds, first, threshold)
+    again = Renoise().repair(model, x, grid, Euler(), eye, seeds, first, threshold)
+    assert torch.equal(found["x"], redone.x)
+    assert torch.equal(found["x.renoise"], again.x)
+    assert torch.equal(found["rounds.renoise"], again.rounds)
+    assert torch.equal(found["evaluations.redo"], redone.evaluations)
+
+
+def test_the_order_of_guards_says_which_gives_the_samples(tmp_path):
+    config = dataclasses.replace(SMALL, guard=("redo", "renoise"))
+    one = samples(generate(config, tmp_path / "one"))
+    two = samples(generate(dataclasses.replace(config, guard=("renoise", "redo")), tmp_path / "two"))
+    assert torch.equal(one["x"], two["x.redo"])
+    assert torch.equal(two["x"], one["x.renoise"])
+    assert torch.equal(one["before"], two["before"])
+
+
+@pytest.mark.parametrize(
+    ("model", "guard", "after"),
+    [
+        ("mixture:grid2", (), 0),
+        ("mixture:grid2", (), 3),
+        ("mixture:grid2", ("redo", "renoise"), 0),
+        ("mixture:grid2", ("redo", "renoise"), 1),
+        ("net", (), 3),
+        ("net", ("redo", "renoise"), 1),
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, net, guard, model, after):
+    config = dataclasses.replace(SMALL, model=net if model == "net" else model, guard=guard, solver="churn")
+    whole = samples(generate(config, tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        generate(config, tmp_path / "cut", progress=Stop(after))
+    assert not (tmp_path / "cut").exists()
+    assert len(list(part_of(tmp_path / "cut").glob("block-*"))) == after
+    told = []
+    folder = generate(config, tmp_path / "cut", say=told.append)
+    assert any(f"resuming: {after} blocks" in line for line in told) == (after > 0)
+    assert same(samples(folder), whole)
+
+
+def test_a_stop_while_the_page_is_written_costs_no_block(tmp_path, monkeypatch):
+    import fanal.report
+
+    def stop(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fanal.report, "write_report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        generate(SMALL, tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setattr(generation, "watch", lambda *a, **k: pytest.fail("a block was computed again"))
+    folder = generate(SMALL, tmp_path / "cut")
+    monkeypatch.undo()
+    assert same(samples(folder), samples(generate(SMALL, tmp_path / "whole")))
+
+
+def test_the_page_says_what_the_record_says(tmp_path):
+    folder = generate(SMALL, tmp_path / "run")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"<dt>torch version</dt><dd>{torch.__version__}</dd>" in page
+    library.report.write_report(folder)
+    assert (folder / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_a_stop_in_the_calibration_can_be_resumed(tmp_path):
+    config = dataclasses.replace(SMALL, guard=("redo",))
+    with pytest.raises(KeyboardInterrupt):
+        generate(config, tmp_path / "cut", progress=Stop(2, "calibrating"))
+    assert same(samples(generate(config, tmp_path / "cut")), samples(generate(config, tmp_path / "whole")))
+
+
+def test_the_order_in_which_blocks_are_computed_is_irrelevant(tmp_path):
+    whole = samples(generate(SMALL, tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        generate(SMALL, tmp_path / "cut", progress=Stop(4))
+    for lost in (0, 2):  # now 1 and 3 come before 0, 2 and 4
+        (part_of(tmp_path / "cut") / f"block-{lost:06d}.safetensors").unlink()
+    assert same(samples(generate(SMALL, tmp_path / "cut")), whole)
+
+
+def test_a_resumed_run_never_changes_its_calibration(tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, guard=("redo",))
+    with pytest.raises(KeyboardInterrupt):
+        generate(config, tmp_path / "cut", progress=Stop(2))
+    monkeypatch.setattr(generation, "calibrate", lambda *a, **k: pytest.fail("calibrated again"))
+    generate(config, tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 9}, "steps: 8 there, 9 here"),
+        ({"seed": 3}, "seed: 2 there, 3 here"),
+        ({"solver": "heun"}, "solver: 'euler' there, 'heun' here"),
+        ({"threads": 2}, "threads: 1 there, 2 here"),
+        ({"count": 23}, "count: 22 there, 23 here"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused_by_name(tmp_path, change, words):
+    with pytest.raises(KeyboardInterrupt):
+        generate(SMALL, tmp_path / "run", progress=Stop(2))
+    other = dataclasses.replace(SMALL, **change)
+    with pytest.raises(FanalError, match=words):
+        generate(other, tmp_path / "run")
+    assert len(list(part_of(tmp_path / "run").glob("block-*"))) == 2
+    assert record(generate(other, tmp_path / "run", overwrite=True))["config"] == {
+        **dataclasses.asdict(other),
+        "guard": [],
+    }
+
+
+@pytest.mark.parametrize("model", ["mixture:grid2", "gaussian:tilted2"])
+@pytest.mark.parametrize("solver", [Euler(), Heun(), Churn()])
+@pytest.mark.parametrize("guard", [None, Redo(), Renoise(sigma=1.5)])
+def test_another_block_size_changes_a_closed_form_by_rounding_only(model, solver, guard):
+    denoiser, grid = library.load(model), polynomial(20)
+    results = []
+    for block in (24, 7, 1):
+        parts = []
+        for begin in range(0, 24, block):
+            seeds = range(begin, min(begin + block, 24))
+            x = noise((2,), seeds, 80.0, dtype=torch.float64)
+            outcome = watch(denoiser, x, grid, solver, LastSlope(), seeds)
+            if guard is not None:
+                outcome = guard.repair(denoiser, x, grid, solver, LastSlope(), seeds, outcome, 0.02)
+            parts.append(outcome.x)
+        results.append(torch.cat(parts))
+    scale = results[0].abs().max()
+    for other in results[1:]:
+        assert float((other - results[0]).abs().max() / scale) <= 1e-12
+
+
+def test_another_block_size_of_a_run_changes_rounding_only(tmp_path, net):
+    for model in ("mixture:grid2", net):
+        config = dataclasses.replace(SMALL, model=model)
+        one = samples(generate(config, tmp_path / "one", overwrite=True))["x"]
+        two = samples(generate(dataclasses.replace(config, block=9), tmp_path / "two", overwrite=True))["x"]
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_samples_and_another_shares_no_noise(tmp_path):
+    first = samples(generate(SMALL, tmp_path / "a"))
+    torch.randn(7)
+    assert same(first, samples(generate(SMALL, tmp_path / "b")))
+    other = samples(generate(dataclasses.replace(SMALL, seed=3), tmp_path / "c"))["x"]
+    assert not (first["x"][:, None] == other[None]).all(2).any()
+    starts = [noise((2,), dataclasses.replace(SMALL, seed=seed).seeds()) for seed in (0, 1, 2, 3)]
+    values = torch.cat(starts).flatten()
+    assert len(values.unique()) == len(values)
+
+
+def test_more_samples_begin_with_the_same_ones(tmp_path):
+    few = samples(generate(dataclasses.replace(SMALL, count=10), tmp_path / "few"))["x"]
+    many = samples(generate(dataclasses.replace(SMALL, count=20), tmp_path / "many"))["x"]
+    assert torch.equal(few, many[:10])
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "churn:s_churn=20", "ddpm"])
+@pytest.mark.parametrize("guard", [(), ("redo", "renoise")])
+def test_the_calls_that_are_told_are_the_calls_that_were_made(tmp_path, monkeypatch, solver, guard):
+    monkeypatch.setenv("FANAL_TEST_LOG", str(tmp_path / "log"))
+    config = dataclasses.replace(SMALL, model="python:toys:logged", solver=solver, guard=guard)
+    told = record(generate(config, tmp_path / "run"))
+    made = read_log(tmp_path / "log")
+    network = told["network"]
+    assert made["evaluations"] == network["evaluations"] + network["calibration"]
+    if not guard:
+        assert made["calls"] == network["calls"]
+        each = 8 if solver in ("euler", "ddpm") else 15
+        assert network == {"calls": 5 * each, "evaluations": 22 * each, "calibration": 0}
+    by_sample = samples(tmp_path / "run")
+    plain = by_sample["evaluations"].sum()
+    repaired = sum(float(by_sample[f"evaluations.{name}"].sum() - plain) for name in guard)
+    assert float(plain) + repaired == network["evaluations"]
+    table = {row["name"]: row for row in told["results"]["table"]}
+    assert table["plain"]["evaluations"]["value"] * 22 == pytest.approx(float(plain))
+
+
+@pytest.mark.parametrize(("guidance", "each"), [(None, 1), (1.0, 1), (0.0, 1), (2.5, 2)])
+def test_guidance_counts_both_networks(tmp_path, net, guidance, each):
+    config = dataclasses.replace(SMALL, model=net, label=1, guidance=guidance)
+    told = record(generate(config, tmp_path / "run"))
+    assert told["network"] == {"calls": 5 * 8 * each, "evaluations": 22 * 8 * each, "calibration": 0}
+    assert (samples(tmp_path / "run")["evaluations"] == 8 * each).all()
+
+
+def test_a_trajectory_is_the_one_that_was_run(tmp_path):
+    folder = generate(dataclasses.replace(SMALL, trajectory=True), tmp_path / "run")
+    kept = Trajectory.load(folder / "trajectory.safetensors")
+    assert kept.seeds == tuple(SMALL.seeds())
+    assert torch.equal(kept.sigmas, polynomial(8))
+    assert torch.equal(kept.x[0], noise((2,), SMALL.seeds(), 80.0))
+    assert torch.equal(kept.x[-1], samples(folder)["x"])
+    truth = library.load("mixture:grid2")
+    assert torch.allclose(kept.denoised[5], truth(kept.x[5], kept.sigmas[5]))
+    plain = samples(generate(SMALL, tmp_path / "plain"))
+    assert same(plain, samples(folder))  # watching more closely changes nothing
+
+
+@pytest.mark.parametrize(
+    ("change", "grid"),
+    [
+        ({"sigma_min": 0.01}, polynomial(8, sigma_min=0.01)),
+        ({"sigma_max": 40.0}, polynomial(8, sigma_max=40.0)),
+        ({"zero": False}, polynomial(8, zero=False)),
+        ({"steps": 3, "schedule": "polynomial:rho=3"}, polynomial(3, rho=3)),
+    ],
+)
+def test_the_grid_is_the_one_that_was_asked_for(tmp_path, change, grid):
+    config = dataclasses.replace(SMALL, **change)
+    told = record(generate(config, tmp_path / "run"))
+    assert told["results"]["sigmas"] == grid.tolist()
+
+
+def test_one_step_is_enough_to_run_and_to_watch(tmp_path):
+    folder = generate(dataclasses.replace(SMALL, steps=1), tmp_path / "run")
+    assert record(folder)["network"]["evaluations"] == 22
+
+
+def test_a_card_that_fits_is_used_and_another_solver_says_so_and_recalibrates(tmp_path):
+    from fanal.hallucination import calibrate
+    from fanal.nets import load_model
+
+    path = tmp_path / "model"
+    tiny(path, shape=(3,))
+    grid = polynomial(8)
+    found = calibrate(
+        load_model(path), grid, Euler(), "variance", last_window(grid), solver_name="euler", count=16, flag=0.5
+    )
+    tiny(path, shape=(3,), card={"calibration": found.to_dict(), "flag": 0.5})
+    config = dataclasses.replace(SMALL, model=str(path), guard=("redo",))
+    told = []
+    used = record(generate(config, tmp_path / "a", say=told.append))
+    assert used["results"]["calibration"] == {**found.to_dict(), "window": list(found.window), "sigmas": grid.tolist()}
+    assert used["network"]["calibration"] == found.evaluations
+    assert told == []
+    for k, change in enumerate(({"solver": "heun"}, {"steps": 9}, {"flag": 0.2}, {"sigma_max": 70.0})):
+        told = []
+        again = record(generate(dataclasses.replace(config, **change), tmp_path / f"b{k}", say=told.append))
+        assert again["results"]["calibration"]["count"] == 256
+        assert again["results"]["calibration"]["flag"] == change.get("flag", 0.5)
+        assert ["calibrating on other seeds" in line for line in told] == [True]
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {"data": ["hands32"]},
+        {"flag": "0.5"},
+        {"flag": 35},
+        {"repair": "rm"},
+        {"repair": {"redo": 3}},
+        {"repair": {"redo": {"kappa": "x"}}},
+        {"repair": {"redo": {"window": [1]}}},
+        {"calibration": {"detector": "variance"}},
+        {"calibration": 3},
+    ],
+)
+def test_a_hostile_card_is_refused(tmp_path, card):
+    tiny(tmp_path / "model", card=card)
+    config = dataclasses.replace(SMALL, model=str(tmp_path / "model"), guard=("redo",))
+    with pytest.raises(FanalError, match="card"):
+        generate(config, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"count": 0}, "count must be in"),
+        ({"count": 1_000_001}, "count must be in"),
+        ({"block": 0}, "at least 1"),
+        ({"threads": 0}, "at least 1"),
+        ({"seed": -1}, "seed must be in"),
+        ({"guard": ("rods",)}, "unknown guard 'rods'"),
+        ({"guard": ("redo", "redo")}, "each guard can be given once"),
+        ({"flag": 1.0}, "strictly between 0 and 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change, words):
+    with pytest.raises(FanalError, match=words):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_threads_are_set_for_the_run_and_put_back(tmp_path, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(
+        generation, "_work", lambda *a, work=generation._work: seen.append(torch.get_num_threads()) or work(*a)
+    )
+    told = record(generate(dataclasses.replace(SMALL, threads=before + 1), tmp_path / "run"))
+    assert set(seen) == {before + 1}
+    assert told["threads"] == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_nan_names_the_step_the_sigma_and_the_seed(tmp_path):
+    config = dataclasses.replace(SMALL, model="python:toys:nan")
+    grid = polynomial(8)
+    step = next(i for i, sigma in enumerate(grid.tolist()) if sigma < 1)
+    with pytest.raises(NonFiniteError) as caught:
+        generate(config, tmp_path / "run")
+    assert f"step {step} of 8" in str(caught.value)
+    assert f"sigma {float(grid[step]):.6g}" in str(caught.value)
+    assert "[2000001]" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def wait_for_blocks(out, run, count=2):
+    """Wait until a process has stored some blocks, and is still at work."""
+    deadline = time.monotonic() + 120
+    while len(list(part_of(out).glob("block-*.safetensors"))) < count:
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+COMMAND = ("sample", "python:toys:logged", "--steps", 6, "--count", 40, "--block", 4, "--solver", "churn")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What COMMAND gives when nobody disturbs it, in a process of its own."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run = process(*COMMAND, "--out", out, env=environment())
+    told, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert f"report: {out / 'report.html'}" in told
+    return samples(out)
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_command_goes_on_to_the_same_bits(tmp_path, uninterrupted, kill):
+    out = tmp_path / "run"
+    run = process(
+        *COMMAND,
+        "--out",
+        out,
+        env=environment(FANAL_TEST_SLEEP="0.02"),
+        # A parent in the background hands down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        wait_for_blocks(out, run)
+        run.send_signal(kill)
+        _, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert not out.exists()
+    if kill == signal.SIGINT:
+        assert run.returncode == 130
+        assert errors.strip() == "stopped; run the same command again to go on"
+    else:
+        assert run.returncode == -signal.SIGKILL
+    stored = len(list(part_of(out).glob("block-*.safetensors")))
+    assert 2 <= stored < 10
+    shutil.copytree(part_of(out), part_of(tmp_path / "other"))
+    assert refused(fanal(*COMMAND, "--steps", 7, "--out", tmp_path / "other"), "steps: 6 there, 7 here")
+    again = fanal(*COMMAND, "--out", out)
+    assert again.exit_code == 0, again.output
+    assert f"resuming: {stored} blocks are there already" in again.stdout
+    assert same(samples(out), uninterrupted)
+    assert not part_of(out).exists()
+    assert record(out)["network"]["evaluations"] == float(samples(out)["evaluations"].sum())
+
+
+def limited(size):
+    """Forbid a process files larger than this, as a disk that fills up would."""
+    import resource
+
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize(("size", "left"), [(10_000, []), (1_000_000, [".run.part"])])
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(tmp_path, size, left):
+    # The first limit stops the first block, the second the page, when all blocks are there.
+    out = tmp_path / "run"
+    words = ("sample", "mixture:grid2", "--steps", 4, "--count", 3000, "--block", 1500, "--out", out)
+    run = subprocess.run(
+        [*script(), *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        preexec_fn=limited(size),
+        timeout=120,
+    )
+    assert run.returncode == 2, run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert "cannot write" in run.stderr
+    assert "free some space" in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == left
+    if left:
+        names = {path.name for path in part_of(out).iterdir()}
+        assert names == {"run.json", "block-000000.safetensors", "block-000001.safetensors", *WRITTEN}
+        again = fanal(*words)
+        assert again.exit_code == 0, again.output
+        assert "resuming: 2 blocks" in again.stdout
+        assert sorted(path.name for path in out.iterdir()) == sorted(["report.html", "run.json", *WRITTEN])
+
+
+WRITTEN = ("samples.png", "samples.safetensors")
+
+
+def test_the_toy_that_counts_is_the_closed_form():
+    x = noise((2,), range(5), 3.0)
+    sigma = torch.tensor(3.0, dtype=torch.float64)
+    assert torch.equal(logged()(x, sigma), library.load("mixture:grid2")(x, sigma))
+    assert not torch.equal(blurred()(x, sigma), library.load("mixture:grid2")(x, sigma))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_with_guards_works_on_an_accelerator(tmp_path):
+    tiny(tmp_path / "model")
+    config = dataclasses.replace(SMALL, model=str(tmp_path / "model"), guard=("redo", "renoise"), trajectory=True)
+    here = samples(generate(config, tmp_path / "cpu"))
+    there = samples(generate(dataclasses.replace(config, device="cuda"), tmp_path / "gpu"))
+    assert torch.allclose(here["before"], there["before"], atol=1e-2)
+    assert there["risk"].dtype == torch.float64

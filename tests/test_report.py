@@ -1,0 +1,265 @@
+"""The page of a run: it opens offline in a real browser, and says what the record says."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+
+import pytest
+import torch
+
+from fanal.errors import FanalError
+from fanal.files import read_json, write_json
+from fanal.generation import SampleConfig, generate
+from fanal.hallucination import calibrate
+from fanal.hallucination.detectors import last_window
+from fanal.nets import load_model
+from fanal.report import headline, table, write_report
+from fanal.schedules import polynomial
+from fanal.solvers import Euler
+from toys import fanal, record, samples, tiny
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def hands(tmp_path_factory):
+    """A small run on images, judged, flagged, repaired twice, with trajectories."""
+    place = tmp_path_factory.mktemp("report")
+    grid = polynomial(10)
+    tiny(place / "model", shape=(1, 32, 32))
+    found = calibrate(
+        load_model(place / "model"), grid, Euler(), "variance", last_window(grid), solver_name="euler", count=16
+    )
+    tiny(place / "model", shape=(1, 32, 32), card={"data": "hands32", "calibration": found.to_dict(), "flag": 0.35})
+    config = SampleConfig(
+        str(place / "model"), steps=10, count=COUNT, block=6, guard=("redo", "renoise"), trajectory=True
+    )
+    folder = generate(config, place / "run")
+    assert 0 < record(folder)["results"]["flagged"] < COUNT
+    return folder
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    """A small run on points of the plane."""
+    config = SampleConfig("mixture:grid2", steps=10, count=150, block=75, guard=("redo",), trajectory=True)
+    return generate(config, tmp_path_factory.mktemp("points") / "run")
+
+
+@pytest.fixture(scope="module")
+def unjudged(tmp_path_factory):
+    """A run without guard or verifier."""
+    place = tmp_path_factory.mktemp("unjudged")
+    tiny(place / "model")
+    return generate(SampleConfig(str(place / "model"), steps=6, count=5, trajectory=True), place / "run")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium, cut off from the network."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as api:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        found = api.chromium.launch(executable_path=path, args=flags)
+        yield found
+        found.close()
+
+
+class Visit:
+    """A page as the browser saw it: its complaints and its requests."""
+
+    def __init__(self, browser, path):
+        self.complaints, self.requests = [], []
+        self.page = browser.new_page()
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.complaints.append(request.url[:80]))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.absolute().as_uri(), wait_until="load")
+        self.page.wait_for_selector("#risk-histogram .main-svg")
+
+    def count(self, selector):
+        return self.page.locator(selector).count()
+
+
+def visited(browser, folder):
+    visit = Visit(browser, folder / "report.html")
+    assert visit.complaints == []
+    assert visit.requests[0].startswith("file://")
+    assert all(url.startswith(("data:", "blob:")) for url in visit.requests[1:])
+    broken = visit.page.evaluate("[...document.images].filter(i => !i.complete || i.naturalWidth === 0).length")
+    assert broken == 0
+    return visit
+
+
+@pytest.mark.browser
+def test_the_page_opens_without_a_complaint_and_without_a_network(browser, hands):
+    visit, told, found = visited(browser, hands), record(hands), samples(hands)
+    assert visit.count("table tbody tr") == 3
+    assert visit.count("table thead th") == len(table(told["results"])[0])
+    assert visit.count("figure") == 3 * COUNT
+    assert visit.count("figure.flagged") == 3 * told["results"]["flagged"]
+    wrong = sum(int((found[name] != 0).sum()) for name in ("verdict", "verdict.redo", "verdict.renoise"))
+    assert visit.count("figcaption.bad") == wrong
+    assert visit.count("figcaption.good") == 3 * COUNT - wrong
+    assert visit.page.evaluate("document.images.length") == 3 * COUNT + 2 * visit.count(".strip")
+    assert visit.count(".strip") >= 1
+    lines = visit.page.evaluate("document.getElementById('risk-lines').data.length")
+    assert lines == COUNT
+    assert visit.count("#risk-lines .scatterlayer .trace path.js-line") == COUNT
+    assert visit.count("#risk-histogram .bars path") >= 1
+    visit.page.close()
+
+
+@pytest.mark.browser
+def test_pages_of_points_and_of_unjudged_runs_open_too(browser, points, unjudged):
+    visit = visited(browser, points)
+    assert visit.count("table tbody tr") == 2
+    assert visit.page.evaluate("document.images.length") == 2
+    assert visit.count("figure") == 0
+    assert "The first" not in visit.page.inner_text("body")  # every point is drawn
+    visit.page.close()
+    visit = visited(browser, unjudged)
+    assert visit.count("table tbody tr") == 1
+    assert visit.count("figure") == 5
+    assert visit.count("figure.flagged") == visit.count("figcaption") == 0
+    assert "the run had no guard" in visit.page.inner_text("body")
+    visit.page.close()
+
+
+@pytest.mark.browser
+def test_the_curves_are_the_risks(browser, hands):
+    visit = Visit(browser, hands / "report.html")
+    drawn = visit.page.evaluate("document.getElementById('risk-lines').data.map(t => Array.from(t.y))")
+    found = samples(hands)
+    wrong = found["verdict"] != 0
+    order = torch.cat([(~wrong).nonzero().flatten(), wrong.nonzero().flatten()])
+    assert torch.allclose(torch.tensor(drawn, dtype=torch.float64), found["per_step"][order], rtol=1e-12)
+    threshold = record(hands)["results"]["calibration"]["threshold"]
+    assert visit.page.evaluate("document.getElementById('risk-lines').layout.shapes[0].y0") == threshold
+    visit.page.close()
+
+
+def text_of(folder):
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    body = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)
+    return html.unescape(re.sub(r"<[^>]+>", " ", body))
+
+
+def test_the_words_are_those_of_the_terminal(hands, points, unjudged):
+    for folder in (hands, points, unjudged):
+        told, text = record(folder), text_of(folder)
+        for line in headline(told):
+            assert line in text
+        for row in table(told["results"])[1]:
+            for cell in row:
+                assert cell in text
+
+
+def test_the_headline_counts_what_the_tensors_say(hands):
+    found, lines = samples(hands), "\n".join(headline(record(hands)))
+    assert f"{int((found['verdict'] != 0).sum())} of {COUNT} are wrong" in lines
+    assert f"flagged {int(found['flagged'].sum())}" in lines
+    for name, words in (("redo", "lower temperature"), ("renoise", "re-noise loop")):
+        assert re.search(rf"{words}: {int((found[f'verdict.{name}'] != 0).sum())} wrong", lines)
+
+
+def test_the_table_has_every_figure_with_its_error():
+    results = {
+        "verdicts": ["ok", "bad"],
+        "table": [
+            {
+                "name": "plain",
+                "wrong": {"value": 0.25, "se": 0.05, "n": 64},
+                "spread": {"value": 0.9, "se": 0.01, "n": 64},
+                "evaluations": {"value": 40.0, "se": 0.0, "n": 64},
+                "seconds": {"value": 0.0301, "se": None, "n": 1},
+            },
+            {
+                "name": "redo",
+                "wrong": {"value": 0.125, "se": 0.04, "n": 64},
+                "corrected": {"value": None, "se": None, "n": 0},
+                "newly_wrong": {"value": 0.0, "se": 0.02, "n": 64},
+                "spread": {"value": 0.85, "se": 0.01, "n": 64},
+                "evaluations": {"value": 54.2, "se": 2.4, "n": 64},
+                "seconds": {"value": 0.05, "se": 0.001, "n": 2},
+            },
+        ],
+    }
+    head, rows = table(results)
+    assert head == ["method", "wrong", "corrected", "newly wrong", "spread", "calls per sample", "seconds per sample"]
+    assert rows[0] == ["plain", "25.0 ± 5.0 %", "–", "–", "0.90 ± 0.01", "40.0 ± 0.0", "0.030"]
+    assert rows[1][1:] == ["12.5 ± 4.0 %", "–", "0.0 ± 2.0 %", "0.85 ± 0.01", "54.2 ± 2.4", "0.050 ± 0.001"]
+
+
+def test_the_strips_show_one_good_and_one_bad_sample(hands, points):
+    found, text = samples(hands), text_of(hands)
+    wrong = found["verdict"] != 0
+    first = record(hands)["seeds"]["first"]
+    for mask, word, best in ((wrong, "wrong", torch.argmax), (~wrong, "good", torch.argmin)):
+        rows = mask.nonzero().flatten()
+        if len(rows):
+            assert re.search(rf"{word}, [a-z ]+: seed {first + int(rows[best(found['risk'][rows])])}, risk", text)
+        else:
+            assert f"{word}," not in text
+    assert "How they came about" not in text_of(points)
+
+
+def test_a_hostile_name_stays_a_name(tmp_path, hands):
+    folder = tmp_path / "run"
+    shutil.copytree(hands, folder)
+    told, evil = read_json(folder / "run.json"), "<script>alert('x')</script><img src=http://evil.example/x.png>"
+    told["config"]["model"] = told["command"] = told["versions"]["torch"] = evil
+    told["results"]["verdicts"] = [evil for _ in told["results"]["verdicts"]]
+    write_json(folder / "run.json", told)
+    write_report(folder)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "<img src=http" not in page
+    assert html.escape(evil) in page or "&lt;script&gt;alert" in page
+
+
+def test_the_report_command_writes_the_page_again(tmp_path, hands):
+    folder = tmp_path / "run"
+    shutil.copytree(hands, folder)
+    before = (folder / "report.html").read_text(encoding="utf-8")
+    (folder / "report.html").unlink()
+    result = fanal("report", folder)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == f"report: {folder / 'report.html'}"
+
+    def without_names(text):
+        return re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+
+    assert without_names((folder / "report.html").read_text(encoding="utf-8")) == without_names(before)
+
+
+@pytest.mark.parametrize("lost", ["run.json", "samples.safetensors", "sigmas"])
+def test_a_run_with_something_missing_is_refused_and_its_page_stays(tmp_path, hands, lost):
+    folder = tmp_path / "run"
+    shutil.copytree(hands, folder)
+    if lost == "sigmas":
+        told = read_json(folder / "run.json")
+        del told["results"]["sigmas"]
+        write_json(folder / "run.json", told)
+    else:
+        (folder / lost).unlink()
+    page = (folder / "report.html").read_bytes()
+    with pytest.raises(FanalError):
+        write_report(folder)
+    assert (folder / "report.html").read_bytes() == page
+
+
+def test_a_calibration_without_an_error_of_its_auc_can_be_told(tmp_path, points):
+    folder = tmp_path / "run"
+    shutil.copytree(points, folder)
+    told = read_json(folder / "run.json")
+    told["results"]["calibration"] |= {"auc": 0.75, "auc_se": None}
+    write_json(folder / "run.json", told)
+    write_report(folder)
+    assert "on those samples its AUC was 0.750." in re.sub(r"\s+", " ", text_of(folder))
