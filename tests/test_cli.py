@@ -214,7 +214,8 @@ def test_a_trained_model_can_be_sampled_at_once(tmp_path):
     assert about["recipe"]["iterations"] == 5
     assert about["calibration"]["count"] == about["hallucination"]["n"] == 16
     assert fanal("sample", "m", "--count", 4, "--guard", "redo", "--out", "r").exit_code == 0
-    assert record(tmp_path / "r")["network"]["calibration"] == about["calibration"]["evaluations"]
+    assert record(tmp_path / "r")["results"]["calibration"]["threshold"] == about["calibration"]["threshold"]
+    assert record(tmp_path / "r")["network"]["calibration"] == 0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from fanal import generation
 from fanal.errors import FanalError, NonFiniteError
 from fanal.generation import SampleConfig, generate
 from fanal.hallucination import LastSlope, Redo, Renoise, Variance, watch
+from fanal.hallucination.calibration import HINTS
 from fanal.hallucination.detectors import last_window
 from fanal.schedules import polynomial
 from fanal.seeding import noise
@@ -72,8 +73,7 @@ def test_a_run_is_the_library_calls_it_stands_for(tmp_path):
     x = library.sample(library.load("mixture:grid2"), noise((2,), seeds, 80.0), grid, Euler(), seeds)
     found = samples(folder)
     assert torch.equal(found["x"], x)
-    eye = Variance(last_window(grid))
-    risk = watch(library.load("mixture:grid2"), noise((2,), seeds, 80.0), grid, Euler(), eye, seeds).risk
+    risk = watch(library.load("mixture:grid2"), noise((2,), seeds, 80.0), grid, Euler(), LastSlope(), seeds).risk
     assert torch.equal(found["risk"], risk)
     assert torch.equal(found["verdict"], library.datasets.DATASETS["grid2"].verify(x))
     told = record(folder)
@@ -90,18 +90,50 @@ def test_repairs_are_the_library_calls_they_stand_for(tmp_path):
     folder = generate(config, tmp_path / "run")
     found, told = samples(folder), record(folder)["results"]
     seeds, grid, model = config.seeds(), polynomial(8), library.load("mixture:grid2")
-    x, eye = noise((2,), seeds, 80.0), Variance(tuple(told["calibration"]["window"]))
+    x, eye = noise((2,), seeds, 80.0), LastSlope()
+    assert told["calibration"]["detector"] == "last_slope"
+    assert told["repairs"]["redo"]["kappa"] == HINTS["grid2"]["repair"]["redo"]["kappa"]
     first = watch(model, x, grid, Euler(), eye, seeds)
     threshold = told["calibration"]["threshold"]
     assert torch.equal(found["before"], first.x)
     assert torch.equal(found["flagged"].bool(), first.risk > threshold)
     assert told["flagged"] == int((first.risk > threshold).sum()) > 0
-    redone = Redo().repair(model, x, grid, Euler(), eye, seeds, first, threshold)
-    again = Renoise().repair(model, x, grid, Euler(), eye, seeds, first, threshold)
+    redone = Redo(0.1, (0.1, 4.0)).repair(model, x, grid, Euler(), eye, seeds, first, threshold)
+    again = Renoise(1.5, 4).repair(model, x, grid, Euler(), eye, seeds, first, threshold)
     assert torch.equal(found["x"], redone.x)
     assert torch.equal(found["x.renoise"], again.x)
     assert torch.equal(found["rounds.renoise"], again.rounds)
     assert torch.equal(found["evaluations.redo"], redone.evaluations)
+
+
+def test_a_model_without_a_card_is_watched_by_the_variance_over_the_last_part(tmp_path):
+    config = dataclasses.replace(SMALL, model="python:toys:logged", block=22)
+    seeds, grid = config.seeds(), polynomial(8)
+    eye = Variance(last_window(grid))
+    wanted = watch(logged(), noise((2,), seeds, 80.0), grid, Euler(), eye, seeds)
+    found = samples(generate(config, tmp_path / "run"))
+    assert torch.equal(found["risk"], wanted.risk)
+    assert torch.equal(found["per_step"], wanted.per_step.T)
+    assert "verdict" not in found
+
+
+def test_the_table_counts_what_the_verdicts_say(tmp_path):
+    config = dataclasses.replace(SMALL, steps=5, count=60, guard=("redo",), flag=0.4)
+    folder = generate(config, tmp_path / "run")
+    found, rows = samples(folder), {row["name"]: row for row in record(folder)["results"]["table"]}
+    before, after = found["verdict"] != 0, found["verdict.redo"] != 0
+    assert int((before & ~after).sum()) > 0
+    assert int((after & ~before).sum()) > 0  # or the shares below could not be told apart
+    assert rows["plain"]["wrong"]["value"] == float(before.double().mean())
+    assert rows["redo"]["wrong"]["value"] == float(after.double().mean())
+    assert rows["redo"]["corrected"]["value"] == int((before & ~after).sum()) / int(before.sum())
+    assert rows["redo"]["corrected"]["n"] == int(before.sum())
+    assert rows["redo"]["newly_wrong"]["value"] == int((after & ~before).sum()) / 60
+    assert rows["redo"]["evaluations"]["value"] == pytest.approx(float(found["evaluations.redo"].mean()))
+    real = library.datasets.DATASETS["grid2"].data("held out", 1000).x
+    assert rows["redo"]["spread"]["value"] == library.metrics.spread(found["x"], real).value
+    assert rows["plain"]["spread"]["value"] == library.metrics.spread(found["before"], real).value
+    assert rows["redo"]["seconds"]["value"] > rows["plain"]["seconds"]["value"] > 0
 
 
 def test_the_order_of_guards_says_which_gives_the_samples(tmp_path):
@@ -331,12 +363,13 @@ def test_a_card_that_fits_is_used_and_another_solver_says_so_and_recalibrates(tm
     told = []
     used = record(generate(config, tmp_path / "a", say=told.append))
     assert used["results"]["calibration"] == {**found.to_dict(), "window": list(found.window), "sigmas": grid.tolist()}
-    assert used["network"]["calibration"] == found.evaluations
+    assert used["network"]["calibration"] == 0  # paid for when the card was made
     assert told == []
     for k, change in enumerate(({"solver": "heun"}, {"steps": 9}, {"flag": 0.2}, {"sigma_max": 70.0})):
         told = []
         again = record(generate(dataclasses.replace(config, **change), tmp_path / f"b{k}", say=told.append))
         assert again["results"]["calibration"]["count"] == 256
+        assert again["network"]["calibration"] == again["results"]["calibration"]["evaluations"] > 0
         assert again["results"]["calibration"]["flag"] == change.get("flag", 0.5)
         assert ["calibrating on other seeds" in line for line in told] == [True]
 

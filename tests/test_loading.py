@@ -52,7 +52,7 @@ def test_the_grid_is_the_data_sets_grid():
     real = DATASETS["grid2"].data("held out", 4000).x
     assert (DATASETS["grid2"].verify(truth.draw(2000).float()) != 0).sum() <= 1
     assert (truth.nearest(real)[0] < 0.5).all()
-    assert card("mixture:grid2") == {"data": "grid2"}
+    assert card("mixture:grid2")["data"] == "grid2"
     assert card("mixture:ring8") == card("gaussian:tilted2") == {}
 
 

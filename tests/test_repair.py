@@ -237,6 +237,29 @@ def test_the_steps_of_two_rounds_and_of_the_first_pass_share_no_noise(solver):
         assert not torch.allclose(ends[a], ends[b])
 
 
+def test_the_loop_gives_every_round_the_noise_of_its_own_number():
+    rounds = []
+
+    class Listening:
+        """Euler that notes the rounds of the spans it crosses."""
+
+        def step(self, denoiser, x, span, memory=()):
+            rounds.append(span.round)
+            return Euler().step(denoiser, x, span, memory)
+
+    first = run(Listening())
+    assert set(rounds) == {0}
+    rounds.clear()
+    mend(Redo(), Listening(), first, median(first))
+    assert set(rounds) == {0}
+    rounds.clear()
+    eye = Scripted([5.0] * COUNT, [5.0] * COUNT, [5.0] * COUNT)
+    first = watch(blurred(), start(), GRID, Euler(), eye, SEEDS)
+    Renoise(1.5, 2).repair(blurred(), start(), GRID, Listening(), eye, SEEDS, first, 0.0)
+    tail = int((GRID <= 1.5).sum()) - 1
+    assert rounds == [1] * tail + [2] * tail
+
+
 def test_the_loop_mends_what_left_the_grid():
     # Blurred modes below the truth's: with a risk that knows the distance to a mode, trying again helps.
     # 300 seeds, about 36 % wrong at first; the loop's share is below a third of that, more than 8 standard errors.

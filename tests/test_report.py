@@ -165,7 +165,7 @@ def test_the_headline_counts_what_the_tensors_say(hands):
     found, lines = samples(hands), "\n".join(headline(record(hands)))
     assert f"{int((found['verdict'] != 0).sum())} of {COUNT} are wrong" in lines
     assert f"flagged {int(found['flagged'].sum())}" in lines
-    for name, words in (("redo", "lower temperature"), ("renoise", "re-noise loop")):
+    for name, words in (("redo", "lower temperature"), ("renoise", "fresh noise")):
         assert re.search(rf"{words}: {int((found[f'verdict.{name}'] != 0).sum())} wrong", lines)
 
 

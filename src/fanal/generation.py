@@ -250,6 +250,7 @@ def _rows(bench: _Bench, whole: dict[str, Tensor], notes: list[dict[str, Any]]) 
     """The table: one row for the plain run and one per repair."""
     real = bench.dataset.data("held out", 1000).x if bench.dataset else None
     before = whole["verdict"] != 0 if bench.dataset else None
+    verdicts = bench.dataset.verdicts if bench.dataset else ()
     rows = []
     for name in ("plain", *bench.repairs):
         tail = "" if name == "plain" else f".{name}"
@@ -261,6 +262,7 @@ def _rows(bench: _Bench, whole: dict[str, Tensor], notes: list[dict[str, Any]]) 
         if before is not None and real is not None:
             after = whole[f"verdict{tail}"] != 0
             row["wrong"] = _estimate(metrics.rate(after))
+            row["verdicts"] = torch.bincount(whole[f"verdict{tail}"], minlength=len(verdicts)).tolist()
             if tail:
                 row["corrected"] = _estimate(metrics.rate(~after[before]))
                 row["newly_wrong"] = _estimate(metrics.rate(after & ~before))
@@ -347,7 +349,7 @@ def generate(
             if run.resumed:
                 say(f"resuming: {run.resumed} blocks are there already")
             calibration = _calibration(run, bench, about, progress, say) if config.guard else None
-            from_card = calibration is not None and calibration.to_dict() == about.get("calibration")
+            from_card = "calibration" in about and calibration == Calibration.from_dict(about["calibration"])
             seeds, parts, notes = config.seeds(), [], []
             for i in progress(range(0, config.count, config.block), "sampling"):
                 some = seeds[i : i + config.block]

@@ -65,6 +65,12 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
+def kinds(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table of errors by kind: samples of each verdict, for each method."""
+    rows = [[NAMES.get(row["name"], row["name"]), *map(str, row["verdicts"])] for row in results["table"]]
+    return ["method", *results["verdicts"]], rows
+
+
 def headline(record: dict[str, Any]) -> list[str]:
     """Return what a run found, in a few plain sentences."""
     config, results = record["config"], record["results"]
@@ -209,12 +215,15 @@ def _render(folder: Path, record: dict[str, Any], samples: dict[str, Tensor]) ->
     source = (resources.files("fanal.report") / "page.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     head, rows = table(results)
+    kinds_head, kinds_rows = kinds(results) if "verdicts" in results else ([], [])
     return template.render(
         record=record,
         config=config,
         lines=headline(record),
         head=head,
         rows=rows,
+        kinds_head=kinds_head,
+        kinds_rows=kinds_rows,
         sheets=_sheets(samples, record),
         strips=_strips(folder, samples, record),
         lines_figure=figures.risk_lines(samples["per_step"], results["sigmas"], seeds, wrong, threshold),
