@@ -195,7 +195,7 @@ def test_redoing_the_flagged_hands_mends_some(hands):
     found = samples(hands)
     before, after = found["verdict"] != 0, found["verdict.redo"] != 0
     change = metrics.paired_rate(before, after)
-    assert change.value + 3 * change.se < 0
+    assert change.value + 2 * change.se < 0  # by chance once in 44
     untouched = ~found["flagged"].bool()
     assert torch.equal(found["x"][untouched], found["before"][untouched])
 
@@ -221,4 +221,4 @@ def test_fresh_samples_of_every_model_go_wrong_as_often_as_its_card_says(name, t
         assert agrees(metrics.auc(found["risk"], wrong), told)
     for repair in ("redo", "renoise"):
         change = metrics.paired_rate(wrong, found[f"verdict.{repair}"] != 0)
-        assert change.value + 3 * change.se < 0
+        assert change.value + 2 * change.se < 0  # by chance once in 44

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanal.denoiser import Counted, Denoiser, Model, Temperature, Wrapper, counter, expand, score, slope
+from fanal.denoiser import Counted, Denoiser, Model, Temperature, Wrapper, counters, evaluations, expand, score, slope
 from fanal.errors import FanalError
+from fanal.guidance import ClassifierFree
 from problems import gaussian, mixture, start
 
 ONE = torch.tensor(1.3, dtype=torch.float64)
@@ -38,13 +39,19 @@ def test_counted_counts_batches_and_samples():
     assert (D.calls, D.evaluations) == (2, 11)
 
 
-def test_counter_finds_the_count_inside():
-    inner = Counted(mixture())
+def test_counters_finds_every_count_inside_once():
+    inner, other = Counted(mixture()), Counted(mixture())
     outer = Temperature(inner, 0.1)
-    assert counter(outer) is inner
+    assert counters(outer) == [inner]
     outer(start(inner), ONE)
     assert inner.calls == 1
-    assert counter(mixture()).calls == 0
+    assert counters(mixture()) == []
+    guided = Temperature(ClassifierFree(inner, other, 2.0), 0.1)
+    assert counters(guided) == [inner, other]
+    assert counters(ClassifierFree(inner, inner, 2.0)) == [inner]
+    before = evaluations(guided)
+    guided(start(inner), ONE)
+    assert evaluations(guided) - before == 2 * len(start(inner))
 
 
 def test_wrappers_pass_the_model_through():

@@ -152,11 +152,15 @@ def test_watching_changes_no_sample_and_two_watches_do_not_disturb_each_other(na
 
 def test_the_last_slope_finds_what_left_the_grid():
     seeds, grid = range(600), polynomial(40)
-    outcome = watch(blurred(), noise((2,), seeds, 80.0), grid, Euler(), LastSlope(), seeds)
+
+    def network(x, sigma):  # an over-smoothed one, with small errors of its own at every sigma
+        return blurred()(x, sigma) + 0.04 * float(sigma) * torch.sin(40 * x)
+
+    outcome = watch(network, noise((2,), seeds, 80.0), grid, Euler(), LastSlope(), seeds)
     wrong = SETS["grid2"].verify(outcome.x) != 0
     assert 60 < int(wrong.sum()) < 400
     found = metrics.auc(outcome.risk, wrong)
-    assert found.value > 0.9
+    assert 0.9 < found.value < 1
     assert found.value - 5 * found.se > 0.5
 
 

@@ -21,9 +21,9 @@ from fanal.errors import FanalError, NonFiniteError
 from fanal.exact import Mixture
 from fanal.nets import MLPConfig, UNetConfig, load_model, read_card
 from fanal.objectives import LogNormal, Middle
-from fanal.optimization import draw
+from fanal.optimization import TrainingState, draw
 from fanal.recipes import RECIPES, Recipe
-from fanal.training import train
+from fanal.training import _Sitting, train
 
 MEANS = torch.tensor([[-1.0, 0.0], [1.0, 1.0], [1.0, -1.0]])
 TINY = Recipe(
@@ -88,7 +88,12 @@ def test_a_run_leaves_a_model_that_says_how_it_was_made(tmp_path):
     assert set(card["loss"]) == {"first_200", "last_200"}
     assert [entry["iteration"] for entry in log(tmp_path / "run")] == [20, 40, 60]
     assert log(tmp_path / "run")[-1]["held_out"] == card["held_out_loss"]
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["log.jsonl", "model.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "log.jsonl",
+        "model.json",
+        "model.safetensors",
+        "samples",
+    ]
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
@@ -153,7 +158,7 @@ spec = importlib.util.spec_from_file_location("test_training", {here!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 import dataclasses
-from fanal.training import train
+from fanal.training import _Sitting, train
 recipe = dataclasses.replace(module.TINY, iterations=400)
 print("ready", flush=True)
 train(recipe, Path(sys.argv[1]), dataset=module.Points(), checkpoint_every=3, validate_every=5)
@@ -194,7 +199,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     assert same(weights(tmp_path / "whole"), weights(folder))
     keys = ("iteration", "loss", "held_out")
     assert [[e[k] for k in keys] for e in log(folder)] == [[e[k] for k in keys] for e in log(tmp_path / "whole")]
-    assert sorted(p.name for p in folder.iterdir()) == ["log.jsonl", "model.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["log.jsonl", "model.json", "model.safetensors", "samples"]
 
 
 def _losses(folder):
@@ -362,3 +367,53 @@ def test_the_digits_recipe_learns_its_classes(tmp_path):
     x = 80.0 * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     answers = model(x[:1].expand(10, -1, -1, -1), torch.tensor(80.0), torch.arange(10))
     assert float(torch.pdist(answers.flatten(1)).min()) > 1.0
+
+
+def test_only_what_training_wrote_is_ever_removed(tmp_path):
+    recipe = dataclasses.replace(TINY, iterations=10)
+    folder = tmp_path / "run"
+    train(recipe, folder, dataset=Points())
+    for name in (".big.iso.part", "notes.txt", "samples/mine.png"):
+        (folder / name).write_text("mine")
+    train(recipe, folder, dataset=Points(), overwrite=True)
+    assert {p.name for p in folder.iterdir()} >= {".big.iso.part", "notes.txt", "model.json"}
+    assert (folder / "samples" / "mine.png").read_text() == "mine"
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "photo.png").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(FanalError, match="other files"):
+            train(TINY, tmp_path, dataset=Points(), overwrite=overwrite)
+    (tmp_path / "model.json").write_text('{"format": "another tool"}')
+    with pytest.raises(FanalError, match="fanal-model-1"):
+        train(TINY, tmp_path, dataset=Points(), overwrite=True)
+    assert (tmp_path / "photo.png").read_text() == "mine"
+
+
+def stopped(recipe, folder, dataset):
+    """Leave a checkpoint, as a stopped run does."""
+    sitting = _Sitting(TrainingState.start(recipe, dataset, None, torch.device("cpu")), folder)
+    folder.mkdir()
+    sitting.run.step()
+    sitting.checkpoint()
+
+
+def test_a_resumed_run_refuses_other_data(tmp_path):
+    class Doubled(Points):
+        def data(self, split="train", count=None, seed=0):
+            data = super().data(split, count, seed)
+            return dataclasses.replace(data, x=2 * data.x)
+
+    stopped(TINY, tmp_path / "run", Points())
+    with pytest.raises(FanalError, match="other samples"):
+        train(TINY, tmp_path / "run", dataset=Doubled())
+
+
+def test_overwrite_discards_an_unfinished_run(tmp_path):
+    stopped(TINY, tmp_path / "run", Points())
+    other = dataclasses.replace(TINY, iterations=12)
+    with pytest.raises(FanalError, match="overwrite"):
+        train(other, tmp_path / "run", dataset=Points())
+    train(other, tmp_path / "run", dataset=Points(), overwrite=True)
+    assert read_card(tmp_path / "run")["iterations"] == 12

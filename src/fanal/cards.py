@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fanal.hallucination.calibration import FLAG, HINTS, Calibration, calibrate
 from fanal.hallucination.detectors import DETECTORS, build, last_window
 from fanal.hallucination.repair import watch
 from fanal.nets import Preconditioned, load_model, read_card, save_model
+from fanal.runs import Progress, quiet
 from fanal.seeding import noise
 
 __all__ = ["REPORT_SEED", "evaluate_model", "wrong_of"]
@@ -28,12 +29,6 @@ REPORT_SEED = 2**41
 
 _SOLVER, _SCHEDULE, _STEPS = "euler", "polynomial", 40
 _BLOCK = 64
-
-Progress = Callable[[Iterable[int], str], Iterable[int]]
-
-
-def _quiet(items: Iterable[int], what: str) -> Iterable[int]:
-    return items
 
 
 def wrong_of(dataset: Dataset) -> Callable[[Tensor], Tensor] | None:
@@ -98,7 +93,7 @@ def _judge(model: Model, dataset: Dataset, chosen: Calibration, count: int, prog
     return figures
 
 
-def evaluate_model(folder: str | Path, *, count: int = 1024, progress: Progress = _quiet) -> dict[str, Any]:
+def evaluate_model(folder: str | Path, *, count: int = 1024, progress: Progress = quiet) -> dict[str, Any]:
     """Calibrate a model's detector on one set of seeds, judge the model on another, and write both into its card.
 
     The free detector with the highest AUC on the calibration seeds is kept; without a verifier it is the trajectory

@@ -28,7 +28,8 @@ __all__ = [
     "Model",
     "Temperature",
     "Wrapper",
-    "counter",
+    "counters",
+    "evaluations",
     "expand",
     "score",
     "slope",
@@ -94,6 +95,10 @@ class Wrapper:
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
 
+    def parts(self) -> tuple[Denoiser, ...]:
+        """Return the denoisers that this one asks."""
+        return (self.denoiser,)
+
     def _model(self) -> Model:
         if not isinstance(self.denoiser, Model):
             # an AttributeError, so that hasattr and isinstance(…, Model) answer no instead of failing
@@ -134,14 +139,18 @@ class Counted(Wrapper):
         return self.denoiser(x, sigma) if labels is None else cast(Conditional, self.denoiser)(x, sigma, labels)
 
 
-def counter(denoiser: Denoiser) -> Counted:
-    """Return the `Counted` inside a chain of wrappers, or wrap the whole denoiser where there is none."""
-    inner = denoiser
-    while isinstance(inner, Wrapper):
-        if isinstance(inner, Counted):
-            return inner
-        inner = inner.denoiser
-    return Counted(denoiser)
+def counters(denoiser: Denoiser) -> list[Counted]:
+    """Return every `Counted` inside a chain of wrappers, each once."""
+    if isinstance(denoiser, Counted):
+        return [denoiser]
+    inner = denoiser.parts() if isinstance(denoiser, Wrapper) else ()
+    found = [count for part in inner for count in counters(part)]
+    return list({id(count): count for count in found}.values())
+
+
+def evaluations(denoiser: Denoiser) -> int:
+    """Return how many samples the networks inside a chain of wrappers were asked for so far."""
+    return sum(count.evaluations for count in counters(denoiser))
 
 
 class Labelled(Wrapper):
@@ -189,5 +198,5 @@ class Temperature(Wrapper):
         """Return `D − κ·(x − D)` inside the window and D outside."""
         denoised = self.denoiser(x, sigma)
         inside = (sigma >= self.window[0]) & (sigma <= self.window[1])
-        kappa = self.kappa * inside.to(x.dtype)
+        kappa = self.kappa * inside.to(x.device if sigma.ndim else "cpu", x.dtype)
         return denoised - expand(kappa, x) * (x - denoised)

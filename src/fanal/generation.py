@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,33 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fanal import metrics, pictures
+from fanal import pictures
 from fanal.cards import wrong_of
 from fanal.config import build_schedule, build_solver
 from fanal.datasets import DATASETS, Dataset
-from fanal.denoiser import Model, counter
+from fanal.denoiser import Model, counters
 from fanal.errors import FanalError, unknown_name
 from fanal.files import read_json, write_atomically, write_json, write_tensors
 from fanal.hallucination import REPAIRS, Calibration, Outcome, Repair, calibrate, watch
 from fanal.hallucination.calibration import FLAG
 from fanal.hallucination.detectors import build as build_detector
 from fanal.hallucination.detectors import last_window
-from fanal.loading import card, load
-from fanal.runs import Run
+from fanal.loading import card, fingerprint, load
+from fanal.runs import Progress, Run, quiet
 from fanal.sampling import Solver
 from fanal.seeding import noise
+from fanal.summary import summarize
 from fanal.trajectory import Trajectory
 
 __all__ = ["SEED_STRIDE", "SampleConfig", "generate"]
 
 SEED_STRIDE = 1_000_000
 """`--seed k` gives sample b the seed k·SEED_STRIDE + b, so that runs with different seeds share no noise."""
-
-Progress = Callable[[Iterable[int], str], Iterable[int]]
-
-
-def _quiet(items: Iterable[int], what: str) -> Iterable[int]:
-    return items
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class _Bench:
+class _Setup:
     """Everything a block needs, built once."""
 
     config: SampleConfig
@@ -138,7 +134,7 @@ def _check_card(about: dict[str, Any], model: str) -> None:
         raise FanalError(f"the card of {model} has an unreadable data, flag or repair entry: fetch or train it again")
 
 
-def _prepare(config: SampleConfig) -> tuple[_Bench, dict[str, Any]]:
+def _prepare(config: SampleConfig) -> tuple[_Setup, dict[str, Any]]:
     model = load(config.model, labels=config.label, guidance=config.guidance, device=config.device)
     about = card(config.model)
     sigmas = build_schedule(
@@ -150,82 +146,89 @@ def _prepare(config: SampleConfig) -> tuple[_Bench, dict[str, Any]]:
     )
     _check_card(about, config.model)
     judged = DATASETS.get(about.get("data", ""))
-    dataset = judged if judged is not None and judged.verdicts else None
+    fits = judged is not None and judged.verdicts and judged.shape == tuple(model.shape)
+    dataset = judged if fits else None
     hints = about.get("repair", {})  # the data's scale, where the defaults do not fit
     repairs: dict[str, Repair] = {}
     for name in config.guard:
         known = {field.name for field in dataclasses.fields(REPAIRS[name])}
         own = {k: tuple(v) if isinstance(v, list) else v for k, v in hints.get(name, {}).items() if k in known}
-        repairs[name] = REPAIRS[name](**own)
+        try:
+            repairs[name] = REPAIRS[name](**own)
+        except (TypeError, FanalError) as error:
+            raise FanalError(f"the card of {config.model} asks for an impossible repair: {error}") from error
     known = about["calibration"] if isinstance(about.get("calibration"), dict) else about
     detector = known.get("detector", "variance")
-    return _Bench(config, model, build_solver(config.solver), sigmas, dataset, repairs, detector), about
+    return _Setup(config, model, build_solver(config.solver), sigmas, dataset, repairs, detector), about
 
 
 def _calibration(
-    run: Run, bench: _Bench, about: dict[str, Any], progress: Progress, say: Callable[[str], None]
+    run: Run, setup: _Setup, about: dict[str, Any], progress: Progress, say: Callable[[str], None]
 ) -> Calibration:
     """The card's calibration where it fits, the run's own where it was begun, else a new one on other seeds."""
-    config, path = bench.config, run.path("calibration.json")
+    config, path = setup.config, run.path("calibration.json")
     if path.is_file():
         return Calibration.from_dict(read_json(path))
     found = Calibration.from_dict(about["calibration"]) if "calibration" in about else None
     flag = config.flag or about.get("flag", FLAG)
     same = config.label is None and found is not None and found.flag == flag
-    if found is not None and same and found.fits(config.solver, bench.sigmas):
+    if found is not None and same and found.fits(config.solver, setup.sigmas):
         result = found
     else:
         if found is not None:
             say("the card's calibration is for another solver, grid, label or share: calibrating on other seeds")
-        detector = _free(bench.sigmas, found.detector if found else bench.detector)
+        detector = _free(setup.sigmas, found.detector if found else setup.detector)
         result = calibrate(
-            bench.model,
-            bench.sigmas,
-            bench.solver,
+            setup.model,
+            setup.sigmas,
+            setup.solver,
             detector,
-            last_window(bench.sigmas),
+            last_window(setup.sigmas),
             solver_name=config.solver,
             flag=flag,
             device=config.device,
-            verify=wrong_of(bench.dataset) if bench.dataset else None,
+            verify=wrong_of(setup.dataset) if setup.dataset else None,
             progress=lambda items: progress(items, "calibrating"),
         )
     write_json(path, result.to_dict())
     return result
 
 
-def _judge(bench: _Bench, tensors: dict[str, Tensor], name: str, x: Tensor) -> None:
-    if bench.dataset is not None:
-        tensors[name] = bench.dataset.verify(x.float().cpu())
+def _judge(setup: _Setup, tensors: dict[str, Tensor], name: str, x: Tensor) -> None:
+    if setup.dataset is not None:
+        tensors[name] = setup.dataset.verify(x.float().cpu())
 
 
-def _work(bench: _Bench, seeds: range, calibration: Calibration | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _work(setup: _Setup, seeds: range, calibration: Calibration | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Compute one block: its tensors by name, and the seconds each stage took."""
-    config = bench.config
-    free = build_detector(_free(bench.sigmas, bench.detector), last_window(bench.sigmas))
+    config = setup.config
+    free = build_detector(_free(setup.sigmas, setup.detector), last_window(setup.sigmas))
     detector = calibration.build() if calibration else free
-    x = noise(bench.model.shape, seeds, float(bench.sigmas[0]), device=config.device)
-    count = counter(bench.model)
-    calls, evaluations = count.calls, count.evaluations
+    x = noise(setup.model.shape, seeds, float(setup.sigmas[0]), device=config.device)
+    counts = counters(setup.model)
+    before = sum(c.calls for c in counts), sum(c.evaluations for c in counts)
     begin = time.perf_counter()
-    first = watch(bench.model, x, bench.sigmas, bench.solver, detector, seeds, record=config.trajectory)
+    first = watch(setup.model, x, setup.sigmas, setup.solver, detector, seeds, record=config.trajectory)
     seconds = {"plain": time.perf_counter() - begin}
     tensors = {"x": first.x, "risk": first.risk, "per_step": first.per_step.T, "evaluations": first.evaluations}
-    _judge(bench, tensors, "verdict", first.x)
+    _judge(setup, tensors, "verdict", first.x)
     if first.trajectory is not None:
         tensors |= {"t.x": first.trajectory.x.transpose(0, 1), "t.denoised": first.trajectory.denoised.transpose(0, 1)}
     if calibration is not None:
         tensors["flagged"] = (first.risk > calibration.threshold).to(torch.uint8)
-        for name, repair in bench.repairs.items():
+        for name, repair in setup.repairs.items():
             begin = time.perf_counter()
             after: Outcome = repair.repair(
-                bench.model, x, bench.sigmas, bench.solver, detector, seeds, first, calibration.threshold
+                setup.model, x, setup.sigmas, setup.solver, detector, seeds, first, calibration.threshold
             )
             seconds[name] = seconds["plain"] + time.perf_counter() - begin
             tensors |= {f"x.{name}": after.x, f"risk.{name}": after.risk, f"evaluations.{name}": after.evaluations}
             tensors[f"rounds.{name}"] = after.rounds
-            _judge(bench, tensors, f"verdict.{name}", after.x)
-    spent = {"calls": count.calls - calls, "evaluations": count.evaluations - evaluations}
+            _judge(setup, tensors, f"verdict.{name}", after.x)
+    spent = {
+        "calls": sum(c.calls for c in counts) - before[0],
+        "evaluations": sum(c.evaluations for c in counts) - before[1],
+    }
     return tensors, {"seconds": seconds, "samples": len(seeds), **spent}
 
 
@@ -240,55 +243,22 @@ def _total(seconds: dict[str, float]) -> float:
     return plain + sum(value - plain for value in seconds.values())
 
 
-def _estimate(value: metrics.Estimate) -> dict[str, float | int | None]:
-    """An estimate as JSON, where NaN is null."""
-    fields = dataclasses.asdict(value)
-    return {k: None if v != v else v for k, v in fields.items()}
-
-
-def _rows(bench: _Bench, whole: dict[str, Tensor], notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The table: one row for the plain run and one per repair."""
-    real = bench.dataset.data("held out", 1000).x if bench.dataset else None
-    before = whole["verdict"] != 0 if bench.dataset else None
-    verdicts = bench.dataset.verdicts if bench.dataset else ()
-    rows = []
-    for name in ("plain", *bench.repairs):
-        tail = "" if name == "plain" else f".{name}"
-        row: dict[str, Any] = {
-            "name": name,
-            "evaluations": _estimate(metrics.mean(whole[f"evaluations{tail}"])),
-            "seconds": _estimate(metrics.mean(torch.tensor([n["seconds"][name] / n["samples"] for n in notes]))),
-        }
-        if before is not None and real is not None:
-            after = whole[f"verdict{tail}"] != 0
-            row["wrong"] = _estimate(metrics.rate(after))
-            row["verdicts"] = torch.bincount(whole[f"verdict{tail}"], minlength=len(verdicts)).tolist()
-            if tail:
-                row["corrected"] = _estimate(metrics.rate(~after[before]))
-                row["newly_wrong"] = _estimate(metrics.rate(after & ~before))
-            if len(after) >= 3:
-                row["spread"] = _estimate(metrics.spread(whole[f"x{tail}"], real))
-        rows.append(row)
-    return rows
-
-
 def _results(
-    bench: _Bench, whole: dict[str, Tensor], notes: list[dict[str, Any]], calibration: Calibration | None
+    setup: _Setup, whole: dict[str, Tensor], notes: list[dict[str, Any]], calibration: Calibration | None
 ) -> dict[str, Any]:
-    results: dict[str, Any] = {"table": _rows(bench, whole, notes), "sigmas": bench.sigmas.tolist()}
-    if bench.dataset is not None:
-        results["verdicts"] = list(bench.dataset.verdicts)
-        results["auc"] = _estimate(metrics.auc(whole["risk"], whole["verdict"] != 0))
+    methods = ["plain", *setup.repairs]
+    seconds = {name: torch.tensor([n["seconds"][name] / n["samples"] for n in notes]) for name in methods}
+    results = summarize(whole, seconds, methods, setup.dataset) | {"sigmas": setup.sigmas.tolist()}
     if calibration is not None:
         results["calibration"] = calibration.to_dict()
         results["flagged"] = int(whole["flagged"].sum())
-        results["repairs"] = {name: dataclasses.asdict(r) for name, r in bench.repairs.items()}  # pyright: ignore
+        results["repairs"] = {name: dataclasses.asdict(r) for name, r in setup.repairs.items()}  # pyright: ignore
     return results
 
 
-def _write(run: Run, bench: _Bench, whole: dict[str, Tensor]) -> None:
+def _write(run: Run, setup: _Setup, whole: dict[str, Tensor]) -> None:
     """Write the run's tensors and picture."""
-    config = bench.config
+    config = setup.config
     samples = {name: value for name, value in whole.items() if not name.startswith("t.")}
     if config.guard:
         first = config.guard[0]
@@ -298,16 +268,23 @@ def _write(run: Run, bench: _Bench, whole: dict[str, Tensor]) -> None:
     frames = None
     if "flagged" in samples:
         frames = [pictures.COLORS["flag"] if hit else None for hit in samples["flagged"].tolist()]
-    shown = slice(0, 400 if bench.model.shape != (2,) else None)
+    shown = slice(0, 400 if setup.model.shape != (2,) else None)
     sheet = pictures.grid(samples["x"][shown], frames=frames[shown] if frames else None)
     write_atomically(run.path("samples.png"), lambda part: sheet.save(part, "PNG"))
     if config.trajectory:
         meta = {"model": config.model, "solver": config.solver, "schedule": config.schedule}
         seeds = tuple(config.seeds())
         kept = Trajectory(
-            bench.sigmas, whole["t.x"].transpose(0, 1), whole["t.denoised"].transpose(0, 1), seeds=seeds, meta=meta
+            setup.sigmas, whole["t.x"].transpose(0, 1), whole["t.denoised"].transpose(0, 1), seeds=seeds, meta=meta
         )
         kept.save(run.path("trajectory.safetensors"))
+
+
+def _identity(config: SampleConfig) -> dict[str, str]:
+    """What decides the numbers beside the configuration: the model's content and the device."""
+    where = torch.device(config.device)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
+    return {"model": fingerprint(config.model), "device": name}
 
 
 def generate(
@@ -316,7 +293,7 @@ def generate(
     *,
     command: str = "sample",
     overwrite: bool = False,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Sample a model into a run folder, watching every trajectory; flag and repair where `config.guard` asks for it.
@@ -344,20 +321,20 @@ def generate(
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        bench, about = _prepare(config)
-        with Run(out, command, dataclasses.asdict(config), overwrite=overwrite) as run:
+        setup, about = _prepare(config)
+        with Run(out, command, dataclasses.asdict(config), identity=_identity(config), overwrite=overwrite) as run:
             if run.resumed:
                 say(f"resuming: {run.resumed} blocks are there already")
-            calibration = _calibration(run, bench, about, progress, say) if config.guard else None
+            calibration = _calibration(run, setup, about, progress, say) if config.guard else None
             from_card = "calibration" in about and calibration == Calibration.from_dict(about["calibration"])
             seeds, parts, notes = config.seeds(), [], []
             for i in progress(range(0, config.count, config.block), "sampling"):
                 some = seeds[i : i + config.block]
-                tensors, note = run.block(i // config.block, lambda: _work(bench, some, calibration))  # noqa: B023
+                tensors, note = run.block(i // config.block, lambda: _work(setup, some, calibration))  # noqa: B023
                 parts.append(tensors)
                 notes.append(note)
             whole = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
-            _write(run, bench, whole)
+            _write(run, setup, whole)
             record = {
                 "seeds": {"first": seeds.start, "count": config.count},
                 "network": {
@@ -366,7 +343,7 @@ def generate(
                     "calibration": 0 if calibration is None or from_card else calibration.evaluations,
                 },
                 "seconds": sum(_total(n["seconds"]) for n in notes),
-                "results": _results(bench, whole, notes, calibration),
+                "results": _results(setup, whole, notes, calibration),
             }
             run.describe(record)
             write_report(run.part)

@@ -24,6 +24,10 @@ class ClassifierFree(Wrapper):
         super().__init__(denoiser)
         self.unconditional, self.scale = unconditional, scale
 
+    def parts(self) -> tuple[Denoiser, ...]:
+        """Return both denoisers, so that calls of either are counted."""
+        return (self.denoiser, self.unconditional)
+
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
         """Return the guided prediction."""
         if self.scale == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from fanal.denoiser import Counted, Labelled, Model
 from fanal.errors import FanalError, unknown_name
 from fanal.guidance import ClassifierFree
 
-__all__ = ["card", "embedded", "load"]
+__all__ = ["card", "embedded", "fingerprint", "load"]
 
 
 def _models_folder() -> Path:
@@ -52,6 +53,21 @@ def card(spec: str) -> dict[str, Any]:
     from fanal.hallucination.calibration import HINTS
 
     return {"data": "grid2", **HINTS["grid2"]}  # the closed form over the data set of that name
+
+
+def fingerprint(spec: str) -> str:
+    """Return a hash of what a spec stands for now, so that a resumed run notices when it was replaced.
+
+    The model folder's description, which holds the hash of its weights, or the source file of a `python:` module;
+    closed forms are the package's own and have none.
+    """
+    folder = _folder_of(spec)
+    source: Path | None = folder / "model.json" if folder is not None else None
+    if spec.startswith("python:"):
+        module = sys.modules.get(spec.removeprefix("python:").rpartition(":")[0])
+        file = getattr(module, "__file__", None)
+        source = Path(file) if file else None
+    return hashlib.sha256(source.read_bytes()).hexdigest() if source is not None else ""
 
 
 def _grid2() -> Model:
@@ -103,11 +119,14 @@ def _function(target: str) -> Model:
         sys.path.insert(0, str(Path.cwd()))  # as python -m does: a module beside the user is found
     try:
         maker = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module is the user's: whatever stops its import is told in one line
         raise FanalError(f"cannot import {function} from {module}: {error}; is its folder on PYTHONPATH?") from error
     if not callable(maker):
         raise FanalError(f"{target} is no function that makes a denoiser: got {type(maker).__name__}")
-    model = maker()
+    try:
+        model = maker()
+    except Exception as error:
+        raise FanalError(f"{target}() failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, Model):
         raise FanalError(
             f"{target}() must return a callable D(x, sigma) with the attributes shape, sigma_min and sigma_max, "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["Estimate", "auc", "mean", "paired_rate", "rate", "spread"]
+__all__ = ["Estimate", "auc", "mean", "paired_rate", "rate", "spread", "std_ratio"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def auc(risk: Float[Tensor, " b"], wrong: Tensor) -> Estimate:
     """Return the area under the ROC curve of `risk` against `wrong`, with DeLong's standard error.
 
     The probability that a wrong sample has a higher risk than a right one, ties counting half (DeLong, DeLong &
-    Clarke-Pearson 1988). NaN where one of the two kinds is missing; with one sample of a kind its error is NaN.
+    Clarke-Pearson 1988). NaN where one of the two kinds is missing; with one sample of a kind, or with
+    perfect separation, its error is NaN.
     """
     data, mask = risk.double().numpy(), wrong.bool().numpy()
     high, low = data[mask], data[~mask]
@@ -87,7 +88,25 @@ def auc(risk: Float[Tensor, " b"], wrong: Tensor) -> Estimate:
     if min(len(high), len(low)) < 2:
         return Estimate(float(over.mean()), math.nan, len(data))
     variance = sum(np.var(part, ddof=1) / len(part) for part in (over, under))
-    return Estimate(float(over.mean()), math.sqrt(variance), len(data))
+    error = math.sqrt(variance) if variance > 0 else math.nan  # perfect separation says nothing about its error
+    return Estimate(float(over.mean()), error, len(data))
+
+
+def std_ratio(values: Tensor, real: Tensor) -> Estimate:
+    """Return the standard deviation of a figure relative to that of real data: below 1, variety was lost.
+
+    Its standard error is `ratio·sqrt((k − 1)/4n + (k_real − 1)/4n_real)`, k the kurtosis. NaN where the real figure
+    does not vary.
+    """
+    sides = [side.double() - side.double().mean() for side in (values, real)]
+    deviations = [float(side.square().mean().sqrt()) for side in sides]
+    if not all(deviations):
+        return Estimate(0.0 if deviations[1] else math.nan, math.nan, len(values))
+    parts = [
+        (float((side / std).pow(4).mean()) - 1) / (4 * len(side)) for side, std in zip(sides, deviations, strict=True)
+    ]
+    ratio = deviations[0] / deviations[1]
+    return Estimate(ratio, ratio * math.sqrt(max(sum(parts), 0.0)), len(values))
 
 
 def spread(x: Float[Tensor, "b *d"], real: Float[Tensor, "n *d"]) -> Estimate:

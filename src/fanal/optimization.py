@@ -25,7 +25,7 @@ from fanal.objectives import Batch, edm_weight
 from fanal.recipes import Recipe
 from fanal.seeding import noise
 
-__all__ = ["LEVELS", "Draw", "Run", "Score", "bind", "draw", "validate"]
+__all__ = ["LEVELS", "Draw", "Score", "TrainingState", "bind", "draw", "validate"]
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 20.0)  # the noise levels that validation reports
 
@@ -100,7 +100,7 @@ def validate(model: Preconditioned, data: Data, sigma: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class Run:
+class TrainingState:
     """A training run between two steps: everything that a checkpoint holds, and what it can be made again from."""
 
     recipe: Recipe
@@ -115,7 +115,7 @@ class Run:
     losses: list[float] = field(default_factory=list)
 
     @classmethod
-    def start(cls, recipe: Recipe, dataset: Dataset, score: Score | None, device: torch.device) -> Run:
+    def start(cls, recipe: Recipe, dataset: Dataset, score: Score | None, device: torch.device) -> TrainingState:
         """Make the data and the initial weights."""
         if recipe.conditional and not dataset.classes:
             raise FanalError(f"the recipe is conditional, but {dataset.name} has no classes: set conditional = false")
@@ -206,6 +206,11 @@ class Run:
         for name, tensor in self.tensors():
             tensor.copy_(stored[name])
         self.losses = stored["losses"].tolist()
+
+    def fingerprint(self) -> dict[str, float | int]:
+        """Describe the training samples, so that a resumed run notices when they have changed."""
+        crc = zlib.crc32(self.data.x.numpy().tobytes())
+        return {"count": len(self.data.x), "sigma_data": self.model.sigma_data, "crc": crc}
 
     def held_out_loss(self) -> dict[str, Any]:
         """Measure the averaged weights on held-out samples: at the recipe's noise levels, and at each of `LEVELS`."""

@@ -76,6 +76,7 @@ class Recipe:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _check_counts(self)
         _check_numbers(self)
         if self.objective not in OBJECTIVES:
@@ -138,7 +139,7 @@ class Recipe:
 def _noise_levels(description: dict[str, Any]) -> NoiseLevels:
     fields = dict(description)
     name = fields.pop("name", None)
-    if name not in NOISE_LEVELS:
+    if not isinstance(name, str) or name not in NOISE_LEVELS:
         raise unknown_name("distribution of noise levels", str(name), NOISE_LEVELS)
     kind = NOISE_LEVELS[name]
     known = [f.name for f in dataclasses.fields(kind)]
@@ -167,6 +168,16 @@ def _check_counts(recipe: Recipe) -> None:
         raise FanalError(f"train_count must be a positive whole number or None, got {recipe.train_count!r}")
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_kinds(recipe: Recipe) -> None:
+    for name, kind in (("data", str), ("objective", str), ("weighting", str), ("conditional", bool)):
+        if not isinstance(getattr(recipe, name), kind):
+            raise FanalError(f"{name} must be a {kind.__name__}, got {getattr(recipe, name)!r:.80}")
+
+
 def _check_numbers(recipe: Recipe) -> None:
     limits = (
         ("learning_rate", 0, math.inf, False),
@@ -177,15 +188,15 @@ def _check_numbers(recipe: Recipe) -> None:
     )
     for name, low, high, closed in limits:
         value = getattr(recipe, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not (low <= value < high if closed else low < value < high):
+        if not _is_number(value) or not (low <= value < high if closed else low < value < high):
             raise FanalError(f"{name} must be in {'[' if closed else '('}{low}, {high}), got {value!r}")
-    if len(recipe.betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in recipe.betas):
+    if len(recipe.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in recipe.betas):
         raise FanalError(f"betas must be two numbers in [0, 1), got {recipe.betas!r:.80}")
-    if recipe.sigma_data is not None and not 0 < recipe.sigma_data < math.inf:
+    if recipe.sigma_data is not None and not (_is_number(recipe.sigma_data) and 0 < recipe.sigma_data < math.inf):
         raise FanalError(f"sigma_data must be positive or None, got {recipe.sigma_data!r}")
-    if not 0 <= recipe.sigma_min < recipe.sigma_max < math.inf:
-        raise FanalError(f"0 <= sigma_min < sigma_max is needed, got {recipe.sigma_min} and {recipe.sigma_max}")
+    ends = _is_number(recipe.sigma_min) and _is_number(recipe.sigma_max)
+    if not ends or not 0 < recipe.sigma_min < recipe.sigma_max < math.inf:
+        raise FanalError(f"0 < sigma_min < sigma_max is needed, got {recipe.sigma_min!r} and {recipe.sigma_max!r}")
 
 
 _IMAGES = LogNormal(-0.4, 1.3)

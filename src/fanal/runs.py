@@ -6,25 +6,37 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fanal import __version__
 from fanal.errors import FanalError
 from fanal.files import read_json, read_tensors, write_json, write_tensors
 
-__all__ = ["Run", "versions"]
+__all__ = ["Progress", "Run", "quiet", "versions"]
+
+Progress = Callable[[Iterable[int], str], Iterable[int]]
+"""Wraps a loop over blocks, given what it does: a progress bar, or `quiet`."""
+
+
+def quiet(items: Iterable[int], what: str) -> Iterable[int]:
+    """Show no progress."""
+    return items
 
 
 def versions() -> dict[str, str]:
     """Return the versions that figures depend on."""
-    return {"fanal": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    own = {"fanal": __version__, "torch": torch.__version__, "numpy": np.__version__}
+    return {**own, "python": platform.python_version()}
 
 
 class Run:
@@ -37,20 +49,41 @@ class Run:
         out: the run folder.
         command: name of the command.
         config: the resolved configuration, as plain JSON; it decides what a block contains.
+        identity: what else decides the numbers, e.g. the hash of the model's file and the device's name.
         overwrite: replace a finished run, and discard an unfinished one with other settings.
 
     Raises:
         FanalError: `out` is finished, is no run folder, cannot be written, or an unfinished run has other settings.
     """
 
-    def __init__(self, out: str | Path, command: str, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        command: str,
+        config: Mapping[str, Any],
+        *,
+        identity: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
         self.out, self.command, self.config = Path(os.path.abspath(out)), command, dict(config)
         if not self.out.name:
             raise FanalError(f"{self.out} cannot be a run folder; choose another --out")
+        self.overwrite, self.resumed = overwrite, 0
+        self.head = {
+            "command": command,
+            "config": self.config,
+            "versions": versions(),
+            "identity": dict(identity or {}),
+        }
         self.part = self.out.with_name(f".{self.out.name}.part")
-        self.resumed = 0
+        self._lock = FileLock(self.out.with_name(f".{self.out.name}.lock"), timeout=0)
         self._check_target(overwrite)
-        self._open_part(overwrite)
+        self._acquire()
+        try:
+            self._open_part(overwrite)
+        except BaseException:
+            self._release()
+            raise
 
     def _check_target(self, overwrite: bool) -> None:
         if not os.path.lexists(self.out) or (self.out.is_dir() and not any(self.out.iterdir())):
@@ -60,9 +93,22 @@ class Run:
         if not overwrite:
             raise FanalError(f"{self.out} holds a finished run; choose another --out or pass --overwrite")
 
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise FanalError(
+                f"another process is working on {self.out}: wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise FanalError(f"cannot write {self.out}: {error.strerror or error}; try another --out") from error
+
+    def _release(self) -> None:
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
     def _open_part(self, overwrite: bool) -> None:
-        head = {"command": self.command, "config": self.config, "versions": versions()}
-        head = json.loads(json.dumps(head))
+        head = json.loads(json.dumps(self.head))
         marker = self.part / "run.json"
         if marker.is_file():
             old = read_json(marker)
@@ -90,6 +136,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._release()
         started = self.part.is_dir() and any(self.part.glob("block-*.safetensors"))
         if error is not None and not started and not isinstance(error, KeyboardInterrupt):
             shutil.rmtree(self.part, ignore_errors=True)
@@ -127,29 +174,33 @@ class Run:
         Raises:
             FanalError: it cannot be written.
         """
-        head = {"command": self.command, "config": self.config, "versions": versions()}
         stamp = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "threads": torch.get_num_threads()}
-        write_json(self.part / "run.json", {**head, **stamp, **record})
+        write_json(self.part / "run.json", {**self.head, **stamp, **record})
 
     def finish(self) -> Path:
-        """Drop the block files and rename the folder into place.
+        """Rename the folder into place and drop the block files.
 
         Raises:
-            FanalError: the folder cannot be renamed.
+            FanalError: something else is at `out` by now, or the folder cannot be renamed; the run stays whole.
         """
-        for path in self.part.glob("block-*.safetensors"):
-            path.unlink()
-        old = self.out.with_name(f".{self.out.name}.old")
+        self._check_target(self.overwrite)
+        old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old", dir=self.out.parent))
         try:
-            shutil.rmtree(old, ignore_errors=True)
             if self.out.exists():
                 os.replace(self.out, old)
-            os.replace(self.part, self.out)
+            try:
+                os.replace(self.part, self.out)
+            except OSError:
+                if any(old.iterdir()):
+                    os.replace(old, self.out)
+                raise
         except OSError as error:
-            raise FanalError(
-                f"cannot put the run in place at {self.out}: {error.strerror}; it is whole in {self.part}"
-            ) from (error)
-        shutil.rmtree(old, ignore_errors=True)
+            where = f"cannot put the run in place at {self.out}: {error.strerror}"
+            raise FanalError(f"{where}; it is whole in {self.part}") from error
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+        for path in self.out.glob("block-*.safetensors"):
+            path.unlink()
         return self.out
 
 

@@ -69,6 +69,8 @@ class Step:
     Attributes:
         x_next: the state at `sigma_next`.
         denoised: the raw `D(x, sigma)` at the start of the interval; geometry and detectors read it.
+        at: `(x, sigma)` where `denoised` was evaluated, by solvers that leave the start of the interval first
+            (churn); None: the start.
         memory: what a multistep solver wants back at the next step; axis 0 of each tensor is the batch.
         info: further tensors worth recording, by name.
     """
@@ -77,6 +79,7 @@ class Step:
     denoised: Tensor
     memory: tuple[Tensor, ...] = ()
     info: Mapping[str, Tensor] = field(default_factory=dict)
+    at: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -202,7 +202,7 @@ def from_timesteps(
 
 
 def jump(sigmas: Tensor | Sequence[float], at: float) -> Grid:
-    """Cut a decreasing grid at the first node <= `at` and go from there straight to 0 (ODE-Jump, [GEO] sec. 3.3).
+    """Cut a decreasing grid at the first node <= `at` and go from there straight to 0 (ODE-Jump, [GEO] sec. 3.2).
 
     Args:
         sigmas: the grid to cut.

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import platform
-import shutil
 import signal
 import sys
 import threading
@@ -30,9 +29,9 @@ import fanal
 from fanal.datasets import Dataset, get
 from fanal.errors import FanalError
 from fanal.files import read_tensors, write_atomically, write_tensors
-from fanal.nets.folder import save_model
+from fanal.nets.folder import read_card, save_model
 from fanal.nets.preconditioning import Preconditioned
-from fanal.optimization import Run, Score, bind
+from fanal.optimization import Score, TrainingState, bind
 from fanal.recipes import Recipe as Recipe
 from fanal.seeding import noise
 
@@ -69,9 +68,9 @@ def train(
         progress: whether to show a progress bar, where there is a terminal.
         checkpoint_every: iterations between checkpoints.
         validate_every: iterations between held-out losses.
-        sample_every: iterations between pictures of samples, of image data; 0 for none.
+        sample_every: iterations between pictures of samples, of images and points of the plane; 0 for none.
         device: where to train.
-        overwrite: whether to start over in a folder that holds a finished model.
+        overwrite: whether to start over in a folder that holds a finished model or an unfinished training.
 
     Returns:
         The model with averaged weights, in evaluation mode.
@@ -93,7 +92,7 @@ def train(
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), _deferred_interrupt() as stop:
         torch.set_num_threads(recipe.threads)
         try:
-            sitting = _Sitting(Run.start(recipe, dataset or get(recipe.data), score, place), folder)
+            sitting = _Sitting(TrainingState.start(recipe, dataset or get(recipe.data), score, place), folder)
             sitting.restore()
             with _bar(recipe, sitting.run.iteration, progress) as advance:
                 while sitting.run.iteration < recipe.iterations:
@@ -114,7 +113,7 @@ def train(
 class _Sitting:
     """A run, the folder it writes to, and what it took: one process's share of a training."""
 
-    run: Run
+    run: TrainingState
     folder: Path
     seconds: float = 0.0  # of the sittings before this one
     began: float = field(default_factory=time.perf_counter)
@@ -142,13 +141,15 @@ class _Sitting:
                     file.write(json.dumps(entry) + "\n")
             except OSError as error:
                 raise FanalError(f"cannot write {self.folder / _LOG}: {error.strerror or error}") from error
-        if sample_every and len(run.model.shape) == 3 and self.due(sample_every):
+        drawable = len(run.model.shape) == 3 or run.model.shape == (2,)
+        if sample_every and drawable and self.due(sample_every):
             _picture(run.averaged, self.folder / "samples" / f"{run.iteration:07d}.png")
 
     def checkpoint(self) -> None:
         """Write everything needed to go on from here."""
         run = self.run
         header = {"iteration": run.iteration, "seconds": self.elapsed(), "recipe": run.recipe.to_dict()}
+        header["data"] = run.fingerprint()
         tensors = dict(run.tensors()) | {"losses": torch.tensor(run.losses, dtype=torch.float64)}
         write_tensors(self.folder / _CHECKPOINT, tensors, {"fanal": json.dumps(header)})
 
@@ -157,6 +158,11 @@ class _Sitting:
         path, run = self.folder / _CHECKPOINT, self.run
         if path.exists():
             stored, header = _read_checkpoint(path, run.recipe)
+            if header.get("data") != run.fingerprint():
+                raise FanalError(
+                    f"{path} was trained on other samples of {run.recipe.data!r} than there are now: bring them back, "
+                    "or start over with --overwrite"
+                )
             self.seconds = header["seconds"]
             run.restore(stored, header["iteration"])
         kept = [line for line in _lines(self.folder / _LOG) if line.get("iteration", math.inf) <= run.iteration]
@@ -188,17 +194,23 @@ class _Sitting:
 
 
 def _prepare(folder: Path, overwrite: bool) -> None:
-    """Make the folder; refuse a finished one, or empty it of what training writes."""
-    if (folder / "model.json").exists():
+    """Make the folder; refuse a finished or a foreign one, or remove what training wrote, and nothing else."""
+    ours = (folder / "model.json", folder / "model.safetensors", folder / _CHECKPOINT, folder / _LOG)
+    if ours[0].exists():
         if not overwrite:
             raise FanalError(f"{folder} holds a finished model: choose another folder, or overwrite it")
-        for name in ("model.json", "model.safetensors", _CHECKPOINT, _LOG):  # model.json first: no longer a model
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "samples", ignore_errors=True)
+        read_card(folder)  # refuses a model.json that is not fanal's
+    elif folder.is_dir() and any(folder.iterdir()) and not any(path.exists() for path in ours[2:]):
+        raise FanalError(f"{folder} holds other files and no training: choose an empty or new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob(".*.part*"):  # of a run that was killed while it wrote
-            part.unlink()
+        for path in ours if overwrite else ():  # model.json first: no longer a model
+            path.unlink(missing_ok=True)
+        for path in (folder / "samples").glob("[0-9]" * 7 + ".png") if overwrite else ():
+            path.unlink()
+        for path in ours:  # of a run that was killed while it wrote
+            for part in folder.glob(f".{path.name}.part[0-9]*"):
+                part.unlink()
     except OSError as error:
         raise FanalError(f"cannot use {folder} for training: {error.strerror or error}") from error
 
@@ -221,7 +233,8 @@ def _read_checkpoint(path: Path, recipe: Recipe) -> tuple[dict[str, Tensor], dic
     ]
     if changes:
         raise FanalError(
-            f"{path} belongs to another recipe: {'; '.join(changes)}. Continue with that recipe, or use another folder"
+            f"{path} belongs to another recipe: {'; '.join(changes)}. Continue with that one, use another folder, or "
+            "start over with --overwrite"
         )
     return tensors, state
 

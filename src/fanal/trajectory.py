@@ -27,7 +27,7 @@ class Trajectory:
         sigmas: (N+1,) float64, the grid.
         x: (N+1, B, *shape), the state at each sigma.
         denoised: (N, B, *shape), the raw `D(x, sigma)` at the first N of them.
-        info: what the solver recorded at every step, by name, each (N, ...).
+        info: what the solver recorded, by name, each (N, ...); NaN where a step recorded nothing.
         seeds: the samples' seeds, where the run had them.
         meta: words about the run (model, solver, …).
     """
@@ -49,7 +49,7 @@ class Trajectory:
 
     @classmethod
     def record(cls, transitions: Iterable[Transition], meta: Mapping[str, str] | None = None) -> Trajectory:
-        """Drain a trace without gradients and keep every state; info that some step lacks is left out.
+        """Drain a trace without gradients and keep every state; info that a step lacks is NaN there.
 
         Raises:
             FanalError: there was no transition.
@@ -58,12 +58,15 @@ class Trajectory:
             run = list(transitions)
             if not run:
                 raise FanalError("nothing to record: the trace was empty")
-            names = set.intersection(*(set(t.step.info) for t in run))
+            like = {name: value for t in run for name, value in t.step.info.items()}
             return cls(
                 sigmas=torch.stack([t.span.sigma for t in run] + [run[-1].span.sigma_next]),
                 x=torch.stack([t.x for t in run] + [run[-1].step.x_next]),
                 denoised=torch.stack([t.step.denoised for t in run]),
-                info={name: torch.stack([t.step.info[name] for t in run]) for name in sorted(names)},
+                info={
+                    name: torch.stack([t.step.info.get(name, torch.full_like(like[name], torch.nan)) for t in run])
+                    for name in sorted(like)
+                },
                 seeds=run[0].span.seeds,
                 meta=dict(meta or {}),
             )

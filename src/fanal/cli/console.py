@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
 from fanal.errors import FanalError
 
-__all__ = ["errors_shown", "progress", "say", "table"]
+__all__ = ["errors_shown", "progress", "say", "show_run", "table"]
 
 
 def say(line: str) -> None:
@@ -60,3 +61,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str | None 
     for row in rows:
         grid.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
+
+
+def show_run(folder: Path) -> None:
+    """Print what a finished run found, and where its report is."""
+    from fanal.files import read_json
+    from fanal.report import diversity, headline
+    from fanal.report import table as figures
+
+    record = read_json(folder / "run.json")
+    table(*figures(record["results"]), title="each figure ± one standard error")
+    head, rows = diversity(record["results"])
+    if rows:
+        table(head, rows, title="diversity among right samples: standard deviation relative to real data")
+    for line in headline(record):
+        say(line)
+    say(f"report: {folder / 'report.html'}")

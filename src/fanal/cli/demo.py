@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fanal.cli.console import errors_shown, progress, say, table
+from fanal.cli.console import errors_shown, progress, say, show_run
 
 EPILOG = """
 Examples:\n
@@ -26,13 +26,10 @@ def demo(
 ) -> None:
     """Sample, watch, flag, repair in two ways, and show the evidence.
 
-    The same as [bold]fanal sample hands32 --guard redo --guard renoise --trajectory[/bold].
+    The same as [bold]fanal sample hands32 --guard redo --guard renoise --trajectory --block 16[/bold].
     """
     with errors_shown(resumable=True):
-        from fanal.files import read_json
         from fanal.generation import SampleConfig, generate
-        from fanal.report import headline
-        from fanal.report import table as figures
 
         config = SampleConfig(
             model=model,
@@ -44,8 +41,4 @@ def demo(
             device=device,
         )
         folder = generate(config, out, command="demo", overwrite=overwrite, progress=progress, say=say)
-        record = read_json(folder / "run.json")
-        table(*figures(record["results"]), title="each figure ± one standard error")
-        for line in headline(record):
-            say(line)
-        say(f"report: {folder / 'report.html'}")
+        show_run(folder)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fanal.cli.console import errors_shown, progress, say, table
+from fanal.cli.console import errors_shown, progress, say, show_run
 
 EPILOG = """
 Examples:\n
@@ -58,10 +58,7 @@ def sample(
     When it is stopped, the same command goes on where it was.
     """
     with errors_shown(resumable=True):
-        from fanal.files import read_json
         from fanal.generation import SampleConfig, generate
-        from fanal.report import headline
-        from fanal.report import table as figures
 
         config = SampleConfig(
             model=model,
@@ -83,8 +80,4 @@ def sample(
             threads=threads,
         )
         folder = generate(config, out, overwrite=overwrite, progress=progress, say=say)
-        record = read_json(folder / "run.json")
-        table(*figures(record["results"]), title="each figure ± one standard error")
-        for line in headline(record):
-            say(line)
-        say(f"report: {folder / 'report.html'}")
+        show_run(folder)

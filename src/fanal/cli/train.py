@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,16 @@ def _recipe(name: str, changes: dict[str, int | str | None]) -> Recipe:
     else:
         raise unknown_name("recipe", name, [*RECIPES, "FILE.toml"])
     return dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})  # pyright: ignore[reportArgumentType]
+
+
+def _only_unjudged(out: Path, plan: Recipe) -> bool:
+    """Whether this recipe's training is done there, and only its evaluation was interrupted or left out."""
+    from fanal.loading import card
+
+    if not (out / "model.json").is_file():
+        return False
+    about = card(str(out))
+    return "calibration" not in about and about.get("recipe") == json.loads(json.dumps(plan.to_dict()))
 
 
 def _figures(about: dict[str, Any]) -> list[list[str]]:
@@ -83,8 +94,7 @@ def train(
             raise FanalError(f"--evaluate needs at least 8 samples to calibrate on, or 0 for none, got {evaluate}")
         changes = {"iterations": iterations, "batch": batch, "seed": seed, "objective": objective, "threads": threads}
         plan = _recipe(recipe, changes)
-        waiting = (out / "model.json").is_file() and "calibration" not in card(str(out)) and evaluate and not overwrite
-        if not waiting:  # else training is done, and only the evaluation was interrupted
+        if not (evaluate and not overwrite and _only_unjudged(out, plan)):
             run(plan, out, overwrite=overwrite, device=device)
         if evaluate:
             evaluate_model(out, count=evaluate, progress=progress)

@@ -66,6 +66,11 @@ class Dataset(Protocol):
         ...
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the entries of `measure` that tell how varied right samples are; empty without a verifier."""
+        ...
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the class labels; empty where there are none."""
         ...

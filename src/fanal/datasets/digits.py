@@ -25,6 +25,7 @@ class Digits:
     name: str = field(default="digits8", init=False)
     shape: tuple[int, ...] = field(default=(1, 8, 8), init=False)
     verdicts: tuple[str, ...] = field(default=(), init=False)
+    features: tuple[str, ...] = field(default=(), init=False)
     classes: tuple[str, ...] = field(default=tuple("0123456789"), init=False)
     broken_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict, init=False)
 

@@ -46,6 +46,7 @@ class Folder:
     files: tuple[Path, ...]
     labels: tuple[int, ...]
     verdicts: tuple[str, ...] = field(default=(), init=False)
+    features: tuple[str, ...] = field(default=(), init=False)
     broken_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict, init=False)
 
     @classmethod

@@ -66,6 +66,7 @@ class Grid:
     name: str = field(default="grid2", init=False)
     shape: tuple[int, ...] = field(default=(2,), init=False)
     verdicts: tuple[str, ...] = field(default=("ok", "off grid"), init=False)
+    features: tuple[str, ...] = field(default=("mode", "distance"), init=False)
     classes: tuple[str, ...] = field(default=(), init=False)
     broken_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: BROKEN, init=False)
 

@@ -187,6 +187,7 @@ class Hands:
     name: str = field(default="hands32", init=False)
     shape: tuple[int, ...] = field(default=(1, SIZE, SIZE), init=False)
     verdicts: tuple[str, ...] = field(default=hands_verifier.VERDICTS, init=False)
+    features: tuple[str, ...] = field(default=("palm_radius", "area", "finger_length"), init=False)
     classes: tuple[str, ...] = field(default=(), init=False)
     broken_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: BROKEN, init=False)
 

@@ -132,6 +132,7 @@ class Shapes:
     name: str = field(default="shapes32", init=False)
     shape: tuple[int, ...] = field(default=(1, SIZE, SIZE), init=False)
     verdicts: tuple[str, ...] = field(default=shapes_verifier.VERDICTS, init=False)
+    features: tuple[str, ...] = field(default=("shapes", "area"), init=False)
     classes: tuple[str, ...] = field(default=CLASSES, init=False)
     broken_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: BROKEN, init=False)
 

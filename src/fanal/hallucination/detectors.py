@@ -43,6 +43,11 @@ class Detector(Protocol):
     """A risk for every sample of a run: higher means more likely wrong."""
 
     @property
+    def window(self) -> tuple[float, float]:
+        """Closed range of sigma that it looks at; a rerun must cross all of it to be judged alike."""
+        ...
+
+    @property
     def free(self) -> bool:
         """Whether it needs no network call beyond the run's own."""
         ...
@@ -120,7 +125,8 @@ class _SlopeWatch:
     steps: list[Tensor] = field(default_factory=list)
 
     def see(self, transition: Transition) -> None:
-        d = slope(transition.x, transition.step.denoised, transition.span.sigma)
+        x, sigma = transition.step.at or (transition.x, transition.span.sigma)
+        d = slope(x, transition.step.denoised, sigma)
         self.steps.append(d.flatten(1).norm(dim=1) / d[0].numel() ** 0.5)
 
     def per_step(self) -> Tensor:
@@ -134,11 +140,12 @@ class _SlopeWatch:
 class LastSlope:
     """Size of the noise prediction at the last step, `‖d‖/√dim` at the smallest sigma, free.
 
-    On a sample of the data `(x − D)/sigma` is noise of unit size; off the support the pull back to it adds to it.
-    It shines in few dimensions and says little about images.
+    `d = −sigma·score`: small inside a mode, whose score is small, and large off the support, where the score still
+    pulls towards it. It shines in few dimensions and says little about images.
     """
 
     free: bool = field(default=True, init=False)
+    window: tuple[float, float] = field(default=(0.0, 0.0), init=False)
 
     def start(self) -> Watch:
         """Begin to watch a run."""

@@ -7,6 +7,7 @@ mended = Redo().repair(denoiser, x, sigmas, solver, detector, seeds, first, thre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fanal.denoiser import Denoiser, Temperature, counter
+from fanal.denoiser import Counted, Denoiser, Temperature, counters, evaluations
 from fanal.errors import FanalError
 from fanal.hallucination.detectors import Detector
 from fanal.sampling import Solver, trace
@@ -73,17 +74,15 @@ def watch(
     Raises:
         FanalError: as `trace`.
     """
-    count, eye, kept = counter(denoiser), detector.start(), []
-    before = count.evaluations
-    net = denoiser if count.denoiser is not denoiser else count
-    end = x
+    net = denoiser if counters(denoiser) else Counted(denoiser)
+    before, eye, kept, end = evaluations(net), detector.start(), [], x
     with torch.no_grad():
         for transition in trace(net, x, sigmas, solver, seeds, round=round):
             eye.see(transition)
             end = transition.step.x_next
             if record:
                 kept.append(transition)
-    spent = torch.full((len(x),), (count.evaluations - before) / len(x), dtype=torch.float64)
+    spent = torch.full((len(x),), (evaluations(net) - before) / len(x), dtype=torch.float64)
     per_step = eye.per_step().cpu()
     none = torch.zeros(len(x), dtype=torch.int64)
     return Outcome(end, eye.risk().cpu(), spent, per_step, none, Trajectory.record(kept) if record else None)
@@ -106,6 +105,10 @@ class Repair(Protocol):
     ) -> Outcome:
         """Return the batch with its flagged samples redone; all others keep every bit."""
         ...
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _merge(base: Outcome, part: Outcome, rows: Tensor, take: Bool[Tensor, " r"]) -> Outcome:
@@ -132,6 +135,11 @@ class Redo:
 
     kappa: float = 6 / 32
     window: tuple[float, float] = (0.8, 25.0)
+
+    def __post_init__(self) -> None:
+        pair = isinstance(self.window, tuple) and len(self.window) == 2 and all(map(_is_number, self.window))
+        if not _is_number(self.kappa) or not pair or not 0 <= self.window[0] <= self.window[1]:
+            raise FanalError(f"redo needs a number kappa and 0 <= low <= high, got {self.kappa!r} and {self.window!r}")
 
     def repair(
         self,
@@ -174,8 +182,9 @@ class Renoise:
     rounds: int = 4
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not self.sigma > 0:
-            raise FanalError(f"re-noising needs rounds >= 1 and sigma > 0, got {self.rounds} and {self.sigma}")
+        whole = isinstance(self.rounds, int) and 1 <= self.rounds < 4096
+        if not whole or not _is_number(self.sigma) or not self.sigma > 0:
+            raise FanalError(f"re-noising needs rounds in [1, 4095] and sigma > 0, got {self.rounds!r}, {self.sigma!r}")
 
     def repair(
         self,
@@ -194,7 +203,7 @@ class Renoise:
             FanalError: the grid has fewer than two nodes at or below `sigma`, or as `trace`.
         """
         grid = check_sigmas(sigmas)
-        tail = grid[grid <= self.sigma]
+        tail = grid[grid <= max(self.sigma, detector.window[1])]  # the rerun crosses all that the detector looks at
         if len(tail) < 2:
             raise FanalError(f"the grid has no two nodes at or below sigma = {self.sigma}, where re-noising returns to")
         best = first

@@ -53,16 +53,26 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     judged = "verdicts" in results
     head = ["method", "calls per sample", "seconds per sample"]
     if judged:
-        head[1:1] = ["wrong", "corrected", "newly wrong", "spread"]
+        head[1:1] = ["wrong", "change", "corrected", "newly wrong", "spread"]
     rows = []
     for row in results["table"]:
         cells = [NAMES.get(row["name"], row["name"])]
         if judged:
-            cells += [_percent(row, "wrong"), _percent(row, "corrected"), _percent(row, "newly_wrong")]
+            cells += [_percent(row, key) for key in ("wrong", "change", "corrected", "newly_wrong")]
             cells.append(_plain(row, "spread", 2))
         cells += [_plain(row, "evaluations", 1), _plain(row, "seconds", 3)]
         rows.append(cells)
     return head, rows
+
+
+def diversity(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the diversity table; no rows where nothing was measured."""
+    rows = [row for row in results["table"] if row.get("diversity")]
+    names = list(rows[0]["diversity"]) if rows else []
+    cells = [
+        [NAMES.get(row["name"], row["name"]), *(_plain(row["diversity"], name, 2) for name in names)] for row in rows
+    ]
+    return ["method", *(name.replace("_", " ") for name in names)], cells
 
 
 def kinds(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -198,7 +208,9 @@ def write_report(folder: str | Path) -> Path:
     samples, _ = read_tensors(folder / "samples.safetensors")
     try:
         page = _render(folder, record, samples)
-    except (KeyError, IndexError, TypeError, AttributeError, jinja2.UndefinedError) as error:
+    except FanalError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, jinja2.UndefinedError) as error:
         raise FanalError(f"{folder} is not a run of fanal sample or fanal demo: {error!r:.200}") from error
     target = folder / "report.html"
     write_atomically(target, lambda part: part.write_text(page, encoding="utf-8"))
@@ -224,6 +236,9 @@ def _render(folder: Path, record: dict[str, Any], samples: dict[str, Tensor]) ->
         rows=rows,
         kinds_head=kinds_head,
         kinds_rows=kinds_rows,
+        diversity_head=diversity(results)[0],
+        diversity_rows=diversity(results)[1],
+        by_kind=[(name, _plain({"a": value}, "a", 2)) for name, value in results.get("auc_by_verdict", {}).items()],
         sheets=_sheets(samples, record),
         strips=_strips(folder, samples, record),
         lines_figure=figures.risk_lines(samples["per_step"], results["sigmas"], seeds, wrong, threshold),

@@ -72,7 +72,8 @@ class Churn:
 
     `gamma = min(s_churn/n, √2 − 1)` where `s_min <= sigma <= s_max`, else 0; `sigma_hat = sigma·(1 + gamma)`;
     `x_hat = x + sqrt(sigma_hat² − sigma²)·s_noise·n`; the inner solver goes from (x_hat, sigma_hat) to sigma'.
-    `Step.denoised` is then `D(x_hat, sigma_hat)`, and `info` keeps `x_hat`. With s_churn = 0 no noise is drawn.
+    `Step.denoised` is then `D(x_hat, sigma_hat)`, `Step.at` says so, and `info` keeps `x_hat`. With s_churn = 0 no
+    noise is drawn.
 
     Attributes:
         solver: what takes the step; Heun as in the paper.
@@ -89,7 +90,7 @@ class Churn:
     s_noise: float = 1.003
 
     def __post_init__(self) -> None:
-        if self.s_churn < 0 or self.s_noise < 0 or self.s_min > self.s_max:
+        if not (0 <= self.s_churn < math.inf and 0 <= self.s_noise < math.inf and self.s_min <= self.s_max):
             raise FanalError(
                 f"churn needs s_churn >= 0, s_noise >= 0, s_min <= s_max; got {self.s_churn}, {self.s_noise}, "
                 f"{self.s_min}, {self.s_max}"
@@ -105,4 +106,4 @@ class Churn:
         sigma_hat = span.sigma * (1 + gamma)
         x_hat = x + (sigma_hat**2 - span.sigma**2).sqrt() * self.s_noise * span.noise(x, "churn")
         step = self.solver.step(denoiser, x_hat, dataclasses.replace(span, sigma=sigma_hat), memory)
-        return dataclasses.replace(step, info={**step.info, "x_hat": x_hat})
+        return dataclasses.replace(step, info={**step.info, "x_hat": x_hat}, at=(x_hat, sigma_hat))
