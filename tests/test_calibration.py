@@ -10,7 +10,7 @@ import torch
 from fanal import cards, generation, metrics
 from fanal.datasets import DATASETS
 from fanal.errors import FanalError
-from fanal.hallucination import Calibration, calibrate, calibration, watch
+from fanal.hallucination import Calibration, calibrate, repair, watch
 from fanal.hallucination.calibration import FIRST_SEED, threshold_at
 from fanal.hallucination.detectors import last_window
 from fanal.schedules import logsnr, polynomial
@@ -101,7 +101,7 @@ def test_no_seed_of_a_run_is_ever_a_seed_of_a_calibration_or_of_a_card():
 
 def test_the_seeds_that_are_used_are_the_ones_that_are_told(tmp_path, monkeypatch):
     used = {}
-    for where in (generation, calibration):
+    for where in (generation, repair):
 
         def spy(shape, seeds, *rest, where=where.__name__, **options):
             used.setdefault(where, set()).update(seeds)
@@ -112,7 +112,7 @@ def test_the_seeds_that_are_used_are_the_ones_that_are_told(tmp_path, monkeypatc
     generation.generate(config, tmp_path / "run")
     assert used == {
         "fanal.generation": set(range(3_000_000, 3_000_006)),
-        "fanal.hallucination.calibration": set(range(FIRST_SEED, FIRST_SEED + 256)),
+        "fanal.hallucination.repair": set(range(FIRST_SEED, FIRST_SEED + 256)),
     }
 
 

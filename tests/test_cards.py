@@ -65,7 +65,8 @@ def test_a_card_keeps_the_better_detector_and_its_datas_hints(judged):
     assert (found.count, found.flag, about["flag"]) == (64, 0.05, 0.05)
     assert about["repair"]["renoise"] == {"sigma": 1.5, "rounds": 4}
     assert about["summary"] == "MLP on grid2, 1,234 parameters"
-    others = cards._calibrations(fanal.load(str(judged[0])), DATASETS["grid2"], 64, 0.05, lambda items, what: items)
+    model = fanal.load(str(judged[0]))
+    others = cards._calibrations(model, DATASETS["grid2"], 64, 0.05, "cpu", lambda items, what: items)
     assert set(others) == {"variance", "last_slope"}
     assert found.auc == max(other.auc for other in others.values())
 

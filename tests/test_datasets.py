@@ -216,8 +216,8 @@ def test_measured_hands_agree_with_what_was_drawn():
         assert np.abs(seen["longest_tip"] - parts.tip.max(axis=1)).mean() < 0.4
         assert np.corrcoef(seen["shortest_tip"], parts.tip.min(axis=1))[0, 1] > 0.75
         assert np.corrcoef(seen["finger_length"], (parts.tip - parts.palm[:, None]).mean(axis=1))[0, 1] > 0.75
-        grey = (hands.render(parts).double().numpy() + 1).sum(axis=(1, 2, 3)) / 2
-        assert np.abs(seen["area"] / grey - 1).max() < 0.03
+        gray = (hands.render(parts).double().numpy() + 1).sum(axis=(1, 2, 3)) / 2
+        assert np.abs(seen["area"] / gray - 1).max() < 0.03
 
 
 def test_fingers_that_are_absent_are_not_drawn():
@@ -232,8 +232,8 @@ def test_fingers_that_are_absent_are_not_drawn():
 def test_measured_shapes_agree_with_what_was_drawn():
     x = real("shapes32", 2000).x
     seen = get("shapes32").measure(x)
-    grey = ((x + 1) / 2).sum(dim=(1, 2, 3))
-    assert torch.allclose(seen["area"], grey, atol=0.05)
+    gray = ((x + 1) / 2).sum(dim=(1, 2, 3))
+    assert torch.allclose(seen["area"], gray, atol=0.05)
     assert seen["fit"].min() > 0.95
     assert seen["faint"].max() == 0
     double = get("shapes32").measure(get("shapes32").broken("duplicate", 400))

@@ -17,10 +17,9 @@ from fanal.denoiser import Model
 from fanal.errors import FanalError
 from fanal.hallucination.calibration import FLAG, HINTS, Calibration, calibrate
 from fanal.hallucination.detectors import DETECTORS, build, last_window
-from fanal.hallucination.repair import watch
+from fanal.hallucination.repair import watch_seeds
 from fanal.nets import Preconditioned, load_model, read_card, save_model
 from fanal.runs import Progress, quiet
-from fanal.seeding import noise
 
 __all__ = ["REPORT_SEED", "evaluate_model", "wrong_of"]
 
@@ -39,7 +38,7 @@ def wrong_of(dataset: Dataset) -> Callable[[Tensor], Tensor] | None:
 
 
 def _calibrations(
-    model: Model, dataset: Dataset | None, count: int, flag: float, progress: Progress
+    model: Model, dataset: Dataset | None, count: int, flag: float, device: str, progress: Progress
 ) -> dict[str, Calibration]:
     """Calibrate every free detector for Euler on Karras' 40-step grid."""
     sigmas = build_schedule(_SCHEDULE, _STEPS, model.sigma_min, model.sigma_max)
@@ -56,6 +55,7 @@ def _calibrations(
             count=count,
             flag=flag,
             block=_BLOCK,
+            device=device,
             verify=verify,
             progress=lambda items, name=name: progress(items, f"calibrating {name}"),
         )
@@ -63,14 +63,24 @@ def _calibrations(
     }
 
 
-def _judge(model: Model, dataset: Dataset, chosen: Calibration, count: int, progress: Progress) -> dict[str, Any]:
+def _judge(
+    model: Model, dataset: Dataset, chosen: Calibration, count: int, device: str, progress: Progress
+) -> dict[str, Any]:
     """Measure the share of wrong samples and the detector's AUC on the report seeds."""
     sigmas = torch.tensor(chosen.sigmas, dtype=torch.float64)
     detector, solver = build(chosen.detector, chosen.window), build_solver(chosen.solver)
     codes, risks = [], []
-    for start in progress(range(REPORT_SEED, REPORT_SEED + count, _BLOCK), "judging"):
-        seeds = range(start, min(start + _BLOCK, REPORT_SEED + count))
-        outcome = watch(model, noise(model.shape, seeds, chosen.sigmas[0]), sigmas, solver, detector, seeds)
+    seeds = range(REPORT_SEED, REPORT_SEED + count)
+    for outcome in watch_seeds(
+        model,
+        sigmas,
+        solver,
+        detector,
+        seeds,
+        block=_BLOCK,
+        device=device,
+        progress=lambda items: progress(items, "judging"),
+    ):
         codes.append(dataset.verify(outcome.x.float().cpu()))
         risks.append(outcome.risk)
     code, risk = torch.cat(codes), torch.cat(risks)
@@ -93,7 +103,9 @@ def _judge(model: Model, dataset: Dataset, chosen: Calibration, count: int, prog
     return figures
 
 
-def evaluate_model(folder: str | Path, *, count: int = 1024, progress: Progress = quiet) -> dict[str, Any]:
+def evaluate_model(
+    folder: str | Path, *, count: int = 1024, device: str = "cpu", progress: Progress = quiet
+) -> dict[str, Any]:
     """Calibrate a model's detector on one set of seeds, judge the model on another, and write both into its card.
 
     The free detector with the highest AUC on the calibration seeds is kept; without a verifier it is the trajectory
@@ -102,6 +114,7 @@ def evaluate_model(folder: str | Path, *, count: int = 1024, progress: Progress 
     Args:
         folder: a model folder that training wrote.
         count: samples for each of the two.
+        device: where the network runs.
         progress: wraps loops over blocks, given what they do.
 
     Returns:
@@ -112,18 +125,18 @@ def evaluate_model(folder: str | Path, *, count: int = 1024, progress: Progress 
     """
     if count < 8:
         raise FanalError(f"a calibration needs at least 8 samples, got {count}")
-    model: Preconditioned = load_model(folder)
+    model: Preconditioned = load_model(folder).to(device)
     card = read_card(folder)
     data = card["recipe"]["data"]
     dataset = DATASETS.get(data)
     hints = HINTS.get(data, {})
     flag = hints.get("flag", FLAG)
-    found = _calibrations(model, dataset, count, flag, progress)
+    found = _calibrations(model, dataset, count, flag, device, progress)
     chosen = max(found.values(), key=lambda c: c.auc if c.auc is not None else 0.0)
     parameters = f"{card['parameters']:,} parameters"
     card |= {"summary": f"{type(model.net).__name__} on {data}, {parameters}", "data": data, "flag": flag}
     card |= {"calibration": chosen.to_dict(), "repair": hints.get("repair", {})}
     if dataset is not None and dataset.verdicts:
-        card |= _judge(model, dataset, chosen, count, progress)
-    save_model(folder, model, card)
+        card |= _judge(model, dataset, chosen, count, device, progress)
+    save_model(folder, model.cpu(), card)
     return card

@@ -97,6 +97,6 @@ def train(
         if not (evaluate and not overwrite and _only_unjudged(out, plan)):
             run(plan, out, overwrite=overwrite, device=device)
         if evaluate:
-            evaluate_model(out, count=evaluate, progress=progress)
+            evaluate_model(out, count=evaluate, device=device, progress=progress)
         table(["figure", "value"], _figures(card(str(out))))
         say(f"model: {out}; try: fanal sample {out} --guard redo")

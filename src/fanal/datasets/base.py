@@ -172,9 +172,9 @@ def blocks(count: int, seed: int, stream: str) -> Iterator[tuple[np.random.Gener
         yield np.random.Generator(np.random.Philox(key=key)), min(BLOCK, count - start)
 
 
-def to_images(grey: Array) -> Tensor:
-    """Map grey values in [0, 1] of shape (N, H, W) to float32 images in [-1, 1] of shape (N, 1, H, W)."""
-    return torch.from_numpy((2.0 * grey - 1.0).astype(np.float32)[:, None])
+def to_images(gray: Array) -> Tensor:
+    """Map gray values in [0, 1] of shape (N, H, W) to float32 images in [-1, 1] of shape (N, 1, H, W)."""
+    return torch.from_numpy((2.0 * gray - 1.0).astype(np.float32)[:, None])
 
 
 def _list(shape: tuple[int, ...]) -> str:

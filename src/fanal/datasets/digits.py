@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fanal.datasets.base import Data, check_count, check_split
-from fanal.datasets.partition import no_verifier, partition
+from fanal.datasets.partition import Unjudged, partition
 
 __all__ = ["Digits"]
 
 
 @dataclass(frozen=True, eq=False)
-class Digits:
-    """Handwritten digits of 8 x 8 pixels with 17 grey levels (UCI optical recognition, test part).
+class Digits(Unjudged):
+    """Handwritten digits of 8 x 8 pixels with 17 gray levels (UCI optical recognition, test part).
 
     A fixed fifth of each digit is held out, whatever the seed; the seed only orders the images of a split.
     """
 
     name: str = field(default="digits8", init=False)
     shape: tuple[int, ...] = field(default=(1, 8, 8), init=False)
-    verdicts: tuple[str, ...] = field(default=(), init=False)
-    features: tuple[str, ...] = field(default=(), init=False)
     classes: tuple[str, ...] = field(default=tuple("0123456789"), init=False)
-    broken_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict, init=False)
 
     def data(self, split: str = "train", count: int | None = None, seed: int = 0) -> Data:
         """Return `count` digits (all of the split by default) and their classes.
@@ -42,27 +37,3 @@ class Digits:
         index = index[: len(index) if count is None else check_count(count, len(index), f"digits ({split})")]
         x = (np.asarray(images)[index] / 8.0 - 1.0).astype(np.float32).reshape(-1, *self.shape)
         return Data(torch.from_numpy(x), torch.from_numpy(np.asarray(labels)[index].astype(np.int64)))
-
-    def verify(self, x: Tensor) -> Tensor:
-        """Raise: no rule tells a good digit from a bad one.
-
-        Raises:
-            FanalError: always.
-        """
-        raise no_verifier(self.name)
-
-    def measure(self, x: Tensor) -> dict[str, Tensor]:
-        """Raise: there is no verifier.
-
-        Raises:
-            FanalError: always.
-        """
-        raise no_verifier(self.name)
-
-    def broken(self, kind: str, count: int, seed: int = 0) -> Tensor:
-        """Raise: there is no verifier.
-
-        Raises:
-            FanalError: always.
-        """
-        raise no_verifier(self.name)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from fanal.datasets.base import Data, check_count, check_split
-from fanal.datasets.partition import no_verifier, partition
+from fanal.datasets.partition import Unjudged, partition
 from fanal.errors import FanalError
 
 __all__ = ["Folder"]
@@ -26,7 +24,7 @@ _GREY = {"1", "L", "LA"} | _DEEP
 
 
 @dataclass(frozen=True, eq=False)
-class Folder:
+class Folder(Unjudged):
     """Images of a folder (png, jpg, webp, bmp), center-cropped to a square and resized; build it with `open`.
 
     Images in subfolders have the subfolder's name as their class. A fixed fifth of each class is held out, whatever
@@ -34,7 +32,7 @@ class Folder:
 
     Attributes:
         name: the spec.
-        shape: (1, size, size) if all images are grey, else (3, size, size).
+        shape: (1, size, size) if all images are gray, else (3, size, size).
         classes: sorted names of the subfolders; empty if the images lie in the folder itself.
         files: the images, sorted.
         labels: the class of each image.
@@ -45,9 +43,6 @@ class Folder:
     classes: tuple[str, ...]
     files: tuple[Path, ...]
     labels: tuple[int, ...]
-    verdicts: tuple[str, ...] = field(default=(), init=False)
-    features: tuple[str, ...] = field(default=(), init=False)
-    broken_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict, init=False)
 
     @classmethod
     def open(cls, spec: str) -> Folder:
@@ -87,30 +82,6 @@ class Folder:
         index = index[: len(index) if count is None else check_count(count, len(index), f"images ({split})")]
         x = np.stack([_read(self.files[i], self.shape) for i in index])
         return Data(torch.from_numpy(x), torch.from_numpy(labels[index]) if self.classes else None)
-
-    def verify(self, x: Tensor) -> Tensor:
-        """Raise: no rule tells a good image from a bad one.
-
-        Raises:
-            FanalError: always.
-        """
-        raise no_verifier(self.name)
-
-    def measure(self, x: Tensor) -> dict[str, Tensor]:
-        """Raise: there is no verifier.
-
-        Raises:
-            FanalError: always.
-        """
-        raise no_verifier(self.name)
-
-    def broken(self, kind: str, count: int, seed: int = 0) -> Tensor:
-        """Raise: there is no verifier.
-
-        Raises:
-            FanalError: always.
-        """
-        raise no_verifier(self.name)
 
 
 def _parse(spec: str) -> tuple[Path, int | None]:

@@ -84,7 +84,7 @@ def draw(rng: np.random.Generator, count: int, fingers: int = 5) -> Parts:
 
 
 def render(parts: Parts, size: int = SIZE) -> Tensor:
-    """Render hands, anti-aliased: grey = clip(0.5 - signed distance, 0, 1), mapped to [-1, 1].
+    """Render hands, anti-aliased: gray = clip(0.5 - signed distance, 0, 1), mapped to [-1, 1].
 
     Returns:
         images of shape (N, 1, size, size).

@@ -1,6 +1,6 @@
 """The verdict on a hand: find the palm, draw a ring around it, and count what sticks out.
 
-The picture is enlarged threefold (bilinear) and cut at grey 0.5; the hand is the largest 8-connected region.
+The picture is enlarged threefold (bilinear) and cut at gray 0.5; the hand is the largest 8-connected region.
 The palm radius R is the radius of the largest disc that fits into the hand (on the pixel grid, so that it reads a real
 palm about 0.27 too small), its center the centroid of the pixels that lie at least 0.85 R deep. Fingers are the regions
 of the hand farther than R + 2.6 from the center, of 0.6 square pixels or more. The first rule that applies gives the
@@ -52,9 +52,9 @@ class _Sight:
     widest: Array
 
 
-def verify(grey: Array) -> Tensor:
-    """Return one index into `VERDICTS` per picture; `grey` is an image in [-1, 1] of shape (N, H, W)."""
-    s = _look(grey)
+def verify(gray: Array) -> Tensor:
+    """Return one index into `VERDICTS` per picture; `gray` is an image in [-1, 1] of shape (N, H, W)."""
+    s = _look(gray)
     wrong = [
         (s.palm_radius < PALM_RADIUS[0]) | (s.palm_radius > PALM_RADIUS[1]),
         s.parts > 1,
@@ -68,14 +68,14 @@ def verify(grey: Array) -> Tensor:
     return torch.from_numpy(np.select(wrong, range(1, len(VERDICTS)), 0).astype(np.int64))
 
 
-def measure(grey: Array) -> dict[str, Tensor]:
+def measure(gray: Array) -> dict[str, Tensor]:
     """Return what the verifier sees in images in [-1, 1] of shape (N, H, W); lengths in pixels of the image.
 
     Whole numbers: `fingers`, `parts` (regions of 1 square pixel or more). float32: `palm_radius`, `palm_x`, `palm_y`,
     `area` (of the hand), `shortest_tip`, `longest_tip` (radii), `finger_length` (mean of tip radius minus palm radius),
     `narrowest`, `widest` (mean widths of single fingers); 0 where there is no finger.
     """
-    s = _look(grey)
+    s = _look(gray)
     whole = {"fingers", "parts"}
     return {
         f.name: torch.from_numpy(getattr(s, f.name)).to(torch.int64 if f.name in whole else torch.float32)
@@ -83,14 +83,14 @@ def measure(grey: Array) -> dict[str, Tensor]:
     }
 
 
-def _look(grey: Array) -> _Sight:
-    seen = [_look_at(np.clip((chunk + 1.0) / 2.0, 0.0, 1.0)) for chunk in chunks(grey)]
+def _look(gray: Array) -> _Sight:
+    seen = [_look_at(np.clip((chunk + 1.0) / 2.0, 0.0, 1.0)) for chunk in chunks(gray)]
     return _Sight(*(np.concatenate([getattr(s, f.name) for s in seen]) for f in fields(_Sight)))
 
 
-def _look_at(grey: Array) -> _Sight:
-    n = len(grey)
-    mask = _enlarge(grey) > 0.5
+def _look_at(gray: Array) -> _Sight:
+    n = len(gray)
+    mask = _enlarge(gray) > 0.5
     regions = label(mask)
     hand, parts = _largest(regions, n)
     radius, y, x = _palm(hand)
@@ -123,17 +123,17 @@ def _look_at(grey: Array) -> _Sight:
     )
 
 
-def _enlarge(grey: Array) -> Array:
+def _enlarge(gray: Array) -> Array:
     """Enlarge pictures threefold, bilinear: every pixel's center stays a pixel's center."""
     for axis in (1, 2):
-        padded = np.concatenate([grey.take([0], axis), grey, grey.take([-1], axis)], axis)
-        size = grey.shape[axis]
+        padded = np.concatenate([gray.take([0], axis), gray, gray.take([-1], axis)], axis)
+        size = gray.shape[axis]
         before, after = (padded.take(np.arange(size) + shift, axis) for shift in (0, 2))
-        fine = np.stack([(before + 2.0 * grey) / 3.0, grey, (2.0 * grey + after) / 3.0], axis=axis + 1)
-        shape = list(grey.shape)
+        fine = np.stack([(before + 2.0 * gray) / 3.0, gray, (2.0 * gray + after) / 3.0], axis=axis + 1)
+        shape = list(gray.shape)
         shape[axis] = size * _ZOOM
-        grey = fine.reshape(shape)
-    return grey
+        gray = fine.reshape(shape)
+    return gray
 
 
 def _largest(regions: Regions, n: int) -> tuple[Mask, Whole]:

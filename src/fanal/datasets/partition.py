@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
+from torch import Tensor
 
 from fanal.datasets.base import Whole, blocks
 from fanal.errors import FanalError
 
-__all__ = ["HELD_OUT", "no_verifier", "partition"]
+__all__ = ["HELD_OUT", "Unjudged", "partition"]
 
 HELD_OUT = 0.2
 
@@ -27,6 +31,37 @@ def partition(labels: Whole, split: str, seed: int) -> Whole:
     return order.permutation(np.flatnonzero(held == (split == "held out")))
 
 
-def no_verifier(name: str) -> FanalError:
-    """Build the error for asking a data set without rules for a verdict."""
-    return FanalError(f"{name} has no verifier: use one of grid2, shapes32, hands32, or label the samples by hand")
+class Unjudged:
+    """What a data set without rules answers when it is asked for a verdict."""
+
+    name: str
+    verdicts: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    broken_kinds: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    def _no_verifier(self) -> FanalError:
+        return FanalError(f"{self.name} has no verifier: use grid2, shapes32 or hands32, or label the samples by hand")
+
+    def verify(self, x: Tensor) -> Tensor:
+        """Raise: no rule tells a good sample from a bad one.
+
+        Raises:
+            FanalError: always.
+        """
+        raise self._no_verifier()
+
+    def measure(self, x: Tensor) -> dict[str, Tensor]:
+        """Raise: there is no verifier that could say what it sees.
+
+        Raises:
+            FanalError: always.
+        """
+        raise self._no_verifier()
+
+    def broken(self, kind: str, count: int, seed: int = 0) -> Tensor:
+        """Raise: no fault is known.
+
+        Raises:
+            FanalError: always.
+        """
+        raise self._no_verifier()

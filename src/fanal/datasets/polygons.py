@@ -37,7 +37,7 @@ class Parts:
         x: column of the center; pixel i has its center at i + 0.5.
         y: row of the center, downwards.
         scale: size relative to a real shape.
-        grey: brightness, 1 in real pictures.
+        gray: brightness, 1 in real pictures.
         cut: what lies farther right of the center than this is missing; infinity in real pictures.
     """
 
@@ -45,7 +45,7 @@ class Parts:
     x: Array
     y: Array
     scale: Array
-    grey: Array
+    gray: Array
     cut: Array
 
 
@@ -59,7 +59,7 @@ def distance(k: int, dx: Array, dy: Array, scale: float | Array = 1.0) -> Array:
 
 
 def render(parts: Parts, size: int = SIZE) -> Tensor:
-    """Render pictures, anti-aliased: grey = clip(0.5 - signed distance, 0, 1), the brightest shape on top.
+    """Render pictures, anti-aliased: gray = clip(0.5 - signed distance, 0, 1), the brightest shape on top.
 
     Returns:
         images in [-1, 1] of shape (N, 1, size, size).
@@ -69,10 +69,10 @@ def render(parts: Parts, size: int = SIZE) -> Tensor:
     for slot in range(parts.kind.shape[1]):
         for k in range(len(SHAPES)):
             rows = np.flatnonzero(parts.kind[:, slot] == k)
-            x, y, scale, grey, cut = (
-                v[rows, slot, None, None] for v in (parts.x, parts.y, parts.scale, parts.grey, parts.cut)
+            x, y, scale, gray, cut = (
+                v[rows, slot, None, None] for v in (parts.x, parts.y, parts.scale, parts.gray, parts.cut)
             )
             dx, dy = axis[None, None, :] - x, axis[None, :, None] - y
             far = np.maximum(distance(k, dx, dy, scale), dx - cut)
-            image[rows] = np.maximum(image[rows], grey * np.clip(0.5 - far, 0.0, 1.0))
+            image[rows] = np.maximum(image[rows], gray * np.clip(0.5 - far, 0.0, 1.0))
     return to_images(image)

@@ -21,7 +21,7 @@ BROKEN: Mapping[str, tuple[str, ...]] = {
     "duplicate": ("duplicate",),
     "wrong column": ("wrong column",),
     "half shape": ("malformed",),
-    "grey": ("malformed",),
+    "gray": ("malformed",),
     "ghost": ("malformed",),
     "enlarged": ("malformed",),
     "blend": ("malformed",),
@@ -45,7 +45,7 @@ def _place(rng: np.random.Generator, kind: Whole, third: Whole, scale: float = 1
 
 def _parts(kind: Whole, x: Array, y: Array) -> Parts:
     ones = np.ones(kind.shape)
-    return Parts(kind, x, y, scale=ones.copy(), grey=ones.copy(), cut=np.full(kind.shape, np.inf))
+    return Parts(kind, x, y, scale=ones.copy(), gray=ones.copy(), cut=np.full(kind.shape, np.inf))
 
 
 def draw(rng: np.random.Generator, bits: Whole) -> Parts:
@@ -69,10 +69,10 @@ def _faulty_one(rng: np.random.Generator, kind: str) -> Tensor:
     parts = draw(rng, rng.integers(1, 8, BLOCK) | 1 << one)
     if kind == "half shape":
         parts.cut[rows, one] = rng.uniform(-0.6, 0.6, BLOCK)
-    elif kind == "grey":
-        parts.grey[rows, one] = 0.6
+    elif kind == "gray":
+        parts.gray[rows, one] = 0.6
     elif kind == "ghost":
-        parts.grey[rows, one] = 0.3
+        parts.gray[rows, one] = 0.3
     else:
         parts.scale[rows, one] = rng.uniform(1.25, 1.4, BLOCK)
     return render(parts)

@@ -1,12 +1,12 @@
 """The verdict on a picture of shapes: cut it into regions and hold each of them against the three real shapes.
 
-Regions are the 8-connected components of grey > 0.35, each with the fringe of pixels that touch it; those with a grey
+Regions are the 8-connected components of gray > 0.35, each with the fringe of pixels that touch it; those with a gray
 mass below 2 are ignored. Each region is compared with the three shapes as `polygons` draws them at its centroid:
 fit = Σ min(region, shape) / Σ max(region, shape), and the best fit names it. The first rule that applies gives the
 verdict:
 
     empty          no region, and nothing faint either
-    malformed      a best fit below 0.84 or less than 0.09 above the next (a cross of two shapes), or a grey mass of 2
+    malformed      a best fit below 0.84 or less than 0.09 above the next (a cross of two shapes), or a gray mass of 2
                    or more, brighter than 0.2, outside all regions
     duplicate      one shape twice
     wrong column   a shape's centroid is not in the shape's third
@@ -45,9 +45,9 @@ class _Sight:
     misplaced: Whole
 
 
-def verify(grey: Array) -> Tensor:
-    """Return one index into `VERDICTS` per picture; `grey` is an image in [-1, 1] of shape (N, H, W)."""
-    s = _look(grey)
+def verify(gray: Array) -> Tensor:
+    """Return one index into `VERDICTS` per picture; `gray` is an image in [-1, 1] of shape (N, H, W)."""
+    s = _look(gray)
     rules = {
         "malformed": (s.fit < MIN_FIT) | (s.lead < MIN_LEAD) | (s.faint >= MIN_MASS),
         "empty": s.counts.sum(axis=1) == 0,
@@ -58,14 +58,14 @@ def verify(grey: Array) -> Tensor:
     return torch.from_numpy(np.select(list(rules.values()), codes, 0).astype(np.int64))
 
 
-def measure(grey: Array) -> dict[str, Tensor]:
+def measure(gray: Array) -> dict[str, Tensor]:
     """Return what the verifier sees in images in [-1, 1] of shape (N, H, W).
 
     Whole numbers: `shapes` (regions), `triangles`, `squares`, `pentagons`, `misplaced` (regions outside their third).
-    float32: `area` (grey mass of the regions, in pixels), `fit` (the worst best fit) and `lead` (the smallest lead over
-    the next best), both 1 where there is no region, `faint` (grey mass outside the regions, where brighter than 0.2).
+    float32: `area` (gray mass of the regions, in pixels), `fit` (the worst best fit) and `lead` (the smallest lead over
+    the next best), both 1 where there is no region, `faint` (gray mass outside the regions, where brighter than 0.2).
     """
-    s = _look(grey)
+    s = _look(gray)
     whole = {"shapes": s.counts.sum(axis=1), "misplaced": s.misplaced}
     whole |= {f"{shape}s": s.counts[:, k] for k, shape in enumerate(SHAPES)}
     real = {"area": s.area, "fit": s.fit, "lead": s.lead, "faint": s.faint}
@@ -74,29 +74,29 @@ def measure(grey: Array) -> dict[str, Tensor]:
     }
 
 
-def _look(grey: Array) -> _Sight:
-    seen = [_look_at(np.clip((chunk + 1.0) / 2.0, 0.0, 1.0)) for chunk in chunks(grey)]
+def _look(gray: Array) -> _Sight:
+    seen = [_look_at(np.clip((chunk + 1.0) / 2.0, 0.0, 1.0)) for chunk in chunks(gray)]
     return _Sight(*(np.concatenate([getattr(s, f.name) for s in seen]) for f in fields(_Sight)))
 
 
-def _look_at(grey: Array) -> _Sight:
-    n, h, w = grey.shape
-    regions = label(grey > SOLID)
+def _look_at(gray: Array) -> _Sight:
+    n, h, w = gray.shape
+    regions = label(gray > SOLID)
     index = regions.index
     if n:
         index = np.where(index > 0, index, ndimage.maximum_filter(index, size=(1, 3, 3), mode="constant"))
     total = len(regions.area)
     flat = index.reshape(-1)
-    row, column = (np.broadcast_to(c, grey.shape).reshape(-1) for c in (np.arange(h)[:, None], np.arange(w)))
-    weight = grey.reshape(-1)
+    row, column = (np.broadcast_to(c, gray.shape).reshape(-1) for c in (np.arange(h)[:, None], np.arange(w)))
+    weight = gray.reshape(-1)
     mass = np.bincount(flat, weight, total).astype(np.float64)
     kept = np.flatnonzero((mass >= MIN_MASS) & (np.arange(total) > 0))
     y, x = (np.bincount(flat, weight * c, total)[kept] / mass[kept] for c in (row, column))
     owner, mass = regions.owner[kept], mass[kept]
-    kind, fit, lead = _compare(grey, index, owner, kept, (y, x, mass))
+    kind, fit, lead = _compare(gray, index, owner, kept, (y, x, mass))
     third = np.clip(np.floor((x + 0.5) / COLUMN), 0, len(SHAPES) - 1)
     some = np.bincount(owner, minlength=n) > 0
-    outside = np.where((index == 0) & (grey > FAINT), grey, 0.0)
+    outside = np.where((index == 0) & (gray > FAINT), gray, 0.0)
     return _Sight(
         counts=np.bincount(owner * len(SHAPES) + kind, minlength=n * len(SHAPES)).reshape(n, len(SHAPES)),
         area=np.bincount(owner, mass, minlength=n).astype(np.float64),
@@ -108,7 +108,7 @@ def _look_at(grey: Array) -> _Sight:
 
 
 def _compare(
-    grey: Array, index: Whole, owner: Whole, kept: Whole, place: tuple[Array, ...]
+    gray: Array, index: Whole, owner: Whole, kept: Whole, place: tuple[Array, ...]
 ) -> tuple[Whole, Array, Array]:
     """Return the best-fitting shape of each kept region, how well it fits, and how much better than the next."""
     y, x, mass = place
@@ -117,7 +117,7 @@ def _compare(
     top, left = np.rint(y).astype(np.int64)[:, None, None], np.rint(x).astype(np.int64)[:, None, None]
     picture, rows, columns = owner[:, None, None], top + _REACH + steps[:, None], left + _REACH + steps
     own = np.pad(index, margin)[picture, rows, columns] == kept[:, None, None]
-    region = np.where(own, np.pad(grey, margin)[picture, rows, columns], 0.0)
+    region = np.where(own, np.pad(gray, margin)[picture, rows, columns], 0.0)
     dy, dx = top + steps[:, None] - y[:, None, None], left + steps - x[:, None, None]
     fits = np.empty((len(kept), len(SHAPES)))
     for k in range(len(SHAPES)):

@@ -21,7 +21,7 @@ _CHUNK = 2**23  # entries of the (B, K, d) differences held at a time
 class Mixture(Denoiser):
     """`D(x, sigma) = Σ_k w_k(x, sigma)·D_k(x, sigma)`: the components' denoisers, weighted by their posteriors.
 
-    `w_k ∝ π_k·N(x; m_k, Σ_k + sigma²I)` and `D_k = m_k + Σ_k(Σ_k + sigma²I)⁻¹(x − m_k)` ([REG] eq. 9 generalised).
+    `w_k ∝ π_k·N(x; m_k, Σ_k + sigma²I)` and `D_k = m_k + Σ_k(Σ_k + sigma²I)⁻¹(x − m_k)` ([REG] eq. 9 generalized).
     Distances are direct differences in float64 (float32 on mps), so nothing cancels at sigma = 0.002; the result
     has the dtype of x.
 

@@ -16,10 +16,9 @@ from fanal import metrics
 from fanal.denoiser import Model
 from fanal.errors import FanalError
 from fanal.hallucination.detectors import Detector, build
-from fanal.hallucination.repair import watch
+from fanal.hallucination.repair import watch_seeds
 from fanal.sampling import Solver
 from fanal.schedules import check_sigmas
-from fanal.seeding import noise
 
 __all__ = ["FIRST_SEED", "FLAG", "HINTS", "Calibration", "calibrate", "threshold_at"]
 
@@ -139,7 +138,7 @@ def calibrate(
     *,
     solver_name: str,
     count: int = 256,
-    flag: float = 0.35,
+    flag: float = FLAG,
     first_seed: int = FIRST_SEED,
     block: int = 64,
     device: torch.device | str = "cpu",
@@ -169,10 +168,8 @@ def calibrate(
     grid = check_sigmas(sigmas)
     eye = build(detector, window)
     risks, wrongs, evaluations = [], [], 0.0
-    for start in progress(range(first_seed, first_seed + count, block)):
-        seeds = range(start, min(start + block, first_seed + count))
-        x = noise(model.shape, seeds, float(grid[0]), device=device)
-        outcome = watch(model, x, grid, solver, eye, seeds)
+    seeds = range(first_seed, first_seed + count)
+    for outcome in watch_seeds(model, grid, solver, eye, seeds, block=block, device=device, progress=progress):
         risks.append(outcome.risk)
         evaluations += float(outcome.evaluations.sum())
         if verify is not None:

@@ -8,7 +8,7 @@ mended = Redo().repair(denoiser, x, sigmas, solver, detector, seeds, first, thre
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fanal.denoiser import Counted, Denoiser, Temperature, counters, evaluations
+from fanal.denoiser import Counted, Denoiser, Model, Temperature, counters, evaluations
 from fanal.errors import FanalError
 from fanal.hallucination.detectors import Detector
 from fanal.sampling import Solver, trace
@@ -24,7 +24,7 @@ from fanal.schedules import check_sigmas
 from fanal.seeding import noise
 from fanal.trajectory import Trajectory
 
-__all__ = ["REPAIRS", "Outcome", "Redo", "Renoise", "Repair", "watch"]
+__all__ = ["REPAIRS", "Outcome", "Redo", "Renoise", "Repair", "watch", "watch_seeds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,38 @@ def watch(
     per_step = eye.per_step().cpu()
     none = torch.zeros(len(x), dtype=torch.int64)
     return Outcome(end, eye.risk().cpu(), spent, per_step, none, Trajectory.record(kept) if record else None)
+
+
+def watch_seeds(
+    model: Model,
+    sigmas: Float[Tensor, " n"],
+    solver: Solver,
+    detector: Detector,
+    seeds: range,
+    *,
+    block: int = 64,
+    device: torch.device | str = "cpu",
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Iterator[Outcome]:
+    """Watch samples from fresh noise, block by block, and yield what became of each block.
+
+    Args:
+        model: the denoiser, with its shape.
+        sigmas: decreasing grid.
+        solver: how an interval is crossed.
+        detector: what gives the risk.
+        seeds: one per sample.
+        block: samples run at a time.
+        device: where the model is.
+        progress: wraps the loop over blocks.
+
+    Raises:
+        FanalError: as `trace`.
+    """
+    for start in progress(range(0, len(seeds), block)):
+        some = seeds[start : start + block]
+        x = noise(model.shape, some, float(sigmas[0]), device=device)
+        yield watch(model, x, sigmas, solver, detector, some)
 
 
 @runtime_checkable
