@@ -212,3 +212,12 @@ def test_citation_is_valid() -> None:
     for reference in citation["references"]:
         assert {"type", "title", "authors", "year"} <= reference.keys()
     assert f"## {fanal.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_figures_under_the_first_block_are_what_it_prints(capsys):
+    page = ROOT / "README.md"
+    exec(next(block for block in blocks(page) if block.language == "python").text, {})
+    few, many = re.findall(r": (\d+) of 600", capsys.readouterr().out)
+    words = " ".join(page.read_text(encoding="utf-8").split())
+    assert f"ten coarse steps leave {few} of 600 samples" in words
+    assert f"forty leave {many}." in words

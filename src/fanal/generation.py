@@ -298,8 +298,8 @@ def generate(
 ) -> Path:
     """Sample a model into a run folder, watching every trajectory; flag and repair where `config.guard` asks for it.
 
-    The same seeds give the same bits however often the run is interrupted: work is cut into blocks by sample index
-    and each block is computed whole, with a fixed number of threads.
+    On the CPU the same seeds give the same bits however often the run is interrupted: work is cut into blocks by
+    sample index and each block is computed whole, with a fixed number of threads.
 
     Args:
         config: what to do.
