@@ -24,8 +24,8 @@ _MOST_TILES = 100
 
 NAMES = {
     "plain": "plain",
-    "redo": "redo: same noise, lower temperature",
-    "renoise": "renoise: back up with fresh noise",
+    "redo": "redo (same noise, lower temperature)",
+    "renoise": "renoise (back up with fresh noise)",
 }
 """What the stages of a run are called in tables."""
 
