@@ -72,7 +72,7 @@ def test_the_table_on_the_terminal_is_the_records(tmp_path):
     row = record(tmp_path / "r")["results"]["table"][0]
     assert f"{100 * row['wrong']['value']:.1f} ± {100 * row['wrong']['se']:.1f} %" in told.stdout
     flagged = record(tmp_path / "r")["results"]["flagged"]
-    assert f"The free detector flagged {flagged}" in told.stdout
+    assert f"which costs no call, flagged {flagged}" in told.stdout
     assert flagged == int(samples(tmp_path / "r")["flagged"].sum())
 
 
@@ -100,7 +100,7 @@ def test_the_table_on_the_terminal_is_the_records(tmp_path):
         (("sample", "python:toys:listed"), ["must return the shape of x: got list"]),
         (("sample", "python:toys:bare"), ["attributes shape, sigma_min and sigma_max"]),
         (("sample", "python:toys:NUMBER"), ["is no function that makes a denoiser"]),
-        (("sample", "python:nowhere:f"), ["cannot import f from nowhere"]),
+        (("sample", "python:nowhere:f"), ["cannot import nowhere"]),
         (("demo", "--model", "handz32"), ["unknown model"]),
         (("train", "handz32", "--out", "m"), ["unknown recipe 'handz32'", "did you mean"]),
         (("train", "nothing.toml", "--out", "m"), ["cannot read the recipe nothing.toml"]),

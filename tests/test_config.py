@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanal import schedules
-from fanal.config import build_schedule, build_solver
+from fanal.config import build_repair, build_schedule, build_solver
 from fanal.errors import FanalError
+from fanal.hallucination import Redo, Renoise
 from fanal.solvers import SOLVERS, Ancestral, Churn, Euler, Heun
 
 
@@ -103,3 +104,27 @@ def test_a_wrong_schedule_is_refused_with_what_to_try(text, words):
 def test_a_range_that_is_none_is_refused(low, high):
     with pytest.raises(FanalError, match="sigma_min < sigma_max"):
         build_schedule("polynomial", 10, low, high)
+
+
+def test_a_repair_is_built_from_text_over_the_cards_hints():
+    assert build_repair("redo") == Redo()
+    assert build_repair("redo:kappa=0.1,window=0.5..20") == Redo(0.1, (0.5, 20.0))
+    hints = {"sigma": 1.5, "rounds": 2, "unknown": 1}
+    assert build_repair("renoise", hints) == Renoise(1.5, 2)
+    assert build_repair("renoise:rounds=3", hints) == Renoise(1.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rdo", "did you mean 'redo'"),
+        ("redo:kapa=1", "did you mean 'kappa'"),
+        ("redo:window=3", "must be like"),
+        ("redo:window=5..1", "low <= high"),
+        ("renoise:rounds=2.5", "must be like"),
+        ("renoise:rounds=0", "rounds in"),
+    ],
+)
+def test_a_repair_that_makes_no_sense_is_refused(text, told):
+    with pytest.raises(FanalError, match=told):
+        build_repair(text)

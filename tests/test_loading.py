@@ -101,8 +101,8 @@ def test_a_function_of_the_users_own(tmp_path, monkeypatch):
         ("mixture:grid3", "unknown mixture 'grid3': did you mean 'grid2'"),
         ("gaussian:tilted", "unknown gaussian 'tilted': did you mean 'tilted2'"),
         ("python:toys", "expected python:MODULE:FUNC, got python:toys"),
-        ("python:no_such_module:f", "cannot import f from no_such_module.*PYTHONPATH"),
-        ("python:toys:no_such_function", "cannot import no_such_function from toys"),
+        ("python:no_such_module:f", "cannot import no_such_module.*PYTHONPATH"),
+        ("python:toys:no_such_function", "unknown function of toys"),
         ("python:toys:NUMBER", "is no function that makes a denoiser: got int"),
         ("python:toys:bare", "with the attributes shape, sigma_min and sigma_max, got function"),
     ],
@@ -179,3 +179,41 @@ def test_every_call_is_counted_where_the_network_is(folder):
     model = fanal.load(str(folder), labels=1, guidance=3.0)
     model(noise((1, 8, 8), range(5), 1.5), SIGMA)
     assert (inside(model).calls, inside(model).evaluations) == (2, 10)
+
+
+def module(folder, monkeypatch, name, body):
+    (folder / f"{name}.py").write_text(
+        "import torch\n"
+        "class D:\n"
+        "    shape, sigma_min, sigma_max = (2,), 0.002, 80.0\n"
+        f"    def __call__(self, x, sigma):\n        {body}\n"
+        "def make():\n    return D()\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    return fanal.load(f"python:{name}:make")
+
+
+def test_a_denoiser_that_fails_is_told_in_one_line_with_a_hint(tmp_path, monkeypatch):
+    D = module(tmp_path, monkeypatch, "mixes", "return torch.nn.Linear(1, 2)(sigma.reshape(1, 1))")
+    with pytest.raises(FanalError, match=r"mixes:make failed at sigma 2: RuntimeError: .*sigma\.to\(x\)"):
+        D(torch.ones(1, 2), torch.tensor(2.0, dtype=torch.float64))
+    D = module(tmp_path, monkeypatch, "divides", "return x / (1 // 0)")
+    with pytest.raises(FanalError, match=r"divides:make failed at sigma 2: ZeroDivisionError"):
+        D(torch.ones(1, 2), torch.tensor(2.0))
+
+
+def test_a_misspelt_function_gets_the_nearest_name(tmp_path, monkeypatch):
+    module(tmp_path, monkeypatch, "named", "return x")
+    with pytest.raises(FanalError, match="did you mean 'make'"):
+        fanal.load("python:named:mak")
+
+
+def test_a_missing_folder_is_called_one():
+    with pytest.raises(FanalError, match=r"no folder \./nowhere"):
+        fanal.load("./nowhere")
+
+
+def test_a_loaded_model_takes_a_plain_number_as_sigma():
+    D = fanal.load("mixture:grid2")
+    x = torch.ones(3, 2)
+    assert torch.equal(D(x, 2.0), D(x, torch.tensor(2.0)))

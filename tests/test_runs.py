@@ -227,3 +227,47 @@ def test_a_block_file_is_whole_or_not_there(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert sorted(path.name for path in part_of(out).iterdir()) == ["block-000000.safetensors", "run.json"]
     assert same(kept, read_tensors(part_of(out) / "block-000000.safetensors")[0])
+
+
+def with_model(out, model, *, overwrite=False):
+    return Run(out, "sample", {"steps": 4}, identity={"model": model}, overwrite=overwrite)
+
+
+def test_another_model_under_the_same_name_is_not_mixed_in(tmp_path):
+    with with_model(tmp_path / "run", "a") as run:  # left without finish, as after a stop
+        run.block(0, work(1))
+    with pytest.raises(FanalError, match="not what the unfinished run"):
+        with_model(tmp_path / "run", "b")
+    with with_model(tmp_path / "run", "a") as run:
+        assert run.resumed == 1
+    with with_model(tmp_path / "run", "b", overwrite=True) as run:
+        assert run.resumed == 0
+
+
+def test_two_processes_do_not_share_a_run(tmp_path):
+    with Run(tmp_path / "run", "sample", {}), pytest.raises(FanalError, match="another process"):
+        Run(tmp_path / "run", "sample", {})
+    with Run(tmp_path / "run", "sample", {}):
+        pass
+    assert not list(tmp_path.glob(".run.lock"))
+
+
+def test_what_came_to_the_place_meanwhile_is_never_deleted(tmp_path):
+    out = tmp_path / "run"
+    with Run(out, "sample", {}) as run:
+        run.block(0, work(3))
+        run.describe({})
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+        with pytest.raises(FanalError, match="not a run folder"):
+            run.finish()
+    assert (out / "mine.txt").read_text() == "mine"
+    assert (tmp_path / ".run.part" / "run.json").is_file()
+    (tmp_path / ".run.old").mkdir()
+    (tmp_path / ".run.old" / "mine.txt").write_text("mine")
+    (out / "mine.txt").unlink()
+    with Run(out, "sample", {}) as run:
+        run.block(0, work(3))
+        run.describe({})
+        run.finish()
+    assert (tmp_path / ".run.old" / "mine.txt").read_text() == "mine"

@@ -297,3 +297,16 @@ def test_solvers_that_draw_nothing_also_encode():
         assert torch.equal(sample(mixture(), x, up, silent), sample(mixture(), x, up, inner))
     with pytest.raises(FanalError, match="runs down"):
         sample(mixture(), x, up, Ancestral(eta=1.0), seeds=range(2))
+
+
+@pytest.mark.parametrize(
+    ("solver", "told"), [("euler", "'euler'"), (Euler, "the class Euler: call it"), (None, "None")]
+)
+def test_what_is_no_solver_is_refused(solver, told):
+    with pytest.raises(FanalError, match=told):
+        sample(mixture(), torch.ones(2, 2), polynomial(3), solver)
+
+
+def test_samples_of_another_shape_than_the_models_are_refused():
+    with pytest.raises(FanalError, match=r"shape \(2,\), x has \(3,\)"):
+        sample(mixture(), torch.ones(2, 3), polynomial(3), Euler())

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from fanal.errors import FanalError, unknown_name
+from fanal.hallucination.repair import REPAIRS, Repair
 from fanal.sampling import Solver
 from fanal.schedules import SCHEDULES
 from fanal.solvers import SOLVERS
 
-__all__ = ["build_schedule", "build_solver", "parse_options"]
+__all__ = ["build_repair", "build_schedule", "build_solver", "parse_options"]
 
 
 def parse_options(kind: str, text: str, known: Iterable[str], fields_of: Callable[[str], Iterable[str]]) -> tuple:
@@ -53,6 +54,9 @@ def _value(text: str, default: Any, where: str) -> Any:
             return int(text)
         if isinstance(default, float):
             return float(text)
+        if isinstance(default, tuple):
+            low, high = text.split("..")
+            return float(low), float(high)
     except (ValueError, KeyError):
         raise FanalError(f"{where} must be like {default!r}, got {text!r}") from None
     return text
@@ -75,6 +79,27 @@ def build_solver(text: str) -> Solver:
         for key, value in options.items()
     }
     return dataclasses.replace(default, **values)
+
+
+def build_repair(text: str, hints: Mapping[str, Any] | None = None) -> Repair:
+    """Build a repair from `name` or `name:field=value,…`, e.g. `redo:kappa=0.1,window=0.5..20`.
+
+    Args:
+        text: as written on the command line.
+        hints: fields that the model's card asks for, where the text says nothing.
+
+    Raises:
+        FanalError: the name, a field or a value is not one of the repair's.
+    """
+
+    def fields_of(name: str) -> list[str]:
+        return [field.name for field in dataclasses.fields(REPAIRS[name])]
+
+    name, options = parse_options("guard", text, REPAIRS, fields_of)
+    default = REPAIRS[name]()
+    values = {key: _value(value, getattr(default, key), f"{name}:{key}") for key, value in options.items()}
+    own = {key: tuple(v) if isinstance(v, list) else v for key, v in (hints or {}).items() if key in fields_of(name)}
+    return dataclasses.replace(default, **{**own, **values})
 
 
 def build_schedule(text: str, steps: int, sigma_min: float, sigma_max: float, *, zero: bool = True) -> Tensor:

@@ -133,7 +133,11 @@ class Counted(Wrapper):
         self.evaluations = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, /) -> Tensor:
-        """Count, then ask the wrapped denoiser; labels go to networks that take them as a third argument."""
+        """Count, then ask the wrapped denoiser; labels go to networks that take them as a third argument.
+
+        A plain number is taken as sigma too, for use by hand.
+        """
+        sigma = sigma if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float64)
         self.calls += 1
         self.evaluations += len(x)
         return self.denoiser(x, sigma) if labels is None else cast(Conditional, self.denoiser)(x, sigma, labels)

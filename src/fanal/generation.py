@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fanal import pictures
 from fanal.cards import wrong_of
-from fanal.config import build_schedule, build_solver
+from fanal.config import build_repair, build_schedule, build_solver
 from fanal.datasets import DATASETS, Dataset
 from fanal.denoiser import Model, counters
-from fanal.errors import FanalError, unknown_name
+from fanal.errors import FanalError
 from fanal.files import read_json, write_atomically, write_json, write_tensors
-from fanal.hallucination import REPAIRS, Calibration, Outcome, Repair, calibrate, watch
+from fanal.hallucination import Calibration, Outcome, Repair, calibrate, watch
 from fanal.hallucination.calibration import FLAG
 from fanal.hallucination.detectors import build as build_detector
 from fanal.hallucination.detectors import last_window
@@ -52,7 +52,8 @@ class SampleConfig:
         count: number of samples.
         seed: run seed; see `SEED_STRIDE`.
         block: samples computed together.
-        guard: names of the repairs to try, the first one giving the run's samples; () samples and watches only.
+        guard: repairs to try, as written on the command line (`redo`, `redo:kappa=0.1`); the first one gives the
+            run's samples; () samples and watches only.
         flag: share of samples to flag, in calibration; None: what the model's card says, else 0.35.
         label: class label for all samples; None: unconditional.
         guidance: scale of classifier-free guidance.
@@ -86,13 +87,16 @@ class SampleConfig:
             raise FanalError(f"block and threads must be at least 1, got {self.block} and {self.threads}")
         if not 0 <= self.seed < 2**40 // SEED_STRIDE:
             raise FanalError(f"seed must be in [0, {2**40 // SEED_STRIDE}), got {self.seed}")
-        for name in self.guard:
-            if name not in REPAIRS:
-                raise unknown_name("guard", name, REPAIRS)
-        if len(set(self.guard)) < len(self.guard):
+        for text in self.guard:
+            build_repair(text)
+        if len(set(self.methods())) < len(self.guard):
             raise FanalError(f"each guard can be given once, got {', '.join(self.guard)}")
         if self.flag is not None and not 0 < self.flag < 1:
             raise FanalError(f"flag is a share strictly between 0 and 1, got {self.flag}")
+
+    def methods(self) -> list[str]:
+        """Names of the repairs, without their fields."""
+        return [text.partition(":")[0] for text in self.guard]
 
     def seeds(self) -> range:
         """Seeds of the samples."""
@@ -150,11 +154,9 @@ def _prepare(config: SampleConfig) -> tuple[_Setup, dict[str, Any]]:
     dataset = judged if fits else None
     hints = about.get("repair", {})  # the data's scale, where the defaults do not fit
     repairs: dict[str, Repair] = {}
-    for name in config.guard:
-        known = {field.name for field in dataclasses.fields(REPAIRS[name])}
-        own = {k: tuple(v) if isinstance(v, list) else v for k, v in hints.get(name, {}).items() if k in known}
+    for name, text in zip(config.methods(), config.guard, strict=True):
         try:
-            repairs[name] = REPAIRS[name](**own)
+            repairs[name] = build_repair(text, hints.get(name))
         except (TypeError, FanalError) as error:
             raise FanalError(f"the card of {config.model} asks for an impossible repair: {error}") from error
     known = about["calibration"] if isinstance(about.get("calibration"), dict) else about
@@ -252,6 +254,8 @@ def _results(
     if calibration is not None:
         results["calibration"] = calibration.to_dict()
         results["flagged"] = int(whole["flagged"].sum())
+        if "verdict" in whole:
+            results["flagged_wrong"] = int((whole["flagged"].bool() & (whole["verdict"] != 0)).sum())
         results["repairs"] = {name: dataclasses.asdict(r) for name, r in setup.repairs.items()}  # pyright: ignore
     return results
 
@@ -261,7 +265,7 @@ def _write(run: Run, setup: _Setup, whole: dict[str, Tensor]) -> None:
     config = setup.config
     samples = {name: value for name, value in whole.items() if not name.startswith("t.")}
     if config.guard:
-        first = config.guard[0]
+        first = config.methods()[0]
         samples["before"], samples["x"] = samples["x"], samples[f"x.{first}"]
         del samples[f"x.{first}"]
     write_tensors(run.path("samples.safetensors"), samples, {"format": "fanal-samples-1"})

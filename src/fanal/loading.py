@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fanal.denoiser import Counted, Labelled, Model
+from fanal.denoiser import Counted, Denoiser, Labelled, Model, Wrapper
 from fanal.errors import FanalError, unknown_name
 from fanal.guidance import ClassifierFree
 
@@ -110,6 +110,28 @@ def _named(kind: str, name: str) -> Model:
     return makers[name]()
 
 
+class _Foreign(Wrapper):
+    """Tells in one line what went wrong in a denoiser that is not fanal's."""
+
+    def __init__(self, denoiser: Denoiser, name: str) -> None:
+        super().__init__(denoiser)
+        self.name = name
+
+    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        try:
+            return self.denoiser(x, sigma)
+        except FanalError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            hint = ""
+            if isinstance(error, RuntimeError) and ("dtype" in reason or "type" in reason):
+                hint = "; sigma is a 0-d float64 tensor: a network wants sigma.to(x).expand(len(x))"
+            raise FanalError(
+                f"{self.name} failed at sigma {float(sigma.max()):.4g}: {type(error).__name__}: {reason}{hint}"
+            ) from error
+
+
 def _function(target: str) -> Model:
     """Call FUNC() of a module the user can import; it returns a denoiser with shape, sigma_min and sigma_max."""
     module, _, function = target.rpartition(":")
@@ -119,8 +141,11 @@ def _function(target: str) -> Model:
         sys.path.insert(0, str(Path.cwd()))  # as python -m does: a module beside the user is found
     try:
         maker = getattr(importlib.import_module(module), function)
+    except AttributeError:
+        known = [name for name in vars(sys.modules.get(module, sys)) if not name.startswith("_")]
+        raise unknown_name(f"function of {module}", function, known) from None
     except Exception as error:  # the module is the user's: whatever stops its import is told in one line
-        raise FanalError(f"cannot import {function} from {module}: {error}; is its folder on PYTHONPATH?") from error
+        raise FanalError(f"cannot import {module}: {error}; is its folder on PYTHONPATH?") from error
     if not callable(maker):
         raise FanalError(f"{target} is no function that makes a denoiser: got {type(maker).__name__}")
     try:
@@ -132,7 +157,7 @@ def _function(target: str) -> Model:
             f"{target}() must return a callable D(x, sigma) with the attributes shape, sigma_min and sigma_max, "
             f"got {type(model).__name__}"
         )
-    return model
+    return _Foreign(model, target)
 
 
 def _network(spec: str, device: torch.device | str) -> tuple[Model, int]:
@@ -146,6 +171,8 @@ def _network(spec: str, device: torch.device | str) -> tuple[Model, int]:
     if folder is None:
         if Path(spec).is_dir():
             raise FanalError(f"{spec} is not a model folder: it has no model.json; fanal train writes one when it ends")
+        if spec.startswith(".") or "/" in spec:
+            raise FanalError(f"there is no folder {spec}; fanal models list shows the embedded models")
         kinds = [*embedded(), *(f"mixture:{m}" for m in MIXTURES), *(f"gaussian:{g}" for g in GAUSSIANS)]
         raise unknown_name("model", spec, [*kinds, "python:MODULE:FUNC", "a folder that fanal train wrote"])
     from fanal.nets import load_model
@@ -193,7 +220,7 @@ def load(
     counted = Counted(net)
     if labels is None:
         if guidance is not None:
-            raise FanalError("guidance needs labels to guide towards: give labels= as well")
+            raise FanalError("guidance needs labels to guide towards: give labels= (--label) as well")
         return counted
     bound = Labelled(counted, _check_labels(labels, classes, spec))
     return bound if guidance is None else ClassifierFree(bound, counted, guidance)

@@ -117,6 +117,11 @@ class Run:
                 return
             if not overwrite:
                 changed = _first_difference(old, head)
+                if old.get("identity") != head["identity"] and old.get("config") == head["config"]:
+                    raise FanalError(
+                        f"the model or the device is not what the unfinished run at {self.part} began with "
+                        f"({changed}); bring it back, or pass --overwrite to start over"
+                    )
                 raise FanalError(
                     f"an unfinished run with other settings ({changed}) is at {self.part}; run its own command again "
                     "to finish it, or pass --overwrite to discard it"

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fanal.denoiser import Denoiser
+from fanal.denoiser import Denoiser, Model
 from fanal.errors import FanalError, NonFiniteError
 from fanal.schedules import check_sigmas
 from fanal.seeding import check_seeds, noise
@@ -143,6 +143,15 @@ def _check_finite(x: Tensor, span: Span, seeds: tuple[int, ...] | None) -> None:
     )
 
 
+def _check_parts(denoiser: Denoiser, x: Tensor, solver: Solver) -> None:
+    """Refuse what is easily mistaken: a solver's name or class for a solver, samples of another shape."""
+    if isinstance(solver, type) or not isinstance(solver, Solver):
+        got = f"the class {solver.__name__}: call it" if isinstance(solver, type) else repr(solver)[:60]
+        raise FanalError(f"solver must be an object with a step method, such as fanal.solvers.Euler(), got {got}")
+    if isinstance(denoiser, Model) and tuple(denoiser.shape) != tuple(x.shape[1:]):
+        raise FanalError(f"the model's samples have shape {tuple(denoiser.shape)}, x has {tuple(x.shape[1:])}")
+
+
 def trace(
     denoiser: Denoiser,
     x: Float[Tensor, "b *d"],
@@ -173,6 +182,7 @@ def trace(
     if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise FanalError(f"x must be a floating-point batch of shape (B, *shape), got {got}")
+    _check_parts(denoiser, x, solver)
     keys = None if seeds is None else check_seeds(seeds, len(x))
     grid = check_sigmas(sigmas)
     watched = _Watched(denoiser)

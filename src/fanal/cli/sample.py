@@ -24,12 +24,12 @@ def sample(
         str, typer.Argument(help="Embedded name, folder, mixture:NAME, gaussian:NAME or python:MODULE:FUNC.")
     ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("fanal-sample"),
-    solver: Annotated[str, typer.Option(help="name or name:field=value,… (euler, heun, ddpm, ancestral, churn).")] = (
-        "euler"
-    ),
-    schedule: Annotated[str, typer.Option(help="name or name:field=value,… (polynomial, logsnr, uniform, …).")] = (
-        "polynomial"
-    ),
+    solver: Annotated[
+        str, typer.Option(help="name or name:field=value,… (euler = DDIM, heun, ddpm, ancestral, churn).")
+    ] = ("euler"),
+    schedule: Annotated[
+        str, typer.Option(help="name or name:field=value,… (polynomial = Karras, logsnr, uniform, …).")
+    ] = ("polynomial"),
     steps: Annotated[int, typer.Option(help="Number of intervals.", min=1)] = 40,
     sigma_min: Annotated[float | None, typer.Option(help="Smallest positive sigma; default: the model's.")] = None,
     sigma_max: Annotated[float | None, typer.Option(help="First sigma; default: the model's.")] = None,
@@ -39,7 +39,9 @@ def sample(
     block: Annotated[int, typer.Option(help="Samples computed together.", min=1)] = 32,
     guard: Annotated[
         list[str] | None,
-        typer.Option(help="Repair flagged samples: redo or renoise; may be given twice, the first gives the samples."),
+        typer.Option(
+            help="Repair flagged samples: redo or renoise, with fields as in redo:kappa=0.1; may be given twice."
+        ),
     ] = None,
     flag: Annotated[
         float | None, typer.Option(help="Share of samples to flag; default: the card's, else 0.35.")

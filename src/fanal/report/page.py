@@ -60,7 +60,7 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         if judged:
             cells += [_percent(row, key) for key in ("wrong", "change", "corrected", "newly_wrong")]
             cells.append(_plain(row, "spread", 2))
-        cells += [_plain(row, "evaluations", 1), _plain(row, "seconds", 3)]
+        cells += [_plain(row, "evaluations", 1), _plain(row, "seconds", 4)]
         rows.append(cells)
     return head, rows
 
@@ -91,7 +91,9 @@ def headline(record: dict[str, Any]) -> list[str]:
         if wrong is not None:
             lines.append(f"{round(wrong.value * count)} of {count} are wrong ({wrong.percent()}), says the verifier.")
     if "flagged" in results:
-        line = f"The free detector flagged {results['flagged']}"
+        line = f"The detector, which costs no call, flagged {results['flagged']}"
+        if "flagged_wrong" in results:
+            line += f", {results['flagged_wrong']} of the wrong ones among them"
         area = results.get("auc")
         if area and area["value"] is not None and area["se"] is not None:
             line += f"; its AUC on these samples is {area['value']:.2f} ± {area['se']:.2f}"
@@ -109,6 +111,7 @@ class _Tile:
     verdict: str
     good: bool | None
     flagged: bool
+    seed: int
     title: str
 
 
@@ -143,6 +146,7 @@ def _sheet(title: str, x: Tensor, stage: str, samples: dict[str, Tensor], record
                 verdict=verdict,
                 good=None if not verdict else verdict == "ok",
                 flagged=bool(flagged[b]),
+                seed=first + b,
                 title=f"seed {first + b}, risk {risk:.3g}" + (f", {verdict}" if verdict else ""),
             )
         )
@@ -150,7 +154,7 @@ def _sheet(title: str, x: Tensor, stage: str, samples: dict[str, Tensor], record
 
 
 def _sheets(samples: dict[str, Tensor], record: dict[str, Any]) -> list[_Sheet]:
-    guard = record["config"].get("guard") or []
+    guard = [text.partition(":")[0] for text in record["config"].get("guard") or []]
     before = samples.get("before", samples["x"])
     sheets = [_sheet("Before" if guard else "Samples", before, "plain", samples, record)]
     for k, name in enumerate(guard):
