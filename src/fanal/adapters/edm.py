@@ -22,7 +22,11 @@ _MODULES = "torch.nn.modules.container.ModuleDict"
 _DICTS = ("collections.OrderedDict", "dnnlib.util.EasyDict")
 _SCALARS = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
 _DTYPE = "numpy.dtype"
-_KNOWN = frozenset({_OBJECT, _MODULES, _DTYPE, *_DICTS, *_SCALARS, *TENSOR_NAMES})
+_KNOWN = (
+    dict.fromkeys([_OBJECT, *_SCALARS, *TENSOR_NAMES], "")
+    | dict.fromkeys(_DICTS, "items")
+    | dict.fromkeys([_MODULES, _DTYPE], "state")
+)
 
 _FILE_BYTES = 2**32
 _PARAMETERS = 2**29
@@ -109,7 +113,7 @@ def _read(path: Path, weights: bool) -> Preconditioned:
 
 def _as_dict(value: object, what: str) -> dict[Any, Any]:
     """The items of a dict, an OrderedDict or an EasyDict."""
-    if isinstance(value, Call) and value.name in _DICTS and not value.args and value.state in (None, {}):
+    if isinstance(value, Call) and value.name in _DICTS and not value.args:
         return dict(value.items)
     if type(value) is not dict:
         raise FanalError(f"{what} should be a dict, got {kind_of(value)}")
@@ -120,7 +124,7 @@ def _state_of(value: object, what: str) -> tuple[str, dict[Any, Any]]:
     """The class name and the attributes of a pickled module."""
     if isinstance(value, Call) and value.name == _MODULES and not value.args:
         return "ModuleDict", _as_dict(value.state, f"the state of {what}")
-    if not isinstance(value, Call) or value.name != _OBJECT or len(value.args) != 1 or value.state is not None:
+    if not isinstance(value, Call) or value.name != _OBJECT or len(value.args) != 1:
         raise FanalError(f"{what} should be a network module, got {kind_of(value)}")
     meta = _as_dict(value.args[0], f"the description of {what}")
     name, kind = meta.get("class_name"), meta.get("type")

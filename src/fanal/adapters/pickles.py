@@ -8,7 +8,7 @@ for. Memory and time are bounded by the size of the file and by limits on opcode
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
@@ -16,7 +16,7 @@ from fanal.errors import FanalError
 
 __all__ = ["Blob", "Call", "Global", "Persistent", "Source", "kind_of", "read_pickle"]
 
-_OPCODES = 2**20
+_OPCODES = 2**18  # the largest published network needs about 80,000
 _TEXT_BYTES = 2**25  # of one pickle: each class's source text stands in the file once
 _NESTING = 200
 
@@ -106,7 +106,7 @@ def kind_of(value: object) -> str:
 class _Machine:
     """The stack, the marks and the memo of one pickle."""
 
-    def __init__(self, source: Source, known: Collection[str], persistent: bool) -> None:
+    def __init__(self, source: Source, known: Mapping[str, str], persistent: bool) -> None:
         self.source, self.known, self.persistent = source, known, persistent
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -160,6 +160,8 @@ class _Machine:
             raise FanalError(f"the file is cut off: a frame of {size} bytes is announced, the file ends before")
 
     def remember(self, index: int) -> None:
+        if index > _OPCODES:
+            raise FanalError(f"the pickle keeps a value under the number {index}, at most {_OPCODES} are allowed")
         self.memo[index] = self.top()
 
     def recall(self, index: int) -> None:
@@ -191,7 +193,7 @@ class _Machine:
         pairs = zip(keys, values[1::2], strict=True)
         if type(target) is dict:
             target.update(pairs)
-        elif type(target) is Call:
+        elif type(target) is Call and self.known[target.name] == "items":
             target.items.extend(pairs)
         else:
             raise FanalError(f"the pickle fills {kind_of(target)} like a dict")
@@ -222,7 +224,7 @@ class _Machine:
 
     def build(self) -> None:
         state, target = self.pop(), self.top()
-        if type(target) is not Call or target.state is not None:
+        if type(target) is not Call or self.known[target.name] != "state" or target.state is not None:
             raise FanalError(f"the pickle sets the state of {kind_of(target)}: it is not read")
         target.state = state
 
@@ -323,12 +325,14 @@ def _check_nesting(root: object) -> None:
     raise FanalError(f"the pickle nests values more than {_NESTING} deep")
 
 
-def read_pickle(source: Source, known: Collection[str], persistent: bool = False) -> object:
+def read_pickle(source: Source, known: Mapping[str, str], persistent: bool = False) -> object:
     """Read one pickle: plain values as they are, everything else as records.
 
     Args:
         source: where the pickle starts; it is left right behind the pickle's end.
-        known: the names that may be asked for, as `module.name`; each becomes a `Global`, never the object itself.
+        known: the names that may be asked for, as `module.name`, and how a call to each may be filled afterwards:
+            with `items` like a dict, with a `state`, or (an empty text) not at all. A name becomes a `Global`, never
+            the object itself.
         persistent: whether references to something outside the pickle are read.
 
     Returns:

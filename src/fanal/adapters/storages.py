@@ -22,7 +22,7 @@ TENSOR_NAMES = (PARAMETER, TENSOR, STORAGE)
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _KINDS = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_STORAGES = frozenset(f"torch.{kind}Storage" for kind in _KINDS)
+_STORAGES = {f"torch.{kind}Storage": "" for kind in _KINDS}
 _ITEM = 4  # bytes of a float32
 _HEADER = 2**14
 
@@ -83,13 +83,13 @@ def _values(blob: object, file: BinaryIO, count: int) -> Tensor:
     if head[:2] == b"PK":
         raise FanalError("the bytes of the tensor are a zip archive, which no such checkpoint holds")
     source = Source(io.BytesIO(head), 0, len(head))
-    if read_pickle(source, ()) != _MAGIC or read_pickle(source, ()) != _VERSION:
+    if read_pickle(source, {}) != _MAGIC or read_pickle(source, {}) != _VERSION:
         raise FanalError("the bytes of the tensor are no torch file")
-    about = read_pickle(source, ())
+    about = read_pickle(source, {})
     if not isinstance(about, dict) or about.get("little_endian") is not True:
         raise FanalError("the bytes of the tensor are no torch file of a little-endian machine")
     key = _storage_key(read_pickle(source, _STORAGES, persistent=True), count)
-    keys = read_pickle(source, ())
+    keys = read_pickle(source, {})
     if not isinstance(keys, list) or len(keys) != 1 or type(keys[0]) is not str or keys[0] != key:
         raise FanalError("the torch file of a tensor must hold one storage")
     if source.number("<Q") != count or source.position != source.end:

@@ -32,7 +32,9 @@ def list_models() -> None:
 
 @app.command("info", epilog="Examples:\n\n  fanal models info hands32\n\n  fanal models info ./my-training-run")
 def info(
-    model: Annotated[str, typer.Argument(help="Embedded model, edm:FILE.pkl, or a folder that train or convert wrote.")],
+    model: Annotated[
+        str, typer.Argument(help="Embedded model, edm:FILE.pkl, or a folder that train or convert wrote.")
+    ],
 ) -> None:
     """Show a model's card as JSON: data, recipe, seed, losses, hallucination rate, calibration."""
     with errors_shown():

@@ -67,7 +67,9 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     """
     groups = min(32, channels // 4)
     if not groups or channels % groups:
-        raise FanalError(f"{channels} channels cannot be split into {groups} equal groups: use multiples of 32 channels")
+        raise FanalError(
+            f"{channels} channels cannot be split into {groups} equal groups: use multiples of 32 channels"
+        )
     return nn.GroupNorm(groups, channels, eps=eps)
 
 

@@ -97,7 +97,9 @@ class SongUNetConfig:
         taps = self.resample_filter
         numbers = all(type(t) in (int, float) and 0 < t <= 1e6 for t in taps)
         if not numbers or len(taps) % 2 or not 2 <= len(taps) <= 16:
-            raise FanalError(f"SongUNet resample_filter must be 2 to 16 positive taps, even in number, got {taps!r:.80}")
+            raise FanalError(
+                f"SongUNet resample_filter must be 2 to 16 positive taps, even in number, got {taps!r:.80}"
+            )
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,7 @@ class SongUNet(_Embedding):
         self.noise_width = config.model_channels * config.channel_mult_noise
         self.map_noise = Fourier(self.noise_width) if config.embedding_type == "fourier" else nn.Identity()
         self.map_label = nn.Linear(classes, self.noise_width) if classes else None
-        self.map_augment = (
-            nn.Linear(config.augment_dim, self.noise_width, bias=False) if config.augment_dim else None
-        )
+        self.map_augment = nn.Linear(config.augment_dim, self.noise_width, bias=False) if config.augment_dim else None
         self.map_layer0 = nn.Linear(self.noise_width, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
         self._shared: dict[str, Any] = {
