@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,7 +189,6 @@ def test_the_corpus_is_live(tmp_path):
 
 GUARDED = """
 import json, resource, sys, time
-from pathlib import Path
 from fanal.adapters import load_edm
 from fanal.errors import FanalError
 
@@ -222,16 +220,11 @@ print(json.dumps({"answers": answers, "events": events}))
 """
 
 
-def here():
-    """The environment of a process that imports this very package."""
-    return environment(PYTHONPATH=str(Path(package.__file__).parents[1]))
-
-
 def guarded(folder):
     """Read every file of a folder in a process with little memory that records what the interpreter executes."""
     (folder / "good.pkl").write_bytes(tiny_pickle())
     code = [sys.executable, "-W", "ignore", "-c", GUARDED, str(folder)]
-    done = subprocess.run(code, capture_output=True, text=True, env=here(), timeout=300)
+    done = subprocess.run(code, capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -384,6 +377,6 @@ def test_imagenet_size_loads_within_memory(tmp_path):
         "load_edm(sys.argv[1])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=here())
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) * 1024 < 1.2 * 4 * count
