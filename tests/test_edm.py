@@ -189,6 +189,7 @@ def test_the_corpus_is_live(tmp_path):
 
 GUARDED = """
 import json, resource, sys, time
+from pathlib import Path
 from fanal.adapters import load_edm
 from fanal.errors import FanalError
 
