@@ -55,7 +55,9 @@ def test_using_it_does_load_torch():
 
 
 def test_no_help_loads_torch(helps):
-    assert {"", "demo", "models", "models list", "models info", "sample", "train", "report"} <= helps["helps"].keys()
+    assert {"", "demo", "models", "models list", "models info", "sample", "train", "convert", "report"} <= helps[
+        "helps"
+    ].keys()
     assert not {"torch", "numpy", "scipy", "plotly", "PIL"} & set(helps["modules"])
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from typer.testing import CliRunner
 
+import fanal as package
 from fanal.cli import app
 from fanal.exact import Mixture
 from fanal.files import read_tensors
@@ -157,8 +158,9 @@ def script():
 
 
 def environment(**more):
-    """The environment of a subprocess: one thread, and `python:toys:…` can be imported."""
-    return {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", **more}
+    """The environment of a subprocess: one thread, this very package, and `python:toys:…` can be imported."""
+    path = os.pathsep.join([str(HERE), str(Path(package.__file__).parents[1])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
 def process(*words, **options):

@@ -30,7 +30,7 @@ def embedded() -> list[str]:
 
 
 def _folder_of(spec: str) -> Path | None:
-    """The model folder a spec names: an embedded model, or a folder that `fanal train` wrote."""
+    """The model folder a spec names: an embedded model, or a folder that `fanal train` or `fanal convert` wrote."""
     if spec in embedded():
         return _models_folder() / spec
     path = Path(spec)
@@ -41,13 +41,17 @@ def card(spec: str) -> dict[str, Any]:
     """Return the card of a model: its data, recipe, figures and calibration; empty for closed forms and functions.
 
     Raises:
-        FanalError: the spec names a folder whose card cannot be read.
+        FanalError: the spec names a folder whose card cannot be read, or a file that is no checkpoint.
     """
     from fanal.nets import read_card
 
     folder = _folder_of(spec)
     if folder is not None:
         return read_card(folder)
+    if spec.startswith("edm:"):
+        from fanal.adapters import describe_edm
+
+        return describe_edm(spec.removeprefix("edm:"))
     if spec != "mixture:grid2":
         return {}
     from fanal.hallucination.calibration import HINTS
@@ -58,9 +62,13 @@ def card(spec: str) -> dict[str, Any]:
 def fingerprint(spec: str) -> str:
     """Return a hash of what a spec stands for now, so that a resumed run notices when it was replaced.
 
-    The model folder's description, which holds the hash of its weights, or the source file of a `python:` module;
-    closed forms are the package's own and have none.
+    The model folder's description, which holds the hash of its weights, the checkpoint itself, or the source file of
+    a `python:` module; closed forms are the package's own and have none.
     """
+    if spec.startswith("edm:"):
+        from fanal.adapters.conversion import sha256_of
+
+        return sha256_of(spec.removeprefix("edm:"))
     folder = _folder_of(spec)
     source: Path | None = folder / "model.json" if folder is not None else None
     if spec.startswith("python:"):
@@ -167,6 +175,11 @@ def _network(spec: str, device: torch.device | str) -> tuple[Model, int]:
         return _named(kind, name), 0
     if colon and kind == "python":
         return _function(name), 0
+    if colon and kind == "edm":
+        from fanal.adapters import load_edm
+
+        checkpoint = load_edm(name).to(device)
+        return checkpoint, checkpoint.classes
     folder = _folder_of(spec)
     if folder is None:
         if Path(spec).is_dir():
@@ -174,7 +187,8 @@ def _network(spec: str, device: torch.device | str) -> tuple[Model, int]:
         if spec.startswith(".") or "/" in spec:
             raise FanalError(f"there is no folder {spec}; fanal models list shows the embedded models")
         kinds = [*embedded(), *(f"mixture:{m}" for m in MIXTURES), *(f"gaussian:{g}" for g in GAUSSIANS)]
-        raise unknown_name("model", spec, [*kinds, "python:MODULE:FUNC", "a folder that fanal train wrote"])
+        more = ["edm:FILE.pkl", "python:MODULE:FUNC", "a folder that fanal train wrote"]
+        raise unknown_name("model", spec, [*kinds, *more])
     from fanal.nets import load_model
 
     net = load_model(folder).to(device)
@@ -200,9 +214,10 @@ def load(
     """Load a model and bind its conditions; the result counts its network calls (`.calls`, `.evaluations`).
 
     Args:
-        spec: an embedded model (`hands32`), a folder that `fanal train` wrote, a closed form (`mixture:grid2`,
-            `gaussian:digits8`), or `python:MODULE:FUNC`, whose FUNC() returns a denoiser with `shape`, `sigma_min`
-            and `sigma_max`.
+        spec: an embedded model (`hands32`), a folder that `fanal train` or `fanal convert` wrote, a closed form
+            (`mixture:grid2`, `gaussian:digits8`), an official EDM checkpoint (`edm:FILE.pkl`, read without running
+            what is in it), or `python:MODULE:FUNC`, whose FUNC() returns a denoiser with `shape`, `sigma_min` and
+            `sigma_max`.
         labels: class labels for a conditional model: one for all samples, or one per sample; None: unconditional.
         guidance: scale of classifier-free guidance towards the labels (1: plain conditional).
         device: where the network runs.

@@ -6,6 +6,8 @@ import typer
 
 from fanal import __version__
 from fanal.cli import models
+from fanal.cli.convert import EPILOG as CONVERT
+from fanal.cli.convert import convert
 from fanal.cli.demo import EPILOG as DEMO
 from fanal.cli.demo import demo
 from fanal.cli.report import EPILOG as REPORT
@@ -45,6 +47,7 @@ app.command("demo", epilog=DEMO)(demo)
 app.add_typer(models.app, name="models")
 app.command("sample", epilog=SAMPLE)(sample)
 app.command("train", epilog=TRAIN)(train)
+app.command("convert", epilog=CONVERT)(convert)
 app.command("report", epilog=REPORT)(report)
 
 

@@ -32,7 +32,9 @@ def list_models() -> None:
 
 @app.command("info", epilog="Examples:\n\n  fanal models info hands32\n\n  fanal models info ./my-training-run")
 def info(
-    model: Annotated[str, typer.Argument(help="Embedded model, or a folder that fanal train wrote.")],
+    model: Annotated[
+        str, typer.Argument(help="Embedded model, edm:FILE.pkl, or a folder that train or convert wrote.")
+    ],
 ) -> None:
     """Show a model's card as JSON: data, recipe, seed, losses, hallucination rate, calibration."""
     with errors_shown():
@@ -41,7 +43,7 @@ def info(
 
         loaded = load(model)
         about = card(model)
-        if "recipe" not in about:
+        if "recipe" not in about and "source" not in about:
             raise FanalError(f"{model} is a closed form or a function: it has no card")
         shape = {"shape": list(loaded.shape), "sigma_min": loaded.sigma_min, "sigma_max": loaded.sigma_max}
         say(json.dumps({**shape, **about}, indent=2, ensure_ascii=False))

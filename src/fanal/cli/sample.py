@@ -21,7 +21,8 @@ Examples:\n
 
 def sample(
     model: Annotated[
-        str, typer.Argument(help="Embedded name, folder, mixture:NAME, gaussian:NAME or python:MODULE:FUNC.")
+        str,
+        typer.Argument(help="Embedded name, folder, edm:FILE.pkl, mixture:NAME, gaussian:NAME or python:MODULE:FUNC."),
     ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("fanal-sample"),
     solver: Annotated[

@@ -13,6 +13,7 @@ import torch
 
 from fanal.errors import FanalError, unknown_name
 from fanal.files import read_json, read_tensors, write_json, write_tensors
+from fanal.nets.edm import DhariwalUNetConfig, SongUNetConfig
 from fanal.nets.mlp import MLPConfig
 from fanal.nets.preconditioning import NetConfig, Preconditioned
 from fanal.nets.unet import UNetConfig
@@ -26,13 +27,18 @@ __all__ = [
     "save_model",
 ]
 
-ARCHITECTURES: dict[str, type[NetConfig]] = {"mlp": MLPConfig, "unet": UNetConfig}
+ARCHITECTURES: dict[str, type[NetConfig]] = {
+    "mlp": MLPConfig,
+    "unet": UNetConfig,
+    "song": SongUNetConfig,
+    "dhariwal": DhariwalUNetConfig,
+}
 
 _FORMAT = "fanal-model-1"
 _JSON_BYTES = 2**20
-_PARAMETERS = 2**28
+_PARAMETERS = 2**29
 _NUMBERS = ("sigma_data", "sigma_min", "sigma_max")
-_KEYS = {"format", "architecture", "config", "shape", "classes", "sha256", "card", *_NUMBERS}
+_KEYS = {"format", "architecture", "config", "shape", "classes", "preconditioning", "sha256", "card", *_NUMBERS}
 
 
 def config_to_dict(config: NetConfig) -> dict[str, Any]:
@@ -83,6 +89,7 @@ def save_model(folder: str | os.PathLike[str], model: Preconditioned, card: dict
         "shape": list(model.shape),
         **{name: getattr(model, name) for name in _NUMBERS},
         "classes": model.classes,
+        **({} if model.preconditioning == "edm" else {"preconditioning": model.preconditioning}),
         "sha256": "",
         "card": card,
     }
@@ -93,7 +100,7 @@ def save_model(folder: str | os.PathLike[str], model: Preconditioned, card: dict
     if size > _JSON_BYTES - 100:
         raise FanalError(f"the model's description takes {size} bytes, at most {_JSON_BYTES}: shorten the card")
     write_tensors(path / "model.safetensors", model.state_dict())
-    content["sha256"] = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+    content["sha256"] = _digest(path / "model.safetensors")
     write_json(path / "model.json", content)
 
 
@@ -116,13 +123,13 @@ def load_model(folder: str | os.PathLike[str]) -> Preconditioned:
     try:
         actual = weights.stat().st_size
         # 8 bytes a value, and room for the header.
-        raw = weights.read_bytes() if actual <= 8 * size + 2**20 else b""
+        digest = _digest(weights) if actual <= 8 * size + 2**20 else ""
     except OSError as error:
         raise FanalError(f"cannot read {weights}: {error.strerror or error}") from error
     if actual > 8 * size + 2**20:
         raise FanalError(f"{weights} has {actual} bytes, but the network described beside it has {size} parameters")
     tensors, _ = read_tensors(weights, {name: tuple(tensor.shape) for name, tensor in expected.items()})
-    if hashlib.sha256(raw).hexdigest() != content["sha256"]:
+    if digest != content["sha256"]:
         raise FanalError(
             f"{weights} is not the file that model.json describes (sha256 differs): fetch the folder again"
         )
@@ -133,7 +140,9 @@ def load_model(folder: str | os.PathLike[str]) -> Preconditioned:
         raise FanalError(f"{weights} holds NaN or infinity: the training diverged or the file is damaged")
     numbers = {name: getattr(model, name) for name in _NUMBERS}
     with torch.random.fork_rng(devices=[]):  # the initial weights are thrown away: leave the caller's generator alone
-        model = Preconditioned(model.config, model.shape, classes=model.classes, **numbers).to(dtypes.pop())
+        model = Preconditioned(
+            model.config, model.shape, classes=model.classes, preconditioning=model.preconditioning, **numbers
+        ).to(dtypes.pop())
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
 
@@ -145,6 +154,11 @@ def read_card(folder: str | os.PathLike[str]) -> dict[str, Any]:
         FanalError: `model.json` is missing, damaged or not a model's.
     """
     return _read_json(Path(folder))["card"]
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -161,6 +175,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise FanalError(f"{path} is not a model description: {error}") from error
     if content.get("format") != _FORMAT:
         raise FanalError(f"{path} is not a model description: expected an object with format {_FORMAT!r}")
+    content.setdefault("preconditioning", "edm")  # folders leave the most common one out
     if content.keys() != _KEYS:
         raise FanalError(
             f"{path}: keys should be {sorted(_KEYS)}, these differ: {sorted(content.keys() ^ _KEYS)!r:.200}"
@@ -182,7 +197,13 @@ def _skeleton(folder: Path, content: dict[str, Any]) -> Preconditioned:
     try:
         config = config_from_dict({**content["config"], "architecture": content["architecture"]})
         with torch.device("meta"):
-            model = Preconditioned(config, tuple(shape), classes=content["classes"], **numbers)
+            model = Preconditioned(
+                config,
+                tuple(shape),
+                classes=content["classes"],
+                preconditioning=content["preconditioning"],
+                **numbers,
+            )
     except FanalError as error:
         raise FanalError(f"{path}: {error}") from error
     size = sum(tensor.numel() for tensor in model.state_dict().values())

@@ -1,21 +1,28 @@
-"""From a network F to a denoiser D: the preconditioning of Karras et al. 2022."""
+"""From a network F to a denoiser D: the preconditioning of Karras et al. 2022, and the three it is compared with."""
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fanal.denoiser import expand
-from fanal.errors import FanalError
+from fanal.errors import FanalError, unknown_name
+from fanal.nets.edm import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from fanal.nets.mlp import MLP, MLPConfig
 from fanal.nets.unet import UNet, UNetConfig
 
-__all__ = ["NetConfig", "Preconditioned", "coefficients"]
+__all__ = ["PRECONDITIONINGS", "NetConfig", "Preconditioned", "coefficients", "iddpm_levels", "vp_level", "vp_time"]
 
-NetConfig = MLPConfig | UNetConfig
+NetConfig = MLPConfig | UNetConfig | SongUNetConfig | DhariwalUNetConfig
+
+_BETA_D, _BETA_MIN, _STEPS = 19.9, 0.1, 1000
+_C_1, _C_2 = 0.001, 0.008
+PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm")
+"""Names of the four ways from F to D (Karras et al. 2022, arXiv:2206.00364, table 1)."""
 
 _MOST_VALUES, _MOST_CLASSES = 2**28, 2**16
 
@@ -38,20 +45,73 @@ def coefficients(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tens
     return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), total.rsqrt(), c_noise
 
 
+def vp_level(time: float) -> float:
+    """Return `sigma(t) = sqrt(exp(9.95·t² + 0.1·t) − 1)` of the variance-preserving process (Song et al. 2021).
+
+    Reference: Karras et al. 2022, arXiv:2206.00364, table 1, with beta_d = 19.9 and beta_min = 0.1.
+    """
+    return math.sqrt(math.expm1(0.5 * _BETA_D * time**2 + _BETA_MIN * time))
+
+
+def vp_time(sigma: Tensor) -> Tensor:
+    """Return the time t with `vp_level(t) = sigma`: `(sqrt(0.1² + 2·19.9·ln(1 + sigma²)) − 0.1) / 19.9`."""
+    return ((_BETA_MIN**2 + 2 * _BETA_D * (1 + sigma**2).log()).sqrt() - _BETA_MIN) / _BETA_D
+
+
+def iddpm_levels() -> Float[Tensor, " 1001"]:
+    """Return the noise levels u_0 > … > u_1000 = 0 of improved DDPM, as float32.
+
+        u_{j-1} = sqrt((u_j² + 1) / max(ᾱ_{j-1}/ᾱ_j, 0.001) − 1),   ᾱ_j = sin²(π/2 · j / (1000·(0.008 + 1)))
+
+    Reference: Nichol & Dhariwal 2021, arXiv:2102.09672; Karras et al. 2022, arXiv:2206.00364, table 1 and C.3.
+    """
+    alpha = [math.sin(0.5 * math.pi * j / _STEPS / (_C_2 + 1)) ** 2 for j in range(_STEPS + 1)]
+    u = [0.0] * (_STEPS + 1)
+    for j in range(_STEPS, 0, -1):
+        u[j - 1] = math.sqrt((u[j] ** 2 + 1) / max(alpha[j - 1] / alpha[j], _C_1) - 1)
+    return torch.tensor(u, dtype=torch.float32)
+
+
+def _network(config: NetConfig, shape: tuple[int, ...], classes: int, outputs: int | None) -> nn.Module:
+    """Build the network of a configuration; `outputs` are its output channels where they are not the input's."""
+    if isinstance(config, SongUNetConfig):
+        return SongUNet(config, shape, classes, outputs)
+    if isinstance(config, DhariwalUNetConfig):
+        return DhariwalUNet(config, shape, classes, outputs)
+    if outputs is not None:
+        kind = type(config).__name__.removesuffix("Config")
+        raise FanalError(f"the iddpm preconditioning needs a SongUNet or DhariwalUNet, got {kind}")
+    return MLP(config, shape, classes) if isinstance(config, MLPConfig) else UNet(config, shape, classes)
+
+
 class Preconditioned(nn.Module):
     """A trained or trainable denoiser `D(x, sigma) = c_skip·x + c_out·F(c_in·x, c_noise)`.
+
+    | preconditioning | c_skip | c_out | c_in | c_noise |
+    | --- | --- | --- | --- | --- |
+    | `edm` | see `coefficients` | | | `ln(sigma)/4` |
+    | `vp` | 1 | −sigma | `1/sqrt(sigma² + 1)` | 999·t with t from `vp_time` |
+    | `ve` | 1 | sigma | 1 | `ln(sigma/2)` |
+    | `iddpm` | 1 | −sigma | `1/sqrt(sigma² + 1)` | 999 − the index of the nearest of `iddpm_levels` |
+
+    The F of `iddpm` has twice the channels; the second half, a learned variance, is not used.
 
     Args:
         config: which network F is, and its size.
         shape: shape of one sample.
-        sigma_data: standard deviation of the data.
+        sigma_data: standard deviation of the data; only `edm` uses it.
         sigma_min: smallest noise level the model is made for; not enforced.
         sigma_max: largest noise level the model is made for; not enforced.
         classes: number of classes; 0 for an unconditional model.
+        preconditioning: one of `PRECONDITIONINGS`.
 
     Raises:
-        FanalError: a shape, range or number of classes that no network can have.
+        FanalError: a shape, range, number of classes or preconditioning that no network can have.
+
+    Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
     """
+
+    u: Tensor | None
 
     def __init__(
         self,
@@ -62,15 +122,19 @@ class Preconditioned(nn.Module):
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         classes: int = 0,
+        preconditioning: str = "edm",
     ) -> None:
         super().__init__()
         _check(shape, sigma_data, sigma_min, sigma_max, classes)
+        if preconditioning not in PRECONDITIONINGS:
+            raise unknown_name("preconditioning", str(preconditioning), PRECONDITIONINGS)
         self.config = config
         self.shape = tuple(shape)
         self.sigma_data, self.sigma_min, self.sigma_max = float(sigma_data), float(sigma_min), float(sigma_max)
-        self.classes = classes
-        make = MLP if isinstance(config, MLPConfig) else UNet
-        self.net = make(config, self.shape, classes)  # pyright: ignore[reportArgumentType]
+        self.classes, self.preconditioning = classes, preconditioning
+        iddpm = preconditioning == "iddpm"
+        self.register_buffer("u", iddpm_levels() if iddpm else None)
+        self.net = _network(config, self.shape, classes, 2 * shape[0] if iddpm else None)
 
     def forward(
         self, x: Float[Tensor, "b *d"], sigma: Tensor, labels: Int[Tensor, " b"] | None = None
@@ -90,10 +154,25 @@ class Preconditioned(nn.Module):
         labels = self._labels(labels, x)
         # The dtype first: a float64 tensor cannot move to every device.
         level = sigma.to(x.dtype).to(x.device).expand(len(x))
-        c_skip, c_out, c_in, c_noise = coefficients(level, self.sigma_data)
+        c_skip, c_out, c_in, c_noise = self._coefficients(level)
         dtype = next(self.net.parameters()).dtype
         raw = self.net((expand(c_in, x) * x).to(dtype), c_noise.to(dtype), labels).to(x.dtype)
+        if self.preconditioning == "iddpm":
+            raw = raw[:, : self.shape[0]]
         return expand(c_skip, x) * x + expand(c_out, x) * raw
+
+    def _coefficients(self, level: Float[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return `c_skip, c_out, c_in, c_noise`, each of shape (B,)."""
+        if self.preconditioning == "edm":
+            return coefficients(level, self.sigma_data)
+        one = torch.ones_like(level)
+        if self.preconditioning == "ve":
+            return one, level, one, (0.5 * level).clamp_min(torch.finfo(level.dtype).tiny).log()
+        scale = (level**2 + 1).rsqrt()
+        if self.preconditioning == "vp":
+            return one, -level, scale, (_STEPS - 1) * vp_time(level)
+        nearest = (level[:, None] - cast(Tensor, self.u).to(level.dtype)).abs().argmin(dim=1)
+        return one, -level, scale, _STEPS - 1 - nearest.to(level.dtype)
 
     def _labels(self, labels: Tensor | None, x: Tensor) -> Tensor | None:
         if labels is None:
