@@ -143,9 +143,7 @@ def test_an_embedded_model_denoises(name):
 
 
 def test_an_embedded_conditional_model_draws_the_class_it_is_asked_for():
-    named = [name for name in SHIPPED if card(name)["recipe"]["conditional"]]
-    if "digits8" not in named:
-        pytest.skip("no embedded digits8 here")
+    assert [name for name in SHIPPED if card(name)["recipe"]["conditional"]] == ["digits8"]
     digits = DATASETS["digits8"].data("train")
     grid, right = build_schedule("polynomial", 18, 0.002, 80.0), 0
     for label in range(10):
@@ -163,8 +161,6 @@ def agrees(found, figure, errors=3):
 @pytest.fixture(scope="module")
 def hands(tmp_path_factory):
     """256 fresh hands, watched, flagged and redone."""
-    if "hands32" not in SHIPPED:
-        pytest.skip("no embedded hands32 here")
     out = tmp_path_factory.mktemp("hands") / "run"
     return generate(SampleConfig("hands32", count=256, seed=5, block=64, guard=("redo",)), out)
 
@@ -202,8 +198,6 @@ def test_redoing_the_flagged_hands_mends_some(hands):
 
 
 def test_fresh_points_leave_the_grid_as_often_as_the_card_says():
-    if "grid2" not in SHIPPED:
-        pytest.skip("no embedded grid2 here")
     model, about, seeds = fanal.load("grid2"), card("grid2"), range(7_000_000, 7_004_000)
     x = fanal.sample(model, noise((2,), seeds, 80.0), build_schedule("polynomial", 40, 0.002, 80.0), Euler())
     assert agrees(metrics.rate(DATASETS["grid2"].verify(x) != 0), about["hallucination"])

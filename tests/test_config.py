@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fanal import schedules
 from fanal.config import build_repair, build_schedule, build_solver
-from fanal.errors import FanalError
+from fanal.errors import FanalError, is_number
 from fanal.hallucination import Redo, Renoise
 from fanal.solvers import SOLVERS, Ancestral, Churn, Euler, Heun
 
@@ -128,3 +128,13 @@ def test_a_repair_is_built_from_text_over_the_cards_hints():
 def test_a_repair_that_makes_no_sense_is_refused(text, told):
     with pytest.raises(FanalError, match=told):
         build_repair(text)
+
+
+@pytest.mark.parametrize("value", [1, 0.5, -3, 10**400])
+def test_a_finite_number_is_one(value):
+    assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [True, "1", None, [1], float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_finite_number_is_none(value):
+    assert not is_number(value)

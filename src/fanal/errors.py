@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
-__all__ = ["FanalError", "NonFiniteError", "unknown_name"]
+__all__ = ["FanalError", "NonFiniteError", "is_number", "unknown_name"]
 
 
 class FanalError(ValueError):
@@ -14,6 +15,11 @@ class FanalError(ValueError):
 
 class NonFiniteError(FanalError):
     """A run met NaN or infinity; the message names the step, the sigma and the seeds of the samples."""
+
+
+def is_number(value: object) -> bool:
+    """Whether a value read from a card or a recipe is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> FanalError:

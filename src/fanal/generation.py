@@ -18,7 +18,7 @@ from fanal.cards import wrong_of
 from fanal.config import build_repair, build_schedule, build_solver
 from fanal.datasets import DATASETS, Dataset
 from fanal.denoiser import Model, counters
-from fanal.errors import FanalError
+from fanal.errors import FanalError, is_number
 from fanal.files import read_json, write_atomically, write_json, write_tensors
 from fanal.hallucination import Calibration, Outcome, Repair, calibrate, watch
 from fanal.hallucination.calibration import FLAG
@@ -116,24 +116,16 @@ class _Setup:
     detector: str
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
 def _check_card(about: dict[str, Any], model: str) -> None:
     """Refuse a card whose entries are not of the kind that fanal writes; it may come from anywhere."""
     hints, flag = about.get("repair", {}), about.get("flag", FLAG)
     sound = (
         isinstance(about.get("data", ""), str)
         and isinstance(about.get("detector", ""), str)
-        and _is_number(flag)
+        and is_number(flag)
         and 0 < flag < 1
     )
     sound = sound and isinstance(hints, dict) and all(isinstance(own, dict) for own in hints.values())
-    for own in hints.values() if sound else ():
-        for value in own.values():
-            pair = isinstance(value, list) and len(value) == 2 and all(_is_number(v) for v in value)
-            sound = sound and (pair or _is_number(value))
     if not sound:
         raise FanalError(f"the card of {model} has an unreadable data, flag or repair entry: fetch or train it again")
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from fanal.errors import FanalError, unknown_name
+from fanal.errors import FanalError, is_number, unknown_name
 from fanal.nets.folder import config_from_dict, config_to_dict
 from fanal.nets.mlp import MLPConfig
 from fanal.nets.preconditioning import NetConfig
@@ -168,10 +168,6 @@ def _check_counts(recipe: Recipe) -> None:
         raise FanalError(f"train_count must be a positive whole number or None, got {recipe.train_count!r}")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _check_kinds(recipe: Recipe) -> None:
     for name, kind in (("data", str), ("objective", str), ("weighting", str), ("conditional", bool)):
         if not isinstance(getattr(recipe, name), kind):
@@ -188,13 +184,13 @@ def _check_numbers(recipe: Recipe) -> None:
     )
     for name, low, high, closed in limits:
         value = getattr(recipe, name)
-        if not _is_number(value) or not (low <= value < high if closed else low < value < high):
+        if not is_number(value) or not (low <= value < high if closed else low < value < high):
             raise FanalError(f"{name} must be in {'[' if closed else '('}{low}, {high}), got {value!r}")
-    if len(recipe.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in recipe.betas):
+    if len(recipe.betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in recipe.betas):
         raise FanalError(f"betas must be two numbers in [0, 1), got {recipe.betas!r:.80}")
-    if recipe.sigma_data is not None and not (_is_number(recipe.sigma_data) and 0 < recipe.sigma_data < math.inf):
+    if recipe.sigma_data is not None and not (is_number(recipe.sigma_data) and 0 < recipe.sigma_data < math.inf):
         raise FanalError(f"sigma_data must be positive or None, got {recipe.sigma_data!r}")
-    ends = _is_number(recipe.sigma_min) and _is_number(recipe.sigma_max)
+    ends = is_number(recipe.sigma_min) and is_number(recipe.sigma_max)
     if not ends or not 0 < recipe.sigma_min < recipe.sigma_max < math.inf:
         raise FanalError(f"0 < sigma_min < sigma_max is needed, got {recipe.sigma_min!r} and {recipe.sigma_max!r}")
 

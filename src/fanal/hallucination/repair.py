@@ -7,7 +7,6 @@ mended = Redo().repair(denoiser, x, sigmas, solver, detector, seeds, first, thre
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fanal.denoiser import Counted, Denoiser, Model, Temperature, counters, evaluations
-from fanal.errors import FanalError
+from fanal.errors import FanalError, is_number
 from fanal.hallucination.detectors import Detector
 from fanal.sampling import Solver, trace
 from fanal.schedules import check_sigmas
@@ -139,10 +138,6 @@ class Repair(Protocol):
         ...
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _merge(base: Outcome, part: Outcome, rows: Tensor, take: Bool[Tensor, " r"]) -> Outcome:
     """Put the taken rows of `part`, a rerun of `base[rows]`, into a copy of `base`; every rerun is paid for."""
     x, risk, spent, rounds = base.x.clone(), base.risk.clone(), base.evaluations.clone(), base.rounds.clone()
@@ -158,7 +153,7 @@ class Redo:
     """Run the flagged samples again from the same noise at a lower temperature; the rest keeps every bit.
 
     The residual is scaled by `1 + kappa` inside the window (`fanal.Temperature`): the same picture, steered away
-    from the blur between modes. It mends broken parts and keeps the image's content; it hardly mends counts.
+    from the blur between modes. It mends broken and half-made parts; a whole part that is one too many mostly stays.
 
     Attributes:
         kappa: strength.
@@ -169,8 +164,8 @@ class Redo:
     window: tuple[float, float] = (0.8, 25.0)
 
     def __post_init__(self) -> None:
-        pair = isinstance(self.window, tuple) and len(self.window) == 2 and all(map(_is_number, self.window))
-        if not _is_number(self.kappa) or not pair or not 0 <= self.window[0] <= self.window[1]:
+        pair = isinstance(self.window, tuple) and len(self.window) == 2 and all(map(is_number, self.window))
+        if not is_number(self.kappa) or not pair or not 0 <= self.window[0] <= self.window[1]:
             raise FanalError(f"redo needs a number kappa and 0 <= low <= high, got {self.kappa!r} and {self.window!r}")
 
     def repair(
@@ -215,7 +210,7 @@ class Renoise:
 
     def __post_init__(self) -> None:
         whole = isinstance(self.rounds, int) and 1 <= self.rounds < 4096
-        if not whole or not _is_number(self.sigma) or not self.sigma > 0:
+        if not whole or not is_number(self.sigma) or not self.sigma > 0:
             raise FanalError(f"re-noising needs rounds in [1, 4095] and sigma > 0, got {self.rounds!r}, {self.sigma!r}")
 
     def repair(
