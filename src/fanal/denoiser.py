@@ -11,6 +11,7 @@ With `denoised = D(x, sigma)` and n ~ N(0, I):
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol, cast, runtime_checkable
 
@@ -33,6 +34,7 @@ __all__ = [
     "expand",
     "score",
     "slope",
+    "take",
 ]
 
 
@@ -99,6 +101,15 @@ class Wrapper:
         """Return the denoisers that this one asks."""
         return (self.denoiser,)
 
+    def taking(self, rows: Tensor) -> Wrapper:
+        """Return this wrapper for some rows of its batch; see `take`."""
+        inner = take(self.denoiser, rows)
+        if inner is self.denoiser:
+            return self
+        other = copy.copy(self)
+        other.denoiser = inner
+        return other
+
     def _model(self) -> Model:
         if not isinstance(self.denoiser, Model):
             # an AttributeError, so that hasattr and isinstance(…, Model) answer no instead of failing
@@ -143,6 +154,16 @@ class Counted(Wrapper):
         return self.denoiser(x, sigma) if labels is None else cast(Conditional, self.denoiser)(x, sigma, labels)
 
 
+def take(denoiser: Denoiser, rows: Tensor) -> Denoiser:
+    """Return the denoiser for some rows of a batch: conditions that are bound one per sample follow their samples.
+
+    Args:
+        denoiser: what was bound for the whole batch.
+        rows: (R,) int64, indices of the rows.
+    """
+    return denoiser.taking(rows) if isinstance(denoiser, Wrapper) else denoiser
+
+
 def counters(denoiser: Denoiser) -> list[Counted]:
     """Return every `Counted` inside a chain of wrappers, each once."""
     if isinstance(denoiser, Counted):
@@ -169,15 +190,27 @@ class Labelled(Wrapper):
         super().__init__(denoiser)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
 
-    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
-        """Return the prediction given the labels.
+    def taking(self, rows: Tensor) -> Wrapper:
+        """Return the binding of these rows' labels."""
+        return Labelled(self.denoiser, self.labels[rows.to(self.labels.device)]) if self.labels.ndim else self
+
+    def for_batch(self, x: Tensor) -> Tensor:
+        """Return one label per sample of x, (B,), on its device.
 
         Raises:
             FanalError: labels were bound one per sample, for another batch size.
         """
         if self.labels.ndim and len(self.labels) != len(x):
             raise FanalError(f"{len(self.labels)} labels are bound, for a batch of {len(x)}: bind one label for all")
-        return cast(Conditional, self.denoiser)(x, sigma, self.labels.to(x.device).expand(len(x)))
+        return self.labels.to(x.device).expand(len(x))
+
+    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        """Return the prediction given the labels.
+
+        Raises:
+            FanalError: labels were bound one per sample, for another batch size.
+        """
+        return cast(Conditional, self.denoiser)(x, sigma, self.for_batch(x))
 
 
 class Temperature(Wrapper):

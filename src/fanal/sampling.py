@@ -20,7 +20,7 @@ from fanal.errors import FanalError, NonFiniteError
 from fanal.schedules import check_sigmas
 from fanal.seeding import check_seeds, noise
 
-__all__ = ["Solver", "Span", "Step", "Transition", "finish", "sample", "toward", "trace"]
+__all__ = ["Solver", "Span", "Step", "Transition", "depart", "finish", "sample", "toward", "trace"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +30,7 @@ class Span:
     Attributes:
         i: index of the interval, from 0.
         n: number of intervals.
-        sigma: noise level at its start; 0-d float64 on the CPU.
+        sigma: noise level at its start; 0-d float64 on the CPU; infinite at the start of some grids.
         sigma_next: noise level at its end; 0-d float64 on the CPU; 0 at the end of most grids.
         seeds: one seed per sample, for solvers that draw noise; None otherwise.
         round: index of the repair round that this interval belongs to (0 for a plain run).
@@ -115,6 +115,17 @@ def finish(denoiser: Denoiser, x: Tensor, span: Span) -> Step:
     return Step(denoised, denoised)
 
 
+def depart(denoiser: Denoiser, z: Tensor, span: Span) -> Step:
+    """Cross the first interval from infinite sigma, where flow matching and zero-terminal-SNR models start.
+
+    x = z/s does not exist there, so the state is the unit noise z, and a denoiser that knows infinity takes z in place
+    of x. As sigma → ∞ the Euler step `(sigma'/sigma)·x + (1 − sigma'/sigma)·D` with x = sigma·z tends to
+    `x' = D(z, ∞) + sigma'·z`: exact for Euler, one call.
+    """
+    denoised = denoiser(z, span.sigma)
+    return Step(denoised + span.sigma_next * z, denoised)
+
+
 class _Watched:
     """Checks shape and dtype of every answer of the denoiser, so that broadcasting cannot hide a mistake."""
 
@@ -168,7 +179,7 @@ def trace(
 
     Args:
         denoiser: D(x, sigma).
-        x: the batch at `sigmas[0]`, e.g. `noise(shape, seeds, sigma=80.0)`.
+        x: the batch at `sigmas[0]`, e.g. `noise(shape, seeds, sigma=80.0)`; unit noise where `sigmas[0]` is infinite.
         sigmas: strictly monotone grid; decreasing to sample, increasing (from a positive value) to encode.
         solver: how an interval is crossed.
         seeds: one per sample; needed by solvers that draw noise.
@@ -189,7 +200,8 @@ def trace(
     memory: tuple[Tensor, ...] = ()
     for i, (sigma, sigma_next) in enumerate(pairwise(grid.unbind())):
         span = Span(i, len(grid) - 1, sigma, sigma_next, keys, round)
-        step = solver.step(watched, x, span, memory)
+        # Here alone infinity is known: no solver has a formula for it.
+        step = depart(watched, x, span) if torch.isinf(sigma) else solver.step(watched, x, span, memory)
         _check_finite(step.x_next, span, keys)
         yield Transition(span, x, step)
         x, memory = step.x_next, step.memory

@@ -39,9 +39,10 @@ def _double(values: Tensor | Sequence[float]) -> Tensor:
 
 
 def check_sigmas(sigmas: Tensor | Sequence[float]) -> Grid:
-    """Return `sigmas` as a schedule: 1-D float64 on the CPU, finite, >= 0 and strictly monotone.
+    """Return `sigmas` as a schedule: 1-D float64 on the CPU, >= 0 and strictly monotone.
 
-    A decreasing grid may end at 0; an increasing one (to encode) must start above it. Gradients are kept.
+    A decreasing grid may end at 0, and may start at infinity (see `fanal.sampling.depart`); an increasing one (to
+    encode) must start above 0. Gradients are kept.
 
     Raises:
         FanalError: it is not such a grid; the message names the entry.
@@ -51,8 +52,8 @@ def check_sigmas(sigmas: Tensor | Sequence[float]) -> Grid:
         raise FanalError(f"sigmas must be one-dimensional with at least two entries, got shape {tuple(grid.shape)}")
     values: list[float] = grid.tolist()
     for i, value in enumerate(values):
-        if not math.isfinite(value) or value < 0:
-            raise FanalError(f"sigmas must be finite and >= 0, got sigmas[{i}] = {value}")
+        if not value >= 0 or (math.isinf(value) and i):
+            raise FanalError(f"sigmas must be finite and >= 0 (the first may be infinite), got sigmas[{i}] = {value}")
     falls = values[1] < values[0]
     for i, (a, b) in enumerate(zip(values, values[1:], strict=False)):
         if a == b or (b < a) != falls:

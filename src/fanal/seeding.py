@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import zlib
 from collections.abc import Iterable, Sequence
@@ -56,7 +57,8 @@ def noise(
     Args:
         shape: shape of one sample, without the batch axis.
         seeds: one whole number in [0, 2^64) per sample.
-        sigma: standard deviation; a number, or one per sample with shape (B,).
+        sigma: standard deviation; a number, or one per sample with shape (B,). Infinity gives unit noise, which is
+            where a run from infinite sigma starts (`fanal.sampling.depart`).
         step: index of the sampling step that draws (< 2^20).
         round: index of the repair round that draws (< 2^12).
         stream: name of the purpose, so that two parts of one step do not share noise.
@@ -79,6 +81,8 @@ def noise(
         if len(sigma) != len(keys):
             raise FanalError(f"one sigma per sample: got {len(sigma)} sigmas for {len(keys)} seeds")
         sigma = sigma.detach().cpu().double().reshape(-1, *[1] * len(shape))
+    elif float(sigma) == math.inf:
+        sigma = 1.0
     elif isinstance(sigma, Tensor):
         sigma = float(sigma)
     return (sigma * result).to(dtype).to(device)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fanal.denoiser import Counted, Denoiser, Model, Temperature, counters, evaluations
+from fanal.denoiser import Counted, Denoiser, Model, Temperature, counters, evaluations, take
 from fanal.errors import FanalError, is_number
 from fanal.hallucination.detectors import Detector
 from fanal.sampling import Solver, trace
@@ -187,7 +187,7 @@ class Redo:
         rows = (first.risk > threshold).nonzero().flatten()
         if not len(rows):
             return first
-        cool = Temperature(denoiser, self.kappa, self.window)
+        cool = Temperature(take(denoiser, rows), self.kappa, self.window)
         keys = [seeds[b] for b in rows.tolist()]
         again = watch(cool, x[rows.to(x.device)], sigmas, solver, detector, keys)
         return _merge(first, again, rows, torch.ones(len(rows), dtype=torch.bool))
@@ -241,7 +241,7 @@ class Renoise:
             keys = [seeds[b] for b in rows.tolist()]
             here = best.x[rows.to(x.device)]
             fresh = noise(x.shape[1:], keys, float(tail[0]), round=number, stream="renoise", dtype=x.dtype)
-            again = watch(denoiser, here + fresh.to(x.device), tail, solver, detector, keys, round=number)
+            again = watch(take(denoiser, rows), here + fresh.to(x.device), tail, solver, detector, keys, round=number)
             best = _merge(best, again, rows, again.risk < best.risk[rows])
         return best
 
