@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fanal
-from fanal.denoiser import Counted, Labelled
+from fanal.denoiser import Counted, Labelled, Temperature, take
 from fanal.exact import Gaussian
 from fanal.guidance import ClassifierFree
 from fanal.schedules import polynomial
@@ -96,3 +96,41 @@ def test_a_loaded_model_guides_as_written(folder):
 def test_it_passes_on_what_the_model_knows(folder):
     model = fanal.load(folder, labels=1, guidance=2.0)
     assert (model.shape, model.sigma_min, model.sigma_max) == ((1, 8, 8), 0.002, 80.0)
+
+
+class Network:
+    """A network with two classes and the null label, row by row a function of (x, sigma, label)."""
+
+    shape, sigma_min, sigma_max = (2,), 0.002, 80.0
+
+    def __call__(self, x, sigma, labels=None):
+        label = torch.full((len(x),), 2) if labels is None else labels
+        return x / (1 + sigma.to(x).reshape(-1, 1)) + label[:, None]
+
+
+def guided(labels, scale=3.0):
+    network = Counted(Network())
+    return network, ClassifierFree(Labelled(network, labels), Labelled(network, 2), scale)
+
+
+@pytest.mark.parametrize("sigma", [SIGMA, torch.arange(1.0, 7.0, dtype=torch.float64)], ids=["one", "per sample"])
+def test_one_network_is_asked_once_for_both_halves(sigma):
+    labels = torch.tensor([0, 1, 1, 0, 1, 0])
+    network, guide = guided(labels)
+    x, plain = states(), Network()
+    got = guide(x, sigma)
+    free = plain(x, sigma)
+    assert torch.equal(got, free + 3.0 * (plain(x, sigma, labels) - free))
+    assert (network.calls, network.evaluations) == (1, 12)
+
+
+def test_labels_follow_their_samples():
+    labels, rows = torch.tensor([0, 1, 1, 0, 1, 0]), torch.tensor([4, 0, 3])
+    network, guide = guided(labels)
+    x = states()
+    part = take(Temperature(guide, 0.2), rows)
+    assert torch.equal(part(x[rows], SIGMA), Temperature(guide, 0.2)(x, SIGMA)[rows])
+    bare = Network()
+    assert take(bare, rows) is bare
+    whole = Temperature(Labelled(network, 1), 0.2)
+    assert take(whole, rows) is whole  # one label for all needs no other binding

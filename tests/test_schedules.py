@@ -152,7 +152,7 @@ def test_jump_keeps_the_grid_up_to_the_first_node_at_or_below():
         ([1.0], "at least two"),
         ([[2.0, 1.0]], "one-dimensional"),
         ([2.0, math.nan], r"sigmas\[1\] = nan"),
-        ([math.inf, 1.0], r"sigmas\[0\] = inf"),
+        ([2.0, math.inf], r"sigmas\[1\] = inf"),
         ([2.0, 1.0, -1.0], r"sigmas\[2\] = -1"),
         ([2.0, 1.0, 1.0], r"sigmas\[1\] = 1, sigmas\[2\] = 1"),
         ([3.0, 1.0, 2.0], r"sigmas\[1\] = 1, sigmas\[2\] = 2"),
