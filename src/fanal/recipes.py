@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fanal.averaging import Profile, profiles
 from fanal.errors import FanalError, is_number, unknown_name
 from fanal.nets.folder import config_from_dict, config_to_dict
 from fanal.nets.mlp import MLPConfig
@@ -14,9 +16,12 @@ from fanal.nets.preconditioning import NetConfig
 from fanal.nets.unet import UNetConfig
 from fanal.objectives import NOISE_LEVELS, OBJECTIVES, LogNormal, NoiseLevels
 
-__all__ = ["RECIPES", "Recipe"]
+__all__ = ["RECIPES", "Recipe", "change"]
 
 _WEIGHTINGS = ("edm", "none")
+_PRECISIONS = ("float32", "bf16", "fp16")
+_AUGMENT_DIM = 9
+_LATER = ("accumulate", "augment", "flip", "precision")  # left out of a description at their defaults, as in old cards
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,14 @@ class Recipe:
         data: data set, as in `fanal.datasets.get`.
         net: architecture and size.
         iterations: number of optimizer steps.
-        batch: samples per step, drawn with replacement.
+        batch: samples per step over all processes, drawn with replacement.
         learning_rate: of Adam, after warm-up.
         warmup: steps over which the learning rate rises linearly from 0.
         constant: share of the steps up to which the learning rate stays; then it falls to 0 as a cosine.
         betas: of Adam.
         clip: largest norm of the gradient; larger ones are scaled down to it.
-        ema: decay of the averaged weights, which become the model; step i uses min(ema, (i + 1)/(i + 10)).
+        ema: the averages of the weights that are kept, as in `fanal.averaging.profiles`: a decay, "power:SIGMA_REL",
+            or several of them; the first becomes the model.
         objective: name in `fanal.objectives.OBJECTIVES`.
         weighting: `"edm"` weighs an objective's noise levels so that its gradients have the scale of "edm";
             `"none"` leaves it as its formula says.
@@ -47,6 +53,14 @@ class Recipe:
         held_out_count: samples of the held-out split, for validation; 0 for none.
         seed: decides initial weights, batches, noise and dropout.
         threads: threads of the CPU; part of the recipe, because sums depend on it in the last bit.
+        accumulate: pieces that a process cuts its share of a batch into, so that a large batch fits into memory; the
+            gradient is that of the whole batch, up to rounding.
+        precision: of the network's layers while training: "float32", "bf16" or "fp16" (with a scaled loss); the
+            weights and their averages are float32.
+        augment: probability of each transformation of `fanal.augmentation`; the network is told which were applied
+            and needs `augment_dim = 9`. 0 for no augmentation.
+        flip: whether half of the images are mirrored, and the network is not told: for images that look as likely
+            mirrored.
 
     Raises:
         FanalError: a value is out of range, or two of them clash.
@@ -61,7 +75,7 @@ class Recipe:
     constant: float = 0.6
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
-    ema: float = 0.999
+    ema: float | str | tuple[float | str, ...] = 0.999
     objective: str = "edm"
     weighting: str = "edm"
     noise_levels: NoiseLevels = field(default_factory=LogNormal)
@@ -74,6 +88,10 @@ class Recipe:
     held_out_count: int = 256
     seed: int = 0
     threads: int = 1
+    accumulate: int = 1
+    precision: str = "float32"
+    augment: float = 0.0
+    flip: bool = False
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -83,6 +101,9 @@ class Recipe:
             raise unknown_name("objective", str(self.objective), OBJECTIVES)
         if self.weighting not in _WEIGHTINGS:
             raise unknown_name("weighting", str(self.weighting), _WEIGHTINGS)
+        if self.precision not in _PRECISIONS:
+            raise unknown_name("precision", str(self.precision), _PRECISIONS)
+        _check_augmentation(self)
         if self.objective == "edm" and self.weighting == "none":
             raise FanalError('the objective "edm" is "dae" with its own weighting: for "none" use objective "dae"')
         if self.label_dropout and not self.conditional:
@@ -93,6 +114,11 @@ class Recipe:
                 f"iteration {self.constant * self.iterations:g} on: shorten the warm-up or raise constant"
             )
 
+    @property
+    def averages(self) -> tuple[Profile, ...]:
+        """The averages of the weights that are kept; the first becomes the model."""
+        return profiles(self.ema)
+
     def rate(self, iteration: int) -> float:
         """Return the learning rate of step `iteration` (from 0): warm-up, constant, then a cosine to 0."""
         start = self.constant * self.iterations
@@ -101,11 +127,18 @@ class Recipe:
         return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * share))
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe the recipe as plain JSON values."""
+        """Describe the recipe as plain JSON values; some fields are left out where they have their default."""
         name = next(name for name, kind in NOISE_LEVELS.items() if isinstance(self.noise_levels, kind))
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields = dataclasses.fields(self)
+        values = {
+            f.name: getattr(self, f.name) for f in fields if f.name not in _LATER or getattr(self, f.name) != f.default
+        }
+        net = config_to_dict(self.net)
+        if isinstance(self.net, UNetConfig) and not self.net.augment_dim:
+            del net["augment_dim"]
         return values | {
-            "net": config_to_dict(self.net),
+            "net": net,
+            "ema": list(self.ema) if isinstance(self.ema, tuple) else self.ema,
             "noise_levels": {"name": name} | dataclasses.asdict(self.noise_levels),
             "betas": list(self.betas),
         }
@@ -133,7 +166,32 @@ class Recipe:
             values["noise_levels"] = _noise_levels(values["noise_levels"])
         if "betas" in values:
             values["betas"] = tuple(values["betas"]) if isinstance(values["betas"], (list, tuple)) else ()
+        if isinstance(values.get("ema"), list):
+            values["ema"] = tuple(values["ema"])
         return cls(**values)
+
+
+def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with some values changed; a network that is to see augmented images gets `augment_dim = 9`.
+
+    Args:
+        recipe: what to start from.
+        changes: new values, as a TOML file has them, by field; fields of tables as in "net.dropout".
+
+    Raises:
+        FanalError: there is no such field, or no recipe has such values.
+    """
+    description = recipe.to_dict()
+    for key, value in changes.items():
+        table, dot, field = key.rpartition(".")
+        if dot and table not in ("net", "noise_levels"):
+            raise unknown_name("table of a recipe", table, ["net", "noise_levels"])
+        (description[table] if dot else description)[field] = value
+    augmented = is_number(description.get("augment")) and description["augment"] > 0
+    if augmented and isinstance(description["net"], dict) and hasattr(recipe.net, "augment_dim"):
+        description["net"].setdefault("augment_dim", 0)
+        description["net"]["augment_dim"] = description["net"]["augment_dim"] or _AUGMENT_DIM
+    return Recipe.from_dict(description)
 
 
 def _noise_levels(description: dict[str, Any]) -> NoiseLevels:
@@ -159,6 +217,7 @@ def _check_counts(recipe: Recipe) -> None:
         ("held_out_count", 0),
         ("seed", 0),
         ("threads", 1),
+        ("accumulate", 1),
     ):
         value = getattr(recipe, name)
         limit = 2**32 if name == "iterations" else 2**63
@@ -168,8 +227,21 @@ def _check_counts(recipe: Recipe) -> None:
         raise FanalError(f"train_count must be a positive whole number or None, got {recipe.train_count!r}")
 
 
+def _check_augmentation(recipe: Recipe) -> None:
+    if recipe.accumulate > recipe.batch:
+        raise FanalError(f"a batch of {recipe.batch} cannot be accumulated in {recipe.accumulate} pieces")
+    if not recipe.augment:
+        return
+    length = getattr(recipe.net, "augment_dim", None)
+    if length is None:
+        raise FanalError("augment moves images, and an MLP cannot be told how: use a U-Net, or augment = 0")
+    if length != _AUGMENT_DIM:
+        raise FanalError(f"with augment > 0 the network needs augment_dim = {_AUGMENT_DIM}, got {length}")
+
+
 def _check_kinds(recipe: Recipe) -> None:
-    for name, kind in (("data", str), ("objective", str), ("weighting", str), ("conditional", bool)):
+    kinds = (("data", str), ("objective", str), ("weighting", str), ("conditional", bool), ("flip", bool))
+    for name, kind in kinds:
         if not isinstance(getattr(recipe, name), kind):
             raise FanalError(f"{name} must be a {kind.__name__}, got {getattr(recipe, name)!r:.80}")
 
@@ -179,13 +251,14 @@ def _check_numbers(recipe: Recipe) -> None:
         ("learning_rate", 0, math.inf, False),
         ("clip", 0, math.inf, False),
         ("constant", 0, 1, True),
-        ("ema", 0, 1, True),
         ("label_dropout", 0, 1, True),
+        ("augment", 0, 1, True),
     )
     for name, low, high, closed in limits:
         value = getattr(recipe, name)
         if not is_number(value) or not (low <= value < high if closed else low < value < high):
             raise FanalError(f"{name} must be in {'[' if closed else '('}{low}, {high}), got {value!r}")
+    profiles(recipe.ema)
     if len(recipe.betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in recipe.betas):
         raise FanalError(f"betas must be two numbers in [0, 1), got {recipe.betas!r:.80}")
     if recipe.sigma_data is not None and not (is_number(recipe.sigma_data) and 0 < recipe.sigma_data < math.inf):

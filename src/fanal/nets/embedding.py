@@ -26,11 +26,13 @@ class Conditioning(nn.Module):
     Args:
         width: length of the embedding, even.
         classes: number of classes; 0 for a network without labels.
+        augment_dim: length of the vector that describes an augmentation; 0 for none. It is added like the class,
+            without a bias, so that zeros are an image as it is.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, augment_dim: int = 0) -> None:
         super().__init__()
         self.classes = classes
         frequencies = 2 * math.pi * torch.logspace(math.log2(_LOWEST), math.log2(_HIGHEST), width // 2, base=2)
@@ -38,12 +40,20 @@ class Conditioning(nn.Module):
         self.first = nn.Linear(width, width)
         self.second = nn.Linear(width, width)
         self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.augment = nn.Linear(augment_dim, width, bias=False) if augment_dim else None
 
-    def forward(self, c_noise: Float[Tensor, " b"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, "b width"]:
-        """Embed; labels None on a network with classes is the null class."""
+    def forward(
+        self,
+        c_noise: Float[Tensor, " b"],
+        labels: Int[Tensor, " b"] | None,
+        augment: Float[Tensor, "b a"] | None = None,
+    ) -> Float[Tensor, "b width"]:
+        """Embed; labels None on a network with classes is the null class, augment None is an image as it is."""
         angle = c_noise[:, None] * self.frequencies
         h = self.first(torch.cat([angle.cos(), angle.sin()], dim=1))
         if self.label is not None:
             index = torch.full_like(c_noise, self.classes, dtype=torch.long) if labels is None else labels
             h = h + self.label(index)
+        if self.augment is not None and augment is not None:
+            h = h + self.augment(augment)
         return nn.functional.silu(self.second(nn.functional.silu(h)))

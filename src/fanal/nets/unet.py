@@ -29,6 +29,7 @@ class UNetConfig:
         heads: attention heads.
         embedding: length of the embedding of noise level and label, even.
         dropout: share of activations dropped in each residual block while training.
+        augment_dim: length of the vector that describes an augmentation; 0 for none.
 
     Raises:
         FanalError: a size is out of range.
@@ -41,10 +42,11 @@ class UNetConfig:
     heads: int = 1
     embedding: int = 32
     dropout: float = 0.0
+    augment_dim: int = 0
 
     def __post_init__(self) -> None:
-        limits = (("factor", 1, 16), ("blocks", 1, 8), ("attention", 0, 8), ("heads", 1, 64), ("embedding", 2, 4096))
-        for name, low, high in limits:
+        sizes = (("factor", 1, 16), ("blocks", 1, 8), ("attention", 0, 8), ("heads", 1, 64), ("embedding", 2, 4096))
+        for name, low, high in (*sizes, ("augment_dim", 0, 1024)):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise FanalError(f"U-Net {name} must be a whole number from {low} to {high}, got {value!r}")
@@ -157,7 +159,7 @@ class UNet(nn.Module):
         self.config = config
         channels, levels = shape[0] * config.factor**2, len(config.widths)
         attends = [level >= levels - config.attention for level in range(levels)]
-        self.conditioning = Conditioning(config.embedding, classes)
+        self.conditioning = Conditioning(config.embedding, classes, config.augment_dim)
         self.first = nn.Conv2d(channels, config.widths[0], 3, padding=1)
         width, skips = config.widths[0], []
         self.down = nn.ModuleList()
@@ -175,11 +177,15 @@ class UNet(nn.Module):
         self.out = _zeros(nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], labels: Int[Tensor, " b"] | None = None
+        self,
+        x: Float[Tensor, "b c h w"],
+        c_noise: Float[Tensor, " b"],
+        labels: Int[Tensor, " b"] | None = None,
+        augment: Float[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """Return F, with the shape of x."""
         factor, blocks = self.config.factor, self.config.blocks
-        embedding = self.conditioning(c_noise, labels)
+        embedding = self.conditioning(c_noise, labels, augment)
         h = F.pixel_unshuffle(x, factor) if factor > 1 else x
         h = self.first(h)
         skips = []
