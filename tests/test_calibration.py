@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fanal import cards, generation, metrics
+from fanal import cards, generation, metrics, preparation
 from fanal.datasets import DATASETS
 from fanal.errors import FanalError
 from fanal.hallucination import Calibration, calibrate, watch
@@ -91,12 +91,12 @@ def test_with_one_kind_alone_the_figures_are_absent_and_still_json(wrong):
 
 
 def test_no_seed_of_a_run_is_ever_a_seed_of_a_calibration_or_of_a_card():
-    last = (FIRST_SEED // generation.SEED_STRIDE) - 1
+    last = (FIRST_SEED // preparation.SEED_STRIDE) - 1
     for seed in (0, 1, last):
-        seeds = generation.SampleConfig("hands32", seed=seed, count=generation.SEED_STRIDE).seeds()
+        seeds = preparation.SampleConfig("hands32", seed=seed, count=preparation.SEED_STRIDE).seeds()
         assert seeds.stop <= FIRST_SEED
     with pytest.raises(FanalError, match="seed must be in"):
-        generation.SampleConfig("hands32", seed=last + 1)
+        preparation.SampleConfig("hands32", seed=last + 1)
     assert FIRST_SEED + 2**32 < cards.REPORT_SEED
 
 
@@ -108,7 +108,7 @@ def test_the_seeds_that_are_used_are_the_ones_that_are_told(tmp_path, monkeypatc
         return philox(key=key)
 
     monkeypatch.setattr("numpy.random.Philox", spy)
-    config = generation.SampleConfig("python:toys:blurred", steps=8, count=6, block=4, seed=3, guard=("redo",))
+    config = preparation.SampleConfig("python:toys:blurred", steps=8, count=6, block=4, seed=3, guard=("redo",))
     generation.generate(config, tmp_path / "run")
     assert used == {*range(3_000_000, 3_000_006), *range(FIRST_SEED, FIRST_SEED + 256)}
 

@@ -63,6 +63,7 @@ def test_every_option_reaches_the_run(tmp_path, net):
     assert out.exit_code == 0, out.output
     wanted = {name[2:].replace("-", "_"): value for name, value in words.items()}
     wanted |= {"model": net, "zero": False, "trajectory": True, "guard": ["renoise", "redo"]}
+    wanted |= {"prompt": None, "captions": None, "negative": "", "allow_bin": False}
     assert record(tmp_path / "r")["config"] == wanted
     assert (tmp_path / "r" / "trajectory.safetensors").is_file()
 
@@ -89,9 +90,16 @@ def test_the_table_on_the_terminal_is_the_records(tmp_path):
         ((*SAMPLE, "--guard", "redoo"), ["unknown guard 'redoo'", "did you mean 'redo'"]),
         ((*SAMPLE, "--guard", "redo", "--guard", "redo"), ["each guard can be given once"]),
         ((*SAMPLE, "--flag", 1.5), ["strictly between 0 and 1, got 1.5"]),
-        ((*SAMPLE, "--sigma-min", 0), ["need 0 < sigma_min < sigma_max, got 0.0 and 80.0"]),
+        ((*SAMPLE, "--sigma-min", 0), ["need 0 < sigma_min < sigma_max < inf, got 0.0 and 80.0"]),
         ((*SAMPLE, "--sigma-max", 0.001), ["need 0 < sigma_min < sigma_max"]),
         ((*SAMPLE, "--label", 3), ["takes no class labels"]),
+        ((*SAMPLE, "--label", "eech"), ["label is a whole number or 'each', got 'eech'"]),
+        ((*SAMPLE, "--label", "each"), ["takes no class labels"]),
+        ((*SAMPLE, "--prompt", "a boat"), ["mixture:grid2 takes no prompt"]),
+        ((*SAMPLE, "--negative", "blur"), ["mixture:grid2 takes no prompt"]),
+        ((*SAMPLE, "--prompt", "a boat", "--captions", "c.txt"), ["one prompt for all samples or a caption file"]),
+        ((*SAMPLE, "--schedule", "native"), ["has no schedule of its own"]),
+        ((*SAMPLE, "--allow-bin"), ["no diffusers pipeline"]),
         ((*SAMPLE, "--guidance", 2), ["guidance needs labels"]),
         ((*SAMPLE, "--device", "warp"), ["device 'warp' is not to be had here"]),
         ((*SAMPLE, "--count", 2000000), ["count must be in"]),

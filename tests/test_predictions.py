@@ -68,7 +68,10 @@ def test_one_sigma_per_sample(prediction):
 
 
 @given(
-    prediction=st.sampled_from(PREDICTIONS), sigma=st.floats(1e-3, 1e3), seed=st.integers(0, 2**32), dim=st.integers(1, 4)
+    prediction=st.sampled_from(PREDICTIONS),
+    sigma=st.floats(1e-3, 1e3),
+    seed=st.integers(0, 2**32),
+    dim=st.integers(1, 4),
 )
 def test_there_and_back(prediction, sigma, seed, dim):
     level = torch.tensor(sigma, dtype=F64)

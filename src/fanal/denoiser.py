@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,12 +26,16 @@ __all__ = [
     "Counted",
     "Denoiser",
     "Labelled",
+    "Latent",
     "Model",
+    "Native",
+    "Prompted",
     "Temperature",
     "Wrapper",
     "counters",
     "evaluations",
     "expand",
+    "network_of",
     "score",
     "slope",
     "take",
@@ -76,6 +80,46 @@ class Model(Denoiser, Protocol):
         ...
 
 
+@runtime_checkable
+class Prompted(Model, Protocol):
+    """A text-to-image network: its labels are indices into the prompts that it was told."""
+
+    @property
+    def classes(self) -> int:
+        """Number of prompts; as a label it means the negative one."""
+        ...
+
+    def with_prompts(self, prompts: Sequence[str], negative: str = "") -> Prompted:
+        """Return the network that knows these prompts."""
+        ...
+
+
+@runtime_checkable
+class Latent(Model, Protocol):
+    """A model whose samples are latents, or pixels on another scale than [−1, 1]."""
+
+    def decode(self, x: Tensor, /) -> Tensor:
+        """Return images (B, C, H, W) in [−1, 1]."""
+        ...
+
+
+@runtime_checkable
+class Native(Model, Protocol):
+    """A network that came with a schedule and a description of its own, such as a diffusers pipeline."""
+
+    def grid(self, steps: int, /) -> Tensor:
+        """Return the sigmas that its own scheduler would use, with this many intervals."""
+        ...
+
+    def card(self) -> dict[str, Any]:
+        """Return what a user should know about it, as plain JSON values."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of its content."""
+        ...
+
+
 def expand(sigma: Tensor, x: Float[Tensor, "b *d"]) -> Tensor:
     """Give a per-sample sigma of shape (B,) the trailing axes of x; a 0-d sigma is returned as it is."""
     return sigma if sigma.ndim == 0 else sigma.reshape(-1, *[1] * (x.ndim - 1))
@@ -101,14 +145,12 @@ class Wrapper:
         """Return the denoisers that this one asks."""
         return (self.denoiser,)
 
-    def taking(self, rows: Tensor) -> Wrapper:
+    def taking(self, rows: Tensor) -> Denoiser:
         """Return this wrapper for some rows of its batch; see `take`."""
         inner = take(self.denoiser, rows)
-        if inner is self.denoiser:
-            return self
-        other = copy.copy(self)
+        other = self if inner is self.denoiser else copy.copy(self)
         other.denoiser = inner
-        return other
+        return cast(Denoiser, other)
 
     def _model(self) -> Model:
         if not isinstance(self.denoiser, Model):
@@ -164,6 +206,13 @@ def take(denoiser: Denoiser, rows: Tensor) -> Denoiser:
     return denoiser.taking(rows) if isinstance(denoiser, Wrapper) else denoiser
 
 
+def network_of(denoiser: Denoiser) -> Denoiser:
+    """Return the network at the bottom of a chain of wrappers."""
+    while isinstance(denoiser, Wrapper):
+        denoiser = denoiser.parts()[0]
+    return denoiser
+
+
 def counters(denoiser: Denoiser) -> list[Counted]:
     """Return every `Counted` inside a chain of wrappers, each once."""
     if isinstance(denoiser, Counted):
@@ -190,7 +239,7 @@ class Labelled(Wrapper):
         super().__init__(denoiser)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
 
-    def taking(self, rows: Tensor) -> Wrapper:
+    def taking(self, rows: Tensor) -> Denoiser:
         """Return the binding of these rows' labels."""
         return Labelled(self.denoiser, self.labels[rows.to(self.labels.device)]) if self.labels.ndim else self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["read_json", "read_tensors", "write_atomically", "write_json", "write_tensors"]
+__all__ = ["read_json", "read_tensors", "sha256_of", "write_atomically", "write_json", "write_tensors"]
 
 _UMASK = os.umask(0o022)  # the only way to read it is to set it
 os.umask(_UMASK)
@@ -43,6 +44,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits.
+
+    Raises:
+        FanalError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FanalError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:

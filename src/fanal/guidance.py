@@ -32,7 +32,7 @@ class ClassifierFree(Wrapper):
         """Return both denoisers, so that calls of either are counted."""
         return (self.denoiser, self.unconditional)
 
-    def taking(self, rows: Tensor) -> Wrapper:
+    def taking(self, rows: Tensor) -> Denoiser:
         """Return the guidance of these rows."""
         return ClassifierFree(take(self.denoiser, rows), take(self.unconditional, rows), self.scale)
 

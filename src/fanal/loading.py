@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fanal.denoiser import Counted, Denoiser, Labelled, Model, Wrapper
+from fanal.denoiser import Counted, Denoiser, Labelled, Model, Prompted, Wrapper
 from fanal.errors import FanalError, unknown_name
+from fanal.files import sha256_of
 from fanal.guidance import ClassifierFree
 
-__all__ = ["card", "embedded", "fingerprint", "load"]
+__all__ = ["Conditions", "bind", "card", "embedded", "fingerprint", "load", "open_network"]
+
+
+_CHECKPOINTS = ("edm:", "adm:", "consistency:")  # the kinds of fanal.adapters.CHECKPOINTS
 
 
 def _models_folder() -> Path:
@@ -48,10 +53,10 @@ def card(spec: str) -> dict[str, Any]:
     folder = _folder_of(spec)
     if folder is not None:
         return read_card(folder)
-    if spec.startswith("edm:"):
-        from fanal.adapters import describe_edm
+    if spec.startswith(_CHECKPOINTS):
+        from fanal.adapters import describe_checkpoint
 
-        return describe_edm(spec.removeprefix("edm:"))
+        return describe_checkpoint(spec)
     if spec != "mixture:grid2":
         return {}
     from fanal.hallucination.calibration import HINTS
@@ -65,10 +70,10 @@ def fingerprint(spec: str) -> str:
     The model folder's description, which holds the hash of its weights, the checkpoint itself, or the source file of
     a `python:` module; closed forms are the package's own and have none.
     """
-    if spec.startswith("edm:"):
-        from fanal.adapters.conversion import sha256_of
+    if spec.startswith(_CHECKPOINTS):
+        from fanal.adapters import checkpoint_file
 
-        return sha256_of(spec.removeprefix("edm:"))
+        return sha256_of(checkpoint_file(spec))
     folder = _folder_of(spec)
     source: Path | None = folder / "model.json" if folder is not None else None
     if spec.startswith("python:"):
@@ -168,18 +173,17 @@ def _function(target: str) -> Model:
     return _Foreign(model, target)
 
 
-def _network(spec: str, device: torch.device | str) -> tuple[Model, int]:
-    """The bare denoiser of a spec and its number of classes."""
+def _network(spec: str, device: torch.device | str) -> Model:
+    """The bare denoiser of a spec."""
     kind, colon, name = spec.partition(":")
     if colon and kind in ("mixture", "gaussian"):
-        return _named(kind, name), 0
+        return _named(kind, name)
     if colon and kind == "python":
-        return _function(name), 0
-    if colon and kind == "edm":
-        from fanal.adapters import load_edm
+        return _function(name)
+    if spec.startswith(_CHECKPOINTS):
+        from fanal.adapters import load_checkpoint
 
-        checkpoint = load_edm(name).to(device)
-        return checkpoint, checkpoint.classes
+        return load_checkpoint(spec).to(device)
     folder = _folder_of(spec)
     if folder is None:
         if Path(spec).is_dir():
@@ -187,43 +191,97 @@ def _network(spec: str, device: torch.device | str) -> tuple[Model, int]:
         if spec.startswith(".") or "/" in spec:
             raise FanalError(f"there is no folder {spec}; fanal models list shows the embedded models")
         kinds = [*embedded(), *(f"mixture:{m}" for m in MIXTURES), *(f"gaussian:{g}" for g in GAUSSIANS)]
-        more = ["edm:FILE.pkl", "python:MODULE:FUNC", "a folder that fanal train wrote"]
+        more = [
+            "diffusers:DIR",
+            "hub:ORG/NAME",
+            "edm:FILE.pkl",
+            "adm:FILE.pt",
+            "consistency:FILE.pt",
+            "python:MODULE:FUNC",
+            "a folder that fanal train wrote",
+        ]
         raise unknown_name("model", spec, [*kinds, *more])
     from fanal.nets import load_model
 
-    net = load_model(folder).to(device)
-    return net, net.classes
+    return load_model(folder).to(device)
 
 
-def _check_labels(labels: int | Sequence[int] | Tensor, classes: int, spec: str) -> Tensor:
+@dataclass(frozen=True)
+class Conditions:
+    """What a conditional model is asked for.
+
+    Attributes:
+        labels: class labels: one for all samples, or one per sample; None: unconditional.
+        prompt: a text for all samples, or one per sample, for a text-to-image model; None: no text.
+        negative: what guidance leads away from; only with a prompt.
+        guidance: scale of classifier-free guidance; None: plain conditional.
+    """
+
+    labels: int | Sequence[int] | Tensor | None = None
+    prompt: str | Sequence[str] | None = None
+    negative: str = ""
+    guidance: float | None = None
+
+
+def _check_labels(labels: int | Sequence[int] | Tensor, classes: int, name: str) -> Tensor:
     values = torch.as_tensor(labels)
     if classes == 0:
-        raise FanalError(f"{spec} takes no class labels")
+        raise FanalError(f"{name} takes no class labels")
     if values.is_floating_point() or values.ndim > 1 or bool(((values < 0) | (values >= classes)).any()):
-        raise FanalError(f"labels for {spec} are whole numbers in [0, {classes - 1}], got {labels}")
+        raise FanalError(f"labels for {name} are whole numbers in [0, {classes - 1}], got {labels!s:.80}")
     return values
 
 
-def load(
-    spec: str,
-    *,
-    labels: int | Sequence[int] | Tensor | None = None,
-    guidance: float | None = None,
-    device: torch.device | str = "cpu",
-) -> Model:
-    """Load a model and bind its conditions; the result counts its network calls (`.calls`, `.evaluations`).
+def _told(network: Model, wanted: Conditions, name: str) -> tuple[Model, Tensor | None]:
+    """The network that knows the prompts, and the labels to bind: which class, or which prompt."""
+    text = isinstance(network, Prompted)
+    if not text and (wanted.prompt is not None or wanted.negative):
+        raise FanalError(f"{name} takes no prompt: it is no text-to-image model")
+    if not text:
+        labels = wanted.labels
+        return network, None if labels is None else _check_labels(labels, getattr(network, "classes", 0), name)
+    if wanted.labels is not None:
+        raise FanalError(f"{name} takes a prompt, no class labels")
+    if wanted.prompt is None:
+        if wanted.negative:
+            raise FanalError("a negative prompt needs a prompt: give prompt= (--prompt) as well")
+        return network, None
+    texts = [wanted.prompt] if isinstance(wanted.prompt, str) else list(wanted.prompt)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise FanalError("prompt is a text, or a list with one text per sample")
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # each text is encoded once
+    index = torch.tensor([place[text] for text in texts])
+    return network.with_prompts(list(place), wanted.negative), index[0] if isinstance(wanted.prompt, str) else index
+
+
+def bind(network: Model, wanted: Conditions, name: str = "the model") -> Model:
+    """Bind conditions to a network; the result counts its network calls.
 
     Args:
-        spec: an embedded model (`hands32`), a folder that `fanal train` or `fanal convert` wrote, a closed form
-            (`mixture:grid2`, `gaussian:digits8`), an official EDM checkpoint (`edm:FILE.pkl`, read without running
-            what is in it), or `python:MODULE:FUNC`, whose FUNC() returns a denoiser with `shape`, `sigma_min` and
-            `sigma_max`.
-        labels: class labels for a conditional model: one for all samples, or one per sample; None: unconditional.
-        guidance: scale of classifier-free guidance towards the labels (1: plain conditional).
-        device: where the network runs.
+        network: what `open_network` returned.
+        wanted: the conditions.
+        name: how errors call the model.
 
     Raises:
-        FanalError: nothing of that name exists, the file is damaged, or a condition does not fit the model.
+        FanalError: a condition does not fit the model.
+    """
+    told, labels = _told(network, wanted, name)
+    counted = Counted(told)
+    if labels is None:
+        if wanted.guidance is not None:
+            raise FanalError("guidance needs labels or a prompt to guide towards: give --label or --prompt as well")
+        return counted
+    bound = Labelled(counted, labels)
+    if wanted.guidance is None:
+        return bound
+    return ClassifierFree(bound, Labelled(counted, told.classes), wanted.guidance)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def open_network(spec: str | object, *, device: torch.device | str = "cpu", allow_bin: bool = False) -> Model:
+    """Open the network of a spec, or of a diffusers pipeline object, without conditions; see `load`.
+
+    Raises:
+        FanalError: nothing of that name exists, the file is damaged, or the device is not there.
     """
     try:
         where = torch.device(device)
@@ -231,11 +289,45 @@ def load(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise FanalError(f"device {str(device)!r} is not to be had here ({reason}); try --device cpu") from error
-    net, classes = _network(spec, where)
-    counted = Counted(net)
-    if labels is None:
-        if guidance is not None:
-            raise FanalError("guidance needs labels to guide towards: give labels= (--label) as well")
-        return counted
-    bound = Labelled(counted, _check_labels(labels, classes, spec))
-    return bound if guidance is None else ClassifierFree(bound, counted, guidance)
+    kind = spec.partition(":")[0] if isinstance(spec, str) else "object"
+    if kind in ("diffusers", "hub", "object"):
+        from fanal.adapters.pipelines import load_pipeline
+
+        source = spec.removeprefix("diffusers:") if isinstance(spec, str) else spec
+        return load_pipeline(source, allow_bin=allow_bin, device=where)
+    if allow_bin:
+        raise FanalError(f"{spec} is no diffusers pipeline: allow_bin (--allow-bin) has no meaning for it")
+    return _network(str(spec), where)
+
+
+def load(
+    spec: str | object,
+    *,
+    labels: int | Sequence[int] | Tensor | None = None,
+    prompt: str | Sequence[str] | None = None,
+    negative: str = "",
+    guidance: float | None = None,
+    device: torch.device | str = "cpu",
+    allow_bin: bool = False,
+) -> Model:
+    """Load a model and bind its conditions; the result counts its network calls (`.calls`, `.evaluations`).
+
+    Args:
+        spec: an embedded model (`hands32`), a folder that `fanal train` or `fanal convert` wrote, a closed form
+            (`mixture:grid2`, `gaussian:digits8`), a diffusers pipeline (`diffusers:DIR`, `hub:ORG/NAME`, or the
+            pipeline object), an official checkpoint (`edm:FILE.pkl`, `adm:FILE.pt`, `consistency:FILE.pt`, read
+            without running what is in it), or `python:MODULE:FUNC`, whose FUNC() returns a denoiser with `shape`, `sigma_min` and `sigma_max`.
+        labels: class labels for a conditional model: one for all samples, or one per sample; None: unconditional.
+        prompt: for a text-to-image model: a text for all samples, or a list with one per sample.
+        negative: what guidance leads away from, for a text-to-image model.
+        guidance: scale of classifier-free guidance towards the labels or the prompt (1: plain conditional).
+        device: where the network runs.
+        allow_bin: read a pipeline's `.bin` weights, by torch's weights-only loader, where it has no safetensors.
+
+    Raises:
+        FanalError: nothing of that name exists, the file is damaged, or a condition does not fit the model.
+    """
+    name = spec if isinstance(spec, str) else type(spec).__name__
+    return bind(
+        open_network(spec, device=device, allow_bin=allow_bin), Conditions(labels, prompt, negative, guidance), name
+    )

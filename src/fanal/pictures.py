@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["COLORS", "data_uri", "grid", "strip"]
+__all__ = ["COLORS", "data_uri", "from_bytes", "grid", "shown", "strip", "to_bytes"]
 
 COLORS = {"good": "#2e9e5b", "bad": "#d1495b", "flag": "#f0a202", "plain": "#8899a6"}
 """One meaning per color, in every picture: verified good, verified bad, flagged, neither."""
@@ -23,8 +23,29 @@ COLORS = {"good": "#2e9e5b", "bad": "#d1495b", "flag": "#f0a202", "plain": "#889
 _BACK = "#ffffff"
 
 
+def to_bytes(x: Float[Tensor, "*d"]) -> Tensor:
+    """Return images in [−1, 1] as uint8 on the CPU: `round(127.5·(x + 1))`, clipped."""
+    return ((x.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_bytes(image: Tensor) -> Float[Tensor, "*d"]:
+    """Return uint8 images as float32 in [−1, 1]."""
+    return image.float() / 127.5 - 1
+
+
+def shown(samples: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return what a picture of the samples `name` shows: their decoded images where there are some, else themselves.
+
+    Args:
+        samples: tensors of a run by name: `x`, `before`, `x.redo`, and for latents `image`, `image.before`, ….
+        name: the samples' name.
+    """
+    image = {"x": "image", "before": "image.before"}.get(name, name.replace("x.", "image.", 1))
+    return from_bytes(samples[image]) if image in samples else samples[name]
+
+
 def _to_image(x: Float[Tensor, "c h w"], scale: int) -> Image.Image:
-    levels = ((x.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    levels = to_bytes(x).numpy()
     pixels = levels[0] if len(levels) == 1 else np.moveaxis(levels[:3], 0, -1)
     image = Image.fromarray(pixels).convert("RGB")
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

@@ -23,6 +23,7 @@ __all__ = [
     "from_timesteps",
     "jump",
     "logsnr",
+    "plain_sigmas",
     "polynomial",
     "quadratic",
     "uniform",
@@ -66,12 +67,22 @@ def check_sigmas(sigmas: Tensor | Sequence[float]) -> Grid:
     return grid
 
 
+def plain_sigmas(sigmas: Tensor) -> list[float | str]:
+    """Return a grid as JSON values: numbers, and `"inf"` at the start of grids from infinity."""
+    return [value if math.isfinite(value) else "inf" for value in sigmas.tolist()]
+
+
 def _grid(steps: int, sigma_min: float, sigma_max: float, zero: bool, at: Callable[[Tensor], Tensor]) -> Grid:
     """Place nodes by `at`, which maps a ramp from 0 (at sigma_max) to 1 (at sigma_min) to sigma."""
     if int(steps) != steps or steps < 1:
         raise FanalError(f"steps must be a whole number >= 1, got {steps}")
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise FanalError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        hint = (
+            "; a grid from infinity is the model's own (native), or give a finite sigma_max"
+            if sigma_max == math.inf
+            else ""
+        )
+        raise FanalError(f"need 0 < sigma_min < sigma_max < inf, got {sigma_min} and {sigma_max}{hint}")
     nodes = int(steps) if zero else int(steps) + 1
     ramp = torch.arange(nodes, dtype=torch.float64) / max(nodes - 1, 1)
     sigmas = at(ramp)

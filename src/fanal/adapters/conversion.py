@@ -3,42 +3,63 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from fanal.adapters.adm import ADM_KINDS, adm_file, describe_adm, load_adm
 from fanal.adapters.edm import describe_edm, load_edm
 from fanal.errors import FanalError
-from fanal.nets import save_model
+from fanal.files import sha256_of
+from fanal.nets import Preconditioned, save_model
 
-__all__ = ["convert", "sha256_of"]
+__all__ = ["CHECKPOINTS", "checkpoint_file", "convert", "describe_checkpoint", "load_checkpoint"]
+
+CHECKPOINTS = ("edm", *ADM_KINDS)
+"""Kinds of foreign checkpoints, as their specs begin."""
 
 _FILES = ("model.safetensors", "model.json")
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file, as hexadecimal digits.
+def load_checkpoint(spec: str) -> Preconditioned:
+    """Load `edm:FILE.pkl`, `adm:FILE.pt` or `consistency:FILE.pt`, by `load_edm` or `load_adm`.
 
     Raises:
-        FanalError: the file cannot be read.
+        FanalError: the file is no such checkpoint.
     """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FanalError(f"cannot read {path}: {error.strerror or error}") from error
+    return load_edm(checkpoint_file(spec)) if spec.startswith("edm:") else load_adm(spec)
 
 
-def convert(path: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Any]:
-    """Write the network of an official EDM pickle as a model folder; nothing in the pickle is run.
+def describe_checkpoint(spec: str) -> dict[str, Any]:
+    """Return the card of a foreign checkpoint, without reading its weights.
+
+    Raises:
+        FanalError: the file is no such checkpoint.
+    """
+    return describe_edm(checkpoint_file(spec)) if spec.startswith("edm:") else describe_adm(spec)
+
+
+def checkpoint_file(spec: str) -> Path:
+    """Return the file that the spec of a foreign checkpoint names.
+
+    Raises:
+        FanalError: the spec is of no such kind, or its settings make no sense.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind not in CHECKPOINTS or not rest:
+        raise FanalError(f"expected edm:FILE.pkl, adm:FILE.pt or consistency:FILE.pt, got {spec!r}")
+    return Path(rest) if kind == "edm" else adm_file(spec)
+
+
+def convert(spec: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Any]:
+    """Write the network of a foreign checkpoint as a model folder; nothing in the checkpoint is run.
 
     The folder gives the same outputs bit for bit. It is made beside its place first, so that a failure leaves what
     was there.
 
     Args:
-        path: the `.pkl` file.
+        spec: `edm:FILE.pkl`, `adm:FILE.pt` or `consistency:FILE.pt`; a file alone is an EDM pickle.
         out: the folder to write.
         overwrite: replace a model folder that is there already.
 
@@ -46,12 +67,16 @@ def convert(path: str | os.PathLike[str], out: str | os.PathLike[str], *, overwr
         The card, with the file's name and SHA-256.
 
     Raises:
-        FanalError: the file is no EDM checkpoint, `out` exists, or it cannot be written.
+        FanalError: the file is no such checkpoint, `out` exists, or it cannot be written.
     """
-    source, folder = Path(path), Path(out)
+    text, folder = os.fspath(spec), Path(out)
+    if text.partition(":")[0] not in CHECKPOINTS:
+        if text.endswith((".pt", ".pth")):
+            raise FanalError(f"{text} may be of several kinds: write adm:{text} or consistency:{text}")
+        text = f"edm:{text}"
     _check_place(folder, overwrite)
-    card, model = describe_edm(source), load_edm(source)
-    card["source"]["sha256"] = sha256_of(source)
+    card, model = describe_checkpoint(text), load_checkpoint(text)
+    card["source"]["sha256"] = sha256_of(checkpoint_file(text))
     part = folder.with_name(f".{folder.name}.part{os.getpid()}")
     try:
         save_model(part, model, card)

@@ -14,23 +14,36 @@ Examples:\n
   fanal sample hands32 --count 256 --guard redo --out hands\n
   fanal sample shapes32 --solver heun --steps 18 --guard renoise --out shapes\n
   fanal sample digits8 --label 3 --guidance 2 --out threes\n
+  fanal sample diffusers:my-pipeline --prompt "a red boat" --guidance 5 --steps 30 --count 4 --out boats\n
   fanal sample mixture:grid2 --solver churn:s_churn=20 --schedule logsnr --count 5000 --out grid\n
   fanal sample python:mymodule:make_denoiser --steps 30 --out mine
 """
 
 
+def _label(text: str | None) -> int | str | None:
+    """A whole number as such; other words are for the configuration to judge."""
+    return int(text) if text is not None and text.lstrip("-").isdecimal() else text
+
+
 def sample(
     model: Annotated[
         str,
-        typer.Argument(help="Embedded name, folder, edm:FILE.pkl, mixture:NAME, gaussian:NAME or python:MODULE:FUNC."),
+        typer.Argument(
+            help="Embedded name, folder, diffusers:DIR, hub:ORG/NAME, edm:FILE.pkl, mixture:NAME, gaussian:NAME or "
+            "python:MODULE:FUNC."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("fanal-sample"),
     solver: Annotated[
         str, typer.Option(help="name or name:field=value,… (euler = DDIM, heun, ddpm, ancestral, churn).")
     ] = ("euler"),
     schedule: Annotated[
-        str, typer.Option(help="name or name:field=value,… (polynomial = Karras, logsnr, uniform, …).")
-    ] = ("polynomial"),
+        str | None,
+        typer.Option(
+            help="name or name:field=value,… (polynomial = Karras, logsnr, uniform, …), or native: a pipeline's own. "
+            "Default: native for a diffusers pipeline, else polynomial."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Number of intervals.", min=1)] = 40,
     sigma_min: Annotated[float | None, typer.Option(help="Smallest positive sigma; default: the model's.")] = None,
     sigma_max: Annotated[float | None, typer.Option(help="First sigma; default: the model's.")] = None,
@@ -47,8 +60,20 @@ def sample(
     flag: Annotated[
         float | None, typer.Option(help="Share of samples to flag; default: the card's, else 0.35.")
     ] = None,
-    label: Annotated[int | None, typer.Option(help="Class label, for a conditional model.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; needs --label.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Class label, for a conditional model; each: all classes in turn.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What a text-to-image model is asked for.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="Caption file instead of a prompt: sample b gets caption b.")
+    ] = None,
+    negative: Annotated[str, typer.Option(help="What guidance leads away from; needs a prompt.")] = "",
+    guidance: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance; needs --label or a prompt.")
+    ] = None,
+    allow_bin: Annotated[
+        bool, typer.Option("--allow-bin", help="Read a pipeline's .bin weights where it has no safetensors.")
+    ] = False,
     trajectory: Annotated[bool, typer.Option("--trajectory", help="Keep the trajectories.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
@@ -76,8 +101,12 @@ def sample(
             block=block,
             guard=tuple(guard or ()),
             flag=flag,
-            label=label,
+            label=_label(label),
+            prompt=prompt,
+            captions=None if captions is None else str(captions),
+            negative=negative,
             guidance=guidance,
+            allow_bin=allow_bin,
             trajectory=trajectory,
             device=device,
             threads=threads,

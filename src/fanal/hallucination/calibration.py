@@ -18,7 +18,7 @@ from fanal.errors import FanalError
 from fanal.hallucination.detectors import Detector, build
 from fanal.hallucination.repair import watch_seeds
 from fanal.sampling import Solver
-from fanal.schedules import check_sigmas
+from fanal.schedules import check_sigmas, plain_sigmas
 
 __all__ = ["FIRST_SEED", "FLAG", "HINTS", "Calibration", "calibrate", "threshold_at"]
 
@@ -86,7 +86,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Describe it as plain JSON values."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"sigmas": plain_sigmas(torch.tensor(self.sigmas, dtype=torch.float64))}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Calibration:

@@ -116,7 +116,8 @@ def watch_seeds(
     for start in progress(range(0, len(seeds), block)):
         some = seeds[start : start + block]
         x = noise(model.shape, some, float(sigmas[0]), device=device)
-        yield watch(model, x, sigmas, solver, detector, some)
+        own = take(model, torch.arange(start, start + len(some)))
+        yield watch(own, x, sigmas, solver, detector, some)
 
 
 @runtime_checkable

@@ -155,10 +155,10 @@ def _sheet(title: str, x: Tensor, stage: str, samples: dict[str, Tensor], record
 
 def _sheets(samples: dict[str, Tensor], record: dict[str, Any]) -> list[_Sheet]:
     guard = [text.partition(":")[0] for text in record["config"].get("guard") or []]
-    before = samples.get("before", samples["x"])
+    before = pictures.shown(samples, "before" if "before" in samples else "x")
     sheets = [_sheet("Before" if guard else "Samples", before, "plain", samples, record)]
     for k, name in enumerate(guard):
-        x = samples["x"] if k == 0 else samples[f"x.{name}"]
+        x = pictures.shown(samples, "x" if k == 0 else f"x.{name}")
         sheets.append(_sheet(f"After {NAMES[name]}", x, name, samples, record))
     return sheets
 
@@ -183,7 +183,7 @@ def _strips(folder: Path, samples: dict[str, Tensor], record: dict[str, Any]) ->
         b = int(index)
         verdict = f", {verdicts[int(codes[b])]}" if verdicts and codes is not None else ""
         title = f"{word}{verdict}: seed {record['seeds']['first'] + b}, risk {float(risk[b]):.3g}"
-        level = torch.sqrt(1 + run.sigmas**2).reshape(-1, *[1] * (run.x.ndim - 2))
+        level = torch.where(run.sigmas.isinf(), 1.0, torch.sqrt(1 + run.sigmas**2)).reshape(-1, *[1] * (run.x.ndim - 2))
         scaled = run.x[:, b] / level.to(run.x)  # unit scale at every sigma, so that the noise can be seen
         pair = [pictures.data_uri(pictures.strip(part)) for part in (scaled, run.denoised[:, b])]
         out.append((title, pair[0], pair[1]))
@@ -227,7 +227,7 @@ def _render(folder: Path, record: dict[str, Any], samples: dict[str, Tensor]) ->
     threshold = calibration["threshold"] if calibration else None
     wrong = samples["verdict"] != 0 if "verdict" in samples else None
     first = record["seeds"]["first"]
-    seeds = range(first, first + len(samples["risk"]))
+    seeds, levels = range(first, first + len(samples["risk"])), [float(s) for s in results["sigmas"]]
     source = (resources.files("fanal.report") / "page.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     head, rows = table(results)
@@ -245,7 +245,9 @@ def _render(folder: Path, record: dict[str, Any], samples: dict[str, Tensor]) ->
         by_kind=[(name, _plain({"a": value}, "a", 2)) for name, value in results.get("auc_by_verdict", {}).items()],
         sheets=_sheets(samples, record),
         strips=_strips(folder, samples, record),
-        lines_figure=figures.risk_lines(samples["per_step"], results["sigmas"], seeds, wrong, threshold),
+        lines_figure=figures.risk_lines(
+            samples["per_step"], [float(s) for s in results["sigmas"]], seeds, wrong, threshold
+        ),
         histogram=figures.risk_histogram(samples["risk"], wrong, threshold),
         calibration=calibration,
         facts=_facts(record),

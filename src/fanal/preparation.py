@@ -1,0 +1,212 @@
+"""What a sampling run depends on, and everything it needs, built once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fanal.config import build_repair, build_schedule, build_solver
+from fanal.datasets import DATASETS, Dataset
+from fanal.denoiser import Model, Native
+from fanal.errors import FanalError, is_number
+from fanal.hallucination import Repair
+from fanal.hallucination.calibration import FLAG
+from fanal.loading import Conditions, bind, card, open_network
+from fanal.sampling import Solver
+from fanal.schedules import check_sigmas
+
+__all__ = ["CALIBRATING", "SEED_STRIDE", "SampleConfig", "Setup", "bound", "prepare"]
+
+SEED_STRIDE = 1_000_000
+"""`--seed k` gives sample b the seed k·SEED_STRIDE + b, so that runs with different seeds share no noise."""
+
+CALIBRATING = 256
+"""Samples that a run without a fitting calibration calibrates on."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What a sampling run depends on; written to `run.json`.
+
+    Attributes:
+        model: spec, as in `fanal.load`.
+        solver: as written on the command line.
+        schedule: as written on the command line; None: `native`, the scheduler's own, for a diffusers pipeline, else
+            `polynomial`.
+        steps: number of intervals.
+        sigma_min: smallest positive sigma; None: the model's.
+        sigma_max: first sigma; None: the model's.
+        zero: whether the grid ends at 0.
+        count: number of samples.
+        seed: run seed; see `SEED_STRIDE`.
+        block: samples computed together.
+        guard: repairs to try, as written on the command line (`redo`, `redo:kappa=0.1`); the first one gives the
+            run's samples; () samples and watches only.
+        flag: share of samples to flag, in calibration; None: what the model's card says, else 0.35.
+        label: class label for all samples, or "each": sample b gets class b modulo their number; None: unconditional.
+        prompt: what a text-to-image model is asked for, for all samples.
+        captions: a caption file instead of one prompt: sample b gets its caption b.
+        negative: what guidance leads away from, for a text-to-image model.
+        guidance: scale of classifier-free guidance.
+        allow_bin: read a pipeline's `.bin` weights where it has no safetensors.
+        trajectory: keep the trajectories.
+        device: where the network runs.
+        threads: CPU threads; they decide rounding, so a resumed run keeps them.
+    """
+
+    model: str
+    solver: str = "euler"
+    schedule: str | None = None
+    steps: int = 40
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    zero: bool = True
+    count: int = 64
+    seed: int = 0
+    block: int = 32
+    guard: tuple[str, ...] = ()
+    flag: float | None = None
+    label: int | str | None = None
+    prompt: str | None = None
+    captions: str | None = None
+    negative: str = ""
+    guidance: float | None = None
+    allow_bin: bool = False
+    trajectory: bool = False
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= SEED_STRIDE:
+            raise FanalError(f"count must be in [1, {SEED_STRIDE}], got {self.count}")
+        if self.block < 1 or self.threads < 1:
+            raise FanalError(f"block and threads must be at least 1, got {self.block} and {self.threads}")
+        if not 0 <= self.seed < 2**40 // SEED_STRIDE:
+            raise FanalError(f"seed must be in [0, {2**40 // SEED_STRIDE}), got {self.seed}")
+        if self.schedule is None:
+            native = self.model.partition(":")[0] in ("diffusers", "hub")
+            object.__setattr__(self, "schedule", "native" if native else "polynomial")
+        if isinstance(self.label, str) and self.label != "each":
+            raise FanalError(f"label is a whole number or 'each', got {self.label!r}")
+        if self.prompt is not None and self.captions is not None:
+            raise FanalError("give one prompt for all samples or a caption file, not both")
+        for text in self.guard:
+            build_repair(text)
+        if len(set(self.methods())) < len(self.guard):
+            raise FanalError(f"each guard can be given once, got {', '.join(self.guard)}")
+        if self.flag is not None and not 0 < self.flag < 1:
+            raise FanalError(f"flag is a share strictly between 0 and 1, got {self.flag}")
+
+    def methods(self) -> list[str]:
+        """Names of the repairs, without their fields."""
+        return [text.partition(":")[0] for text in self.guard]
+
+    def seeds(self) -> range:
+        """Seeds of the samples."""
+        return range(self.seed * SEED_STRIDE, self.seed * SEED_STRIDE + self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """Everything a block needs, built once.
+
+    Attributes:
+        config: the run's settings.
+        network: the model without conditions.
+        model: the model with the conditions of the run's samples, one per sample or one for all.
+        solver: how an interval is crossed.
+        sigmas: the grid.
+        dataset: the data whose rule judges the samples; None where there is none.
+        repairs: what is tried on flagged samples, by name.
+        detector: name of the detector.
+    """
+
+    config: SampleConfig
+    network: Model
+    model: Model
+    solver: Solver
+    sigmas: Tensor
+    dataset: Dataset | None
+    repairs: dict[str, Repair]
+    detector: str
+
+
+def _check_card(about: dict[str, Any], model: str) -> None:
+    """Refuse a card whose entries are not of the kind that fanal writes; it may come from anywhere."""
+    hints, flag = about.get("repair", {}), about.get("flag", FLAG)
+    sound = (
+        isinstance(about.get("data", ""), str)
+        and isinstance(about.get("detector", ""), str)
+        and is_number(flag)
+        and 0 < flag < 1
+    )
+    sound = sound and isinstance(hints, dict) and all(isinstance(own, dict) for own in hints.values())
+    if not sound:
+        raise FanalError(f"the card of {model} has an unreadable data, flag or repair entry: fetch or train it again")
+
+
+def bound(config: SampleConfig, network: Model, count: int) -> Model:
+    """Return the network with the conditions of samples 0 to count − 1.
+
+    Raises:
+        FanalError: a condition does not fit the model.
+    """
+    labels, prompt = config.label, config.prompt
+    if labels == "each":
+        classes = getattr(network, "classes", 0)
+        labels = torch.arange(count) % max(classes, 1)
+    if config.captions is not None:
+        from fanal.metrics.text import read_captions
+
+        captions = read_captions(config.captions)
+        if len(captions) < min(count, config.count):
+            raise FanalError(f"{config.captions} has {len(captions)} captions for {config.count} samples")
+        prompt = [captions[b % len(captions)] for b in range(count)]
+    wanted = Conditions(labels, prompt, config.negative, config.guidance)  # pyright: ignore[reportArgumentType]
+    return bind(network, wanted, config.model)
+
+
+def _grid(config: SampleConfig, network: Model) -> Tensor:
+    """The run's sigmas."""
+    if config.schedule == "native":
+        if not isinstance(network, Native):
+            raise FanalError(f"{config.model} has no schedule of its own: name one, e.g. --schedule polynomial")
+        if config.sigma_min is not None or config.sigma_max is not None or not config.zero:
+            raise FanalError("the native schedule has its own ends: leave sigma_min, sigma_max and zero as they are")
+        return check_sigmas(network.grid(config.steps))
+    return build_schedule(
+        str(config.schedule),
+        config.steps,
+        network.sigma_min if config.sigma_min is None else config.sigma_min,
+        network.sigma_max if config.sigma_max is None else config.sigma_max,
+        zero=config.zero,
+    )
+
+
+def prepare(config: SampleConfig) -> tuple[Setup, dict[str, Any]]:
+    """Build what a configuration names; returns it with the model's card.
+
+    Raises:
+        FanalError: the configuration does not fit the model.
+    """
+    network = open_network(config.model, device=config.device, allow_bin=config.allow_bin)
+    model = bound(config, network, config.count)
+    about = network.card() if isinstance(network, Native) else card(config.model)
+    sigmas = _grid(config, network)
+    _check_card(about, config.model)
+    judged = DATASETS.get(about.get("data", ""))
+    fits = judged is not None and judged.verdicts and judged.shape == tuple(model.shape)
+    dataset = judged if fits else None
+    hints = about.get("repair", {})  # the data's scale, where the defaults do not fit
+    repairs: dict[str, Repair] = {}
+    for name, text in zip(config.methods(), config.guard, strict=True):
+        try:
+            repairs[name] = build_repair(text, hints.get(name))
+        except (TypeError, FanalError) as error:
+            raise FanalError(f"the card of {config.model} asks for an impossible repair: {error}") from error
+    known = about["calibration"] if isinstance(about.get("calibration"), dict) else about
+    detector = known.get("detector", "variance")
+    return Setup(config, network, model, build_solver(config.solver), sigmas, dataset, repairs, detector), about
