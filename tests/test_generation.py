@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 import fanal as library
 from fanal import generation
@@ -577,3 +578,16 @@ def test_each_class_in_turn_and_repairs_keep_them(tmp_path, net):
     redone = library.sample(cool, x, grid, Euler())
     assert torch.allclose(told["x"][flagged], redone[flagged], atol=1e-5)
     assert torch.equal(told["x"][~flagged], told["before"][~flagged])
+
+
+def test_latents_are_kept_with_their_pictures(tmp_path):
+    """Samples that a model can decode come with uint8 images, before and after a repair, and those are drawn."""
+    config = dataclasses.replace(SMALL, model="python:toys:decoding", guard=("redo", "renoise"), flag=0.5)
+    run = generate(config, tmp_path / "run")
+    told = samples(run)
+    for x, image in (("before", "image.before"), ("x", "image"), ("x.renoise", "image.renoise")):
+        wanted = ((told[x][:, 0] / 5).clamp(-1, 1) + 1) * 127.5
+        assert told[image].dtype == torch.uint8
+        assert told[image].shape == (22, 1, 4, 4)
+        assert torch.equal(told[image][:, 0, 2, 3], wanted.round().to(torch.uint8))
+    assert Image.open(run / "samples.png").size != (512, 512)  # no scatter plot of the latents

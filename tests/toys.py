@@ -81,6 +81,17 @@ def nan():
     return Toy(after)
 
 
+class Decoding(Toy):
+    """Points whose pictures are 4×4 squares, gray by the first coordinate."""
+
+    def decode(self, x):
+        return (x[:, 0] / 5).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+
+
+def decoding():
+    return Decoding()
+
+
 def flat():
     return Toy(lambda x, sigma, denoised: denoised[:, :1])
 
