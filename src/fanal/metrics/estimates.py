@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["Estimate", "auc", "mean", "paired_rate", "rate", "spread", "std_ratio"]
+__all__ = ["Estimate", "auc", "jackknife", "mean", "paired_rate", "rate", "spread", "std_ratio"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,15 @@ def mean(values: Tensor) -> Estimate:
     return Estimate(float(data.mean()), float(data.std() / math.sqrt(n)) if n > 1 else math.nan, n)
 
 
+def jackknife(without: Float[Tensor, " n"]) -> float:
+    """Return the jackknife's standard error from a figure's values with each sample left out.
+
+    `sqrt((n − 1)/n·Σ(θ_i − mean θ)²)`.
+    """
+    n = len(without)
+    return math.sqrt((n - 1) / n * float((without.double() - without.double().mean()).square().sum()))
+
+
 def auc(risk: Float[Tensor, " b"], wrong: Tensor) -> Estimate:
     """Return the area under the ROC curve of `risk` against `wrong`, with DeLong's standard error.
 
@@ -124,5 +133,4 @@ def spread(x: Float[Tensor, "b *d"], real: Float[Tensor, "n *d"]) -> Estimate:
     off = ((flat - flat.mean(0)) ** 2).sum(1)
     total = float(off.sum())
     without = (total - off * n / (n - 1)) / (n - 2)  # variance with one sample left out
-    se = math.sqrt(float((n - 1) / n * ((without - without.mean()) ** 2).sum()))
-    return Estimate(total / (n - 1) / scale, se / scale, n)
+    return Estimate(total / (n - 1) / scale, jackknife(without) / scale, n)
