@@ -63,7 +63,7 @@ def test_every_option_reaches_the_run(tmp_path, net):
     assert out.exit_code == 0, out.output
     wanted = {name[2:].replace("-", "_"): value for name, value in words.items()}
     wanted |= {"model": net, "zero": False, "trajectory": True, "guard": ["renoise", "redo"]}
-    wanted |= {"prompt": None, "captions": None, "negative": "", "allow_bin": False}
+    wanted |= {"prompt": None, "captions": None, "negative": "", "allow_bin": False, "jump": None}
     assert record(tmp_path / "r")["config"] == wanted
     assert (tmp_path / "r" / "trajectory.safetensors").is_file()
 
@@ -99,6 +99,7 @@ def test_the_table_on_the_terminal_is_the_records(tmp_path):
         ((*SAMPLE, "--negative", "blur"), ["mixture:grid2 takes no prompt"]),
         ((*SAMPLE, "--prompt", "a boat", "--captions", "c.txt"), ["one prompt for all samples or a caption file"]),
         ((*SAMPLE, "--schedule", "native"), ["has no schedule of its own"]),
+        ((*SAMPLE, "--jump", 0.001), ["jump needs a decreasing grid with a positive node at or below at=0.001"]),
         ((*SAMPLE, "--allow-bin"), ["no diffusers pipeline"]),
         ((*SAMPLE, "--guidance", 2), ["guidance needs labels"]),
         ((*SAMPLE, "--device", "warp"), ["device 'warp' is not to be had here"]),

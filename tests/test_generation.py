@@ -591,3 +591,15 @@ def test_latents_are_kept_with_their_pictures(tmp_path):
         assert told[image].shape == (22, 1, 4, 4)
         assert torch.equal(told[image][:, 0, 2, 3], wanted.round().to(torch.uint8))
     assert Image.open(run / "samples.png").size != (512, 512)  # no scatter plot of the latents
+
+
+def test_a_jump_ends_the_run_at_its_denoised_prediction(tmp_path):
+    run = generate(dataclasses.replace(SMALL, jump=1.0), tmp_path / "run")
+    whole = polynomial(8, sigma_min=library.load(SMALL.model).sigma_min)
+    cut = library.schedules.jump(whole, 1.0)
+    assert record(run)["results"]["sigmas"] == cut.tolist()
+    assert 2 < len(cut) < len(whole)
+    model = library.Counted(library.load(SMALL.model).denoiser)
+    x = noise((2,), SMALL.seeds(), 80.0)
+    assert torch.allclose(samples(run)["x"], library.sample(model, x, cut, Euler()), atol=1e-5)
+    assert record(run)["network"]["evaluations"] == model.evaluations == 22 * (len(cut) - 1)

@@ -16,7 +16,7 @@ from fanal.hallucination import Repair
 from fanal.hallucination.calibration import FLAG
 from fanal.loading import Conditions, bind, card, open_network
 from fanal.sampling import Solver
-from fanal.schedules import check_sigmas
+from fanal.schedules import check_sigmas, jump
 
 __all__ = ["CALIBRATING", "SEED_STRIDE", "SampleConfig", "Setup", "bound", "prepare"]
 
@@ -40,6 +40,7 @@ class SampleConfig:
         sigma_min: smallest positive sigma; None: the model's.
         sigma_max: first sigma; None: the model's.
         zero: whether the grid ends at 0.
+        jump: sigma from which the run goes straight to its denoised prediction (ODE-Jump); None: nowhere.
         count: number of samples.
         seed: run seed; see `SEED_STRIDE`.
         block: samples computed together.
@@ -64,6 +65,7 @@ class SampleConfig:
     sigma_min: float | None = None
     sigma_max: float | None = None
     zero: bool = True
+    jump: float | None = None
     count: int = 64
     seed: int = 0
     block: int = 32
@@ -176,14 +178,16 @@ def _grid(config: SampleConfig, network: Model) -> Tensor:
             raise FanalError(f"{config.model} has no schedule of its own: name one, e.g. --schedule polynomial")
         if config.sigma_min is not None or config.sigma_max is not None or not config.zero:
             raise FanalError("the native schedule has its own ends: leave sigma_min, sigma_max and zero as they are")
-        return check_sigmas(network.grid(config.steps))
-    return build_schedule(
-        str(config.schedule),
-        config.steps,
-        network.sigma_min if config.sigma_min is None else config.sigma_min,
-        network.sigma_max if config.sigma_max is None else config.sigma_max,
-        zero=config.zero,
-    )
+        sigmas = check_sigmas(network.grid(config.steps))
+    else:
+        sigmas = build_schedule(
+            str(config.schedule),
+            config.steps,
+            network.sigma_min if config.sigma_min is None else config.sigma_min,
+            network.sigma_max if config.sigma_max is None else config.sigma_max,
+            zero=config.zero,
+        )
+    return sigmas if config.jump is None else jump(sigmas, config.jump)
 
 
 def prepare(config: SampleConfig) -> tuple[Setup, dict[str, Any]]:

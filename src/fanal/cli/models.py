@@ -47,3 +47,36 @@ def info(
             raise FanalError(f"{model} is a closed form or a function: it has no card")
         shape = {"shape": list(loaded.shape), "sigma_min": loaded.sigma_min, "sigma_max": loaded.sigma_max}
         say(json.dumps({**shape, **about}, indent=2, ensure_ascii=False))
+
+
+@app.command(
+    "cost",
+    epilog="Examples:\n\n  fanal models cost hands32 --calls 40 --count 1024\n\n"
+    "  fanal models cost edm:edm-cifar10-32x32-uncond-vp.pkl --batch 256 --calls 35 --count 50000 --device cuda",
+)
+def cost(
+    model: Annotated[str, typer.Argument(help="Any model spec.")],
+    batch: Annotated[int, typer.Option(help="Samples per network call.", min=1)] = 16,
+    calls: Annotated[float, typer.Option(help="Network calls per sample of the run to project.", min=0)] = 40,
+    count: Annotated[int, typer.Option(help="Samples of the run to project.", min=1)] = 1024,
+    repeats: Annotated[int, typer.Option(help="Timed calls.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+) -> None:
+    """Measure a model on this machine: seconds and memory of a network call, and what a run would take."""
+    with errors_shown():
+        import torch
+
+        from fanal.cost import measure_cost
+        from fanal.loading import load
+
+        torch.set_num_threads(threads)
+        found = measure_cost(load(model, device=device), batch=batch, repeats=repeats, device=device)
+        low, high = found.quartiles
+        rows = [
+            ["parameters", f"{found.parameters:,}"],
+            ["seconds per call", f"{found.seconds:.4f} (quartiles {low:.4f} to {high:.4f})"],
+            ["memory at the peak", f"{found.memory / 2**20:,.0f} MiB"],
+            [f"{count:,} samples at {calls:g} calls", f"{found.projected(calls, count):,.1f} s"],
+        ]
+        table(["figure", f"batch of {batch} on {found.device}"], rows)

@@ -48,6 +48,9 @@ def sample(
     sigma_min: Annotated[float | None, typer.Option(help="Smallest positive sigma; default: the model's.")] = None,
     sigma_max: Annotated[float | None, typer.Option(help="First sigma; default: the model's.")] = None,
     zero: Annotated[bool, typer.Option("--zero/--no-zero", help="End the grid at 0, or at --sigma-min.")] = True,
+    jump: Annotated[
+        float | None, typer.Option(help="Sigma from which the run goes straight to its denoised prediction (ODE-Jump).")
+    ] = None,
     count: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Run seed; sample b has seed 1,000,000·SEED + b.", min=0)] = 0,
     block: Annotated[int, typer.Option(help="Samples computed together.", min=1)] = 32,
@@ -96,6 +99,7 @@ def sample(
             sigma_min=sigma_min,
             sigma_max=sigma_max,
             zero=zero,
+            jump=jump,
             count=count,
             seed=seed,
             block=block,
