@@ -89,6 +89,7 @@ def test_a_run_leaves_a_model_that_says_how_it_was_made(tmp_path):
     assert [entry["iteration"] for entry in log(tmp_path / "run")] == [20, 40, 60]
     assert log(tmp_path / "run")[-1]["held_out"] == card["held_out_loss"]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "curve.png",
         "log.jsonl",
         "model.json",
         "model.safetensors",
@@ -199,7 +200,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     assert same(weights(tmp_path / "whole"), weights(folder))
     keys = ("iteration", "loss", "held_out")
     assert [[e[k] for k in keys] for e in log(folder)] == [[e[k] for k in keys] for e in log(tmp_path / "whole")]
-    assert sorted(p.name for p in folder.iterdir()) == ["log.jsonl", "model.json", "model.safetensors", "samples"]
+    left = ["curve.png", "log.jsonl", "model.json", "model.safetensors", "samples"]
+    assert sorted(p.name for p in folder.iterdir()) == left
 
 
 def _losses(folder):

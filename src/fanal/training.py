@@ -1,7 +1,8 @@
 """Training: a recipe and a folder in, a model folder out, through any number of interruptions.
 
-Every random draw is a function of (seed, iteration), and a checkpoint holds everything else, so that a run that was
-killed and resumed ends with the same bits as one that was not (on one machine).
+Every random draw is a function of (seed, iteration, place in the batch), and a checkpoint holds everything else, so
+that a run that was killed and resumed ends with the same bits as one that was not (on one machine). Several processes,
+started by `torchrun` or `accelerate launch`, share each batch; the first of them writes.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import io
 import json
 import math
 import platform
+import re
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -23,23 +24,32 @@ from types import FrameType
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 import fanal
-from fanal.datasets import Dataset, get
+from fanal.curves import curve
+from fanal.datasets import Dataset, Folder, get
 from fanal.errors import FanalError
 from fanal.files import read_tensors, write_atomically, write_tensors
 from fanal.nets.folder import read_card, save_model
 from fanal.nets.preconditioning import Preconditioned
 from fanal.optimization import Score, TrainingState, bind
+from fanal.processes import join
+from fanal.progress import training_bar
 from fanal.recipes import Recipe as Recipe
 from fanal.seeding import noise
 
 __all__ = ["Recipe", "train"]
 
 _CHECKPOINT = "checkpoint.safetensors"
-_LOG = "log.jsonl"
+_LOG, _CURVE = "log.jsonl", "curve.png"
+_FILES = ("model.json", "model.safetensors", _CHECKPOINT, _LOG, _CURVE)
 _LOG_EVERY = 100
+_AVERAGES = "ema"  # folder of the averages beside the model
+_AVERAGE_NAME = re.compile(r"(exponential|power)-[0-9.e-]+")
+_NAMED = 20  # skipped images that a card names
+_TWICE = 1.0  # seconds within which a launcher passes one Ctrl-C on a second time
 
 
 def train(
@@ -57,15 +67,16 @@ def train(
 ) -> Preconditioned:
     """Train a model, or go on with an interrupted run, and write it as a model folder.
 
-    While it runs, `out` holds `checkpoint.safetensors`, `log.jsonl` and `samples/*.png`; at the end the checkpoint
-    makes way for `model.safetensors` and `model.json`. Ctrl-C writes a checkpoint before it stops the run.
+    While it runs, `out` holds `checkpoint.safetensors`, `log.jsonl`, `curve.png` and `samples/*.png`; at the end the
+    checkpoint makes way for `model.safetensors` and `model.json`, and further averages of the weights become model
+    folders `ema/NAME`. Ctrl-C writes a checkpoint before it stops the run.
 
     Args:
         recipe: what to train.
         out: folder of the run; a checkpoint in it is continued.
         dataset: used instead of `fanal.datasets.get(recipe.data)`.
         score: the true score ∇ log p(x; sigma), for the objective "esm".
-        progress: whether to show a progress bar, where there is a terminal.
+        progress: whether to show a progress bar with the time left; without a terminal, a line a minute.
         checkpoint_every: iterations between checkpoints.
         validate_every: iterations between held-out losses.
         sample_every: iterations between pictures of samples, of images and points of the plane; 0 for none.
@@ -76,8 +87,8 @@ def train(
         The model with averaged weights, in evaluation mode.
 
     Raises:
-        FanalError: the recipe does not fit the data, the folder holds a finished model or another recipe's
-            checkpoint, or it cannot be written.
+        FanalError: the recipe does not fit the data or the device, the folder holds a finished model or another
+            recipe's checkpoint, or it cannot be written.
         NonFiniteError: the loss became NaN or infinite.
     """
     if checkpoint_every < 1 or validate_every < 1 or sample_every < 0:
@@ -85,25 +96,25 @@ def train(
             "checkpoint_every and validate_every must be at least 1 and sample_every at least 0, "
             f"got {checkpoint_every}, {validate_every} and {sample_every}"
         )
-    folder = Path(out)
-    _prepare(folder, overwrite)
-    place = torch.device(device)
+    processes, folder = join(device), Path(out)
+    processes.agree(lambda: _prepare(folder, overwrite))
+    place = processes.device
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), _deferred_interrupt() as stop:
         torch.set_num_threads(recipe.threads)
         try:
-            sitting = _Sitting(TrainingState.start(recipe, dataset or get(recipe.data), score, place), folder)
+            samples = dataset or get(recipe.data)
+            sitting = _Sitting(TrainingState.start(recipe, samples, score, processes), folder, _skipped(samples))
             sitting.restore()
-            with _bar(recipe, sitting.run.iteration, progress) as advance:
+            with training_bar(recipe, sitting.run.iteration, progress and processes.main) as advance:
                 while sitting.run.iteration < recipe.iterations:
-                    advance(sitting.run.step())
+                    advance(sitting.run.step(stop.is_set))
                     sitting.record(validate_every, sample_every)
-                    if stop.is_set() or sitting.due(checkpoint_every):
+                    if sitting.run.halted or sitting.due(checkpoint_every):
                         sitting.checkpoint()
-                    if stop.is_set():
+                    if sitting.run.halted:
                         raise KeyboardInterrupt
-            save_model(folder, sitting.run.averaged, sitting.card())
-            (folder / _CHECKPOINT).unlink(missing_ok=True)
+            processes.agree(sitting.finish)
         finally:
             torch.set_num_threads(threads)
     return sitting.run.averaged
@@ -115,6 +126,7 @@ class _Sitting:
 
     run: TrainingState
     folder: Path
+    skipped: Sequence[str] = ()
     seconds: float = 0.0  # of the sittings before this one
     began: float = field(default_factory=time.perf_counter)
     held_out: dict[str, Any] = field(default_factory=dict)
@@ -130,6 +142,8 @@ class _Sitting:
     def record(self, validate_every: int, sample_every: int) -> None:
         """Append to the log and draw samples, where it is time to."""
         run = self.run
+        if not run.processes.main:
+            return
         if self.due(_LOG_EVERY) or self.due(validate_every):
             recent = run.losses[-_LOG_EVERY:]
             entry: dict[str, Any] = {"iteration": run.iteration, "loss": sum(recent) / len(recent)}
@@ -146,12 +160,15 @@ class _Sitting:
             _picture(run.averaged, self.folder / "samples" / f"{run.iteration:07d}.png")
 
     def checkpoint(self) -> None:
-        """Write everything needed to go on from here."""
+        """Write everything needed to go on from here, and draw the curve so far."""
         run = self.run
+        if not run.processes.main:
+            return
         header = {"iteration": run.iteration, "seconds": self.elapsed(), "recipe": run.recipe.to_dict()}
-        header["data"] = run.fingerprint()
+        header |= {"data": run.fingerprint(), "scaler": run.scaler.state_dict()}
         tensors = dict(run.tensors()) | {"losses": torch.tensor(run.losses, dtype=torch.float64)}
         write_tensors(self.folder / _CHECKPOINT, tensors, {"fanal": json.dumps(header)})
+        _save_picture(curve(list(_lines(self.folder / _LOG))), self.folder / _CURVE)
 
     def restore(self) -> None:
         """Go on from the folder's checkpoint, if there is one, and cut the log back to it."""
@@ -164,12 +181,28 @@ class _Sitting:
                     "or start over with --overwrite"
                 )
             self.seconds = header["seconds"]
-            run.restore(stored, header["iteration"])
+            run.restore(stored, header["iteration"], header.get("scaler"))
         kept = [line for line in _lines(self.folder / _LOG) if line.get("iteration", math.inf) <= run.iteration]
         for line in kept:
             self.held_out = line.get("held_out", self.held_out)
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(self.folder / _LOG, lambda part: _fill(part, text.encode()))
+        if run.processes.main:
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            write_atomically(self.folder / _LOG, lambda part: _fill(part, text.encode()))
+
+    def finish(self) -> None:
+        """Write the model folders, the model itself last, and remove the checkpoint."""
+        run, card = self.run, self.card()
+        if len(run.averages) > 1:
+            places = [".", *(f"{_AVERAGES}/{profile.name}" for profile in run.recipe.averages[1:])]
+            losses = [card["held_out_loss"], *(run.held_out_loss(average) for average in run.averages[1:])]
+            card["averages"] = {
+                profile.name: {"folder": place, "held_out_loss": loss.get("mean")}
+                for profile, place, loss in zip(run.recipe.averages, places, losses, strict=True)
+            }
+            for average, place, loss in zip(run.averages[1:], places[1:], losses[1:], strict=True):
+                save_model(self.folder / place, average, card | {"held_out_loss": loss, "average": Path(place).name})
+        save_model(self.folder, run.averaged, card)
+        (self.folder / _CHECKPOINT).unlink(missing_ok=True)
 
     def card(self) -> dict[str, Any]:
         """Return what a user of the model should know about its making."""
@@ -183,7 +216,9 @@ class _Sitting:
             "seconds": round(self.elapsed(), 3),
             "loss": {"first_200": sum(first) / len(first), "last_200": sum(last) / len(last)},
             "held_out_loss": self.held_out or run.held_out_loss(),
-            "device": str(run.device),
+            "device": run.processes.device.type,
+            **({"processes": run.processes.count} if run.processes.count > 1 else {}),
+            **({"skipped": {"count": len(self.skipped), "named": self.skipped[:_NAMED]}} if self.skipped else {}),
             "threads": torch.get_num_threads(),
             "versions": {
                 "fanal": fanal.__version__,
@@ -193,9 +228,14 @@ class _Sitting:
         }
 
 
+def _skipped(dataset: Dataset) -> list[str]:
+    """The images that a folder left out, each with the reason."""
+    return [f"{bad.name} {bad.reason}" for bad in dataset.skipped] if isinstance(dataset, Folder) else []
+
+
 def _prepare(folder: Path, overwrite: bool) -> None:
     """Make the folder; refuse a finished or a foreign one, or remove what training wrote, and nothing else."""
-    ours = (folder / "model.json", folder / "model.safetensors", folder / _CHECKPOINT, folder / _LOG)
+    ours = tuple(folder / name for name in _FILES)
     if ours[0].exists():
         if not overwrite:
             raise FanalError(f"{folder} holds a finished model: choose another folder, or overwrite it")
@@ -204,15 +244,24 @@ def _prepare(folder: Path, overwrite: bool) -> None:
         raise FanalError(f"{folder} holds other files and no training: choose an empty or new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in ours if overwrite else ():  # model.json first: no longer a model
-            path.unlink(missing_ok=True)
-        for path in (folder / "samples").glob("[0-9]" * 7 + ".png") if overwrite else ():
-            path.unlink()
+        if overwrite:
+            _clear(folder)
         for path in ours:  # of a run that was killed while it wrote
             for part in folder.glob(f".{path.name}.part[0-9]*"):
                 part.unlink()
     except OSError as error:
         raise FanalError(f"cannot use {folder} for training: {error.strerror or error}") from error
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a training wrote; model.json first: no longer a model."""
+    written = [folder / name for name in _FILES]
+    written += (folder / "samples").glob("[0-9]" * 7 + ".png")
+    for place in (folder / _AVERAGES).glob("*"):
+        if _AVERAGE_NAME.fullmatch(place.name):
+            written += [place / name for name in _FILES[:2]]
+    for path in written:
+        path.unlink(missing_ok=True)
 
 
 def _read_checkpoint(path: Path, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -266,56 +315,35 @@ def _picture(model: Preconditioned, path: Path, count: int = 16) -> None:
     start = noise(model.shape, range(count), model.sigma_max, device=device)
     labels = torch.arange(count) % model.classes if model.classes else None
     grid = schedules.polynomial(18, model.sigma_min or 0.002, model.sigma_max)
+    _save_picture(pictures.grid(sample(bind(model, labels), start, grid, Heun()).cpu()), path)
+
+
+def _save_picture(picture: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
-    pictures.grid(sample(bind(model, labels), start, grid, Heun()).cpu()).save(buffer, format="PNG")
-    path.parent.mkdir(exist_ok=True)
+    picture.save(buffer, format="PNG")
     write_atomically(path, lambda part: _fill(part, buffer.getvalue()))
 
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that a step is never cut in two; a second one stops at once."""
-    event = threading.Event()
+    """Turn the first Ctrl-C into an event, so that a step is never cut in two; a later one stops at once."""
+    event, since = threading.Event(), 0.0
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     previous = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, previous)
+        nonlocal since
+        if not event.is_set():
+            since = time.monotonic()
+            event.set()
+        elif time.monotonic() - since > _TWICE:
+            signal.signal(signal.SIGINT, previous)
+            signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGINT, note)
     try:
         yield event
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _bar(recipe: Recipe, start: int, wanted: bool) -> Iterator[Callable[[float], None]]:
-    """Show a progress bar on a terminal; yields what to call after each step."""
-    if not wanted or not sys.stderr.isatty():
-        yield lambda loss: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} it/s"),
-        TimeRemainingColumn(),
-    )
-    began, smooth, done = time.perf_counter(), math.nan, 0
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(recipe.data, total=recipe.iterations, completed=start, loss=math.nan, rate=0.0)
-
-        def advance(loss: float) -> None:
-            nonlocal smooth, done
-            smooth = loss if math.isnan(smooth) else smooth + (loss - smooth) / 50
-            done += 1
-            progress.update(task, advance=1, loss=smooth, rate=done / (time.perf_counter() - began))
-
-        yield advance
