@@ -30,7 +30,17 @@ from torch import Tensor
 from fanal.denoiser import expand
 from fanal.errors import FanalError, unknown_name
 
-__all__ = ["PREDICTIONS", "PROCESSES", "Timesteps", "denoised_of", "input_of", "output_of"]
+__all__ = [
+    "PREDICTIONS",
+    "PROCESSES",
+    "Timesteps",
+    "denoised_of",
+    "flow_sigma",
+    "flow_time",
+    "input_of",
+    "output_of",
+    "x_of",
+]
 
 PREDICTIONS = ("sample", "epsilon", "v_prediction", "flow_prediction", "score")
 """What networks predict, by diffusers' names."""
@@ -60,6 +70,32 @@ def input_of(x: Float[Tensor, "b *d"], sigma: Tensor, process: str) -> Float[Ten
         return x
     level = _level(sigma, x)
     return x / (1 + level**2).sqrt() if process == "vp" else x / (1 + level)
+
+
+def flow_time(sigma: Tensor) -> Float[Tensor, "*b"]:
+    """Return the time `t = sigma/(1 + sigma)` of flow matching, in float64 and 1 at infinite sigma."""
+    level = sigma.double()
+    return torch.where(torch.isinf(level), torch.ones_like(level), level / (1 + level))
+
+
+def flow_sigma(t: Tensor) -> Float[Tensor, "*b"]:
+    """Return the noise level `sigma = t/(1 − t)` of a time of flow matching, in float64; infinite at t = 1."""
+    t = t.double()
+    return t / (1 - t)
+
+
+def x_of(z: Float[Tensor, "b *d"], sigma: Tensor, process: str) -> Float[Tensor, "b *d"]:
+    """Return x from what the network sees: the inverse of `input_of`; at infinite sigma the noise stands for itself.
+
+    Raises:
+        FanalError: the process is unknown.
+    """
+    if process not in PROCESSES:
+        raise unknown_name("process", process, PROCESSES)
+    if process == "ve" or _infinite(sigma):
+        return z
+    level = _level(sigma, z)
+    return z * (1 + level**2).sqrt() if process == "vp" else z * (1 + level)
 
 
 def denoised_of(

@@ -1,0 +1,242 @@
+"""Nodes for ComfyUI: fanal's solvers as a SAMPLER, its schedules as SIGMAS.
+
+ComfyUI finds them through the folder `integrations/comfyui` of the repository, which is put into `custom_nodes`. It
+keeps k-diffusion's interface: a sampler is a function of (model, x, sigmas, extra_args, callback, disable). For
+flow-matching models (SD3, Flux, Wan) its sigmas are times t in [0, 1] and its latents are `(1 − t)·x0 + t·n`; the
+sampler sees which kind the model is of and converts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fanal.adapters.k_diffusion import KDiffusionModel, sampler
+from fanal.adapters.predictions import flow_time
+from fanal.config import build_schedule, build_solver
+from fanal.errors import FanalError
+from fanal.sampling import Solver
+from fanal.schedules import SCHEDULES, check_sigmas
+from fanal.solvers import SOLVERS
+
+__all__ = [
+    "NODE_CLASS_MAPPINGS",
+    "NODE_DISPLAY_NAME_MAPPINGS",
+    "FanalSampler",
+    "FanalSigmas",
+    "FanalSigmasFromFile",
+    "comfy_sampler",
+    "read_sigmas",
+]
+
+_BYTES, _NODES = 2**20, 10_000
+_KINDS = {"sigma (SD, SDXL)": "ve", "flow time (SD3, Flux, Wan)": "flow"}
+
+
+def _text(name: str, options: str) -> str:
+    """Name and options as on the command line."""
+    return f"{name}:{options.strip()}" if options.strip() else name
+
+
+def _is_flow(model: Any) -> bool:
+    """Whether the model that ComfyUI wrapped is of the flow-matching kind."""
+    from comfy.model_sampling import CONST  # pyright: ignore[reportMissingImports]
+
+    return isinstance(model.inner_model.inner_model.model_sampling, CONST)
+
+
+def comfy_sampler(solver: Solver, name: str = "fanal") -> Callable[..., Tensor]:
+    """Return a solver as a function that ComfyUI's KSAMPLER takes.
+
+    Noise that the solver draws is keyed by the workflow's seed: sample b of the batch has seed + b.
+
+    Args:
+        solver: how an interval is crossed.
+        name: shown in ComfyUI's log.
+    """
+
+    def sample(
+        model: KDiffusionModel,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], object] | None = None,
+        disable: bool | None = None,
+    ) -> Tensor:
+        seed = (extra_args or {}).get("seed")
+        keys = None if seed is None else [(int(seed) + b) % 2**64 for b in range(len(x))]
+        run = sampler(solver, seeds=keys, process="flow" if _is_flow(model) else "ve")
+        return run(model, x, sigmas, extra_args, callback, disable)
+
+    sample.__name__ = name
+    return sample
+
+
+def _sigmas(grid: Float[Tensor, " n"], kind: str) -> Float[Tensor, " n"]:
+    """A grid in x-space as ComfyUI passes SIGMAS around."""
+    if _KINDS[kind] == "flow":
+        return flow_time(grid).float()
+    if math.isinf(float(grid[0])):
+        raise FanalError("only flow-matching models start at infinite sigma: choose flow time")
+    return grid.float()
+
+
+def read_sigmas(path: str | Path) -> Float[Tensor, " n"]:
+    """Read a grid from a JSON file: a list of numbers, or an object with such a list under `sigmas`.
+
+    Raises:
+        FanalError: the file is missing, too large, not JSON, or what it holds is no decreasing grid.
+    """
+    place = Path(path)
+    try:
+        if place.stat().st_size > _BYTES:
+            raise FanalError(f"{place.name} is larger than {_BYTES} bytes: no schedule is")
+        value = json.loads(place.read_text(encoding="utf-8"))
+    except FanalError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise FanalError(f"cannot read sigmas from {place.name}: {error}") from None
+    values = value.get("sigmas") if isinstance(value, dict) else value
+    if (
+        not isinstance(values, list)
+        or not 2 <= len(values) <= _NODES
+        or any(type(v) not in (int, float) for v in values)
+    ):
+        raise FanalError(
+            f"{place.name} must hold a list of 2 to {_NODES} numbers, or an object with such a list under 'sigmas'"
+        )
+    grid = check_sigmas([float(v) for v in values])
+    if grid[0] < grid[1]:
+        raise FanalError(f"{place.name} rises from {float(grid[0]):.6g}: a grid for sampling decreases")
+    return grid
+
+
+class FanalSampler:
+    """A solver, by name and options, as SAMPLER."""
+
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "build"
+    CATEGORY = "sampling/custom_sampling/samplers"
+    DESCRIPTION = "A solver of fanal. Options as on its command line, e.g. s_churn=20,solver=heun."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Return the node's widgets."""
+        return {"required": {"solver": (list(SOLVERS),), "options": ("STRING", {"default": ""})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, solver: str, options: str) -> bool | str:
+        """Return True, or what is wrong, before the workflow runs."""
+        try:
+            build_solver(_text(solver, options))
+        except FanalError as error:
+            return str(error)
+        return True
+
+    def build(self, solver: str, options: str) -> tuple[Any]:
+        """Return the sampler.
+
+        Raises:
+            FanalError: the solver has no such option.
+        """
+        from comfy.samplers import KSAMPLER  # pyright: ignore[reportMissingImports]
+
+        return (KSAMPLER(comfy_sampler(build_solver(_text(solver, options)), f"fanal_{solver}"), {}, {}),)
+
+
+class FanalSigmas:
+    """A named schedule as SIGMAS."""
+
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "build"
+    CATEGORY = "sampling/custom_sampling/schedulers"
+    DESCRIPTION = (
+        "A schedule of fanal between two sigmas. For flow models choose flow time: the grid then begins at t = 1, and "
+        "sigma_max is where its second node lies."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Return the node's widgets; the range is that of Stable Diffusion."""
+        limits = {"min": 0.0, "max": 100000.0, "step": 0.001, "round": False}
+        return {
+            "required": {
+                "schedule": (list(SCHEDULES),),
+                "options": ("STRING", {"default": ""}),
+                "steps": ("INT", {"default": 20, "min": 1, "max": _NODES - 1}),
+                "sigma_max": ("FLOAT", {"default": 14.614642, **limits}),
+                "sigma_min": ("FLOAT", {"default": 0.0291675, **limits}),
+                "end_at_zero": ("BOOLEAN", {"default": True}),
+                "kind": (list(_KINDS),),
+            }
+        }
+
+    def build(
+        self, schedule: str, options: str, steps: int, sigma_max: float, sigma_min: float, end_at_zero: bool, kind: str
+    ) -> tuple[Tensor]:
+        """Return the sigmas.
+
+        Raises:
+            FanalError: the schedule has no such option, or the range makes no grid.
+        """
+        far = _KINDS[kind] == "flow"
+        if steps - far < 1:
+            raise FanalError("a flow model needs two steps or more: the first leads from t = 1 to sigma_max")
+        grid = build_schedule(_text(schedule, options), steps - far, sigma_min, sigma_max, zero=end_at_zero)
+        return (_sigmas(torch.cat([grid.new_full((far,), math.inf), grid]), kind),)
+
+
+class FanalSigmasFromFile:
+    """A grid from a JSON file as SIGMAS."""
+
+    RETURN_TYPES = ("SIGMAS", "STRING")
+    RETURN_NAMES = ("sigmas", "end")
+    FUNCTION = "load"
+    CATEGORY = "sampling/custom_sampling/schedulers"
+    DESCRIPTION = "Sigmas from a JSON file: a list of numbers, or an object with such a list under 'sigmas'."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Return the node's widgets."""
+        return {"required": {"file": ("STRING", {"default": "sigmas.json"}), "kind": (list(_KINDS),)}}
+
+    @classmethod
+    def IS_CHANGED(cls, file: str, kind: str) -> str:
+        """Return a hash of the file, so that ComfyUI reads it again when it was replaced."""
+        try:
+            with open(file, "rb") as stream:
+                return hashlib.sha256(stream.read(_BYTES + 1)).hexdigest() + kind
+        except OSError:
+            return ""
+
+    def load(self, file: str, kind: str) -> tuple[Tensor, str]:
+        """Return the sigmas, and in words whether they end at 0.
+
+        Raises:
+            FanalError: the file holds no grid.
+        """
+        grid = read_sigmas(file)
+        last = float(grid[-1])
+        end = "ends at 0" if last == 0 else f"ends at sigma_min = {last:.6g}: that much noise is left in the sample"
+        return _sigmas(grid, kind), end
+
+
+_NODES_BY_NAME: dict[str, tuple[type, str]] = {
+    "FanalSampler": (FanalSampler, "fanal sampler"),
+    "FanalSigmas": (FanalSigmas, "fanal sigmas"),
+    "FanalSigmasFromFile": (FanalSigmasFromFile, "fanal sigmas from file"),
+}
+
+NODE_CLASS_MAPPINGS = {name: node for name, (node, _) in _NODES_BY_NAME.items()}
+"""Name → class, for ComfyUI."""
+
+NODE_DISPLAY_NAME_MAPPINGS = {name: title for name, (_, title) in _NODES_BY_NAME.items()}
+"""Name → title, for ComfyUI."""
