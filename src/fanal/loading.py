@@ -316,7 +316,8 @@ def load(
         spec: an embedded model (`hands32`), a folder that `fanal train` or `fanal convert` wrote, a closed form
             (`mixture:grid2`, `gaussian:digits8`), a diffusers pipeline (`diffusers:DIR`, `hub:ORG/NAME`, or the
             pipeline object), an official checkpoint (`edm:FILE.pkl`, `adm:FILE.pt`, `consistency:FILE.pt`, read
-            without running what is in it), or `python:MODULE:FUNC`, whose FUNC() returns a denoiser with `shape`, `sigma_min` and `sigma_max`.
+            without running what is in it), or `python:MODULE:FUNC`, whose FUNC() returns a denoiser with
+            `shape`, `sigma_min` and `sigma_max`.
         labels: class labels for a conditional model: one for all samples, or one per sample; None: unconditional.
         prompt: for a text-to-image model: a text for all samples, or a list with one per sample.
         negative: what guidance leads away from, for a text-to-image model.

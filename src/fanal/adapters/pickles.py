@@ -193,7 +193,7 @@ class _Machine:
         pairs = zip(keys, values[1::2], strict=True)
         if type(target) is dict:
             target.update(pairs)
-        elif type(target) is Call and self.known[target.name] == "items":
+        elif type(target) is Call and "items" in self.known[target.name]:
             target.items.extend(pairs)
         else:
             raise FanalError(f"the pickle fills {kind_of(target)} like a dict")
@@ -224,7 +224,7 @@ class _Machine:
 
     def build(self) -> None:
         state, target = self.pop(), self.top()
-        if type(target) is not Call or self.known[target.name] != "state" or target.state is not None:
+        if type(target) is not Call or "state" not in self.known[target.name] or target.state is not None:
             raise FanalError(f"the pickle sets the state of {kind_of(target)}: it is not read")
         target.state = state
 
@@ -331,8 +331,8 @@ def read_pickle(source: Source, known: Mapping[str, str], persistent: bool = Fal
     Args:
         source: where the pickle starts; it is left right behind the pickle's end.
         known: the names that may be asked for, as `module.name`, and how a call to each may be filled afterwards:
-            with `items` like a dict, with a `state`, or (an empty text) not at all. A name becomes a `Global`, never
-            the object itself.
+            with `items` like a dict, with a `state`, with both, or (an empty text) not at all. A name becomes a
+            `Global`, never the object itself.
         persistent: whether references to something outside the pickle are read.
 
     Returns:

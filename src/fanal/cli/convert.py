@@ -12,22 +12,32 @@ from fanal.cli.console import errors_shown, say
 EPILOG = """
 Examples:\n
   fanal convert edm-cifar10-32x32-cond-vp.pkl cifar10\n
+  fanal convert adm:64x64_diffusion.pt imagenet64\n
+  fanal convert adm:mine.pt,size=32,heads=4,order=legacy,schedule=linear mine\n
+  fanal convert consistency:cd_bedroom256_lpips.pt bedroom\n
   fanal sample ./cifar10 --solver heun --steps 18 --label 3 --out cars
 """
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Official EDM pickle.", metavar="FILE.pkl")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="FILE.pkl or edm:FILE.pkl (EDM), adm:FILE.pt (guided-diffusion), consistency:FILE.pt.",
+            metavar="CHECKPOINT",
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Model folder to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is at OUT.")] = False,
 ) -> None:
-    """Turn an EDM checkpoint into a model folder (safetensors and JSON) that every command accepts.
+    """Turn a checkpoint into a model folder (safetensors and JSON) that every command accepts.
 
-    The pickle carries source code; it is read without running any of it. Outputs stay the same bit for bit.
+    Checkpoints are pickles, which can run code when they are opened; nothing in them is run here. Outputs stay the same
+    bit for bit.
     """
     with errors_shown():
         from fanal.adapters import convert as run
 
-        card = run(str(source).removeprefix("edm:"), out, overwrite=overwrite)
+        card = run(source, out, overwrite=overwrite)
         say(card["summary"])
         say(f"model: {out}; try: fanal sample {out if out.is_absolute() else f'./{out}'}")

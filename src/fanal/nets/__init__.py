@@ -1,7 +1,7 @@
 """Small networks, the U-Nets of published checkpoints, their preconditioning as denoisers, and the model folder."""
 
-from fanal.nets.edm import DhariwalUNet as DhariwalUNet
-from fanal.nets.edm import DhariwalUNetConfig as DhariwalUNetConfig
+from fanal.nets.adm import DhariwalUNet as DhariwalUNet
+from fanal.nets.adm import DhariwalUNetConfig as DhariwalUNetConfig
 from fanal.nets.edm import SongUNet as SongUNet
 from fanal.nets.edm import SongUNetConfig as SongUNetConfig
 from fanal.nets.folder import ARCHITECTURES as ARCHITECTURES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,59 @@ from torch.nn import functional as F
 
 from fanal.errors import FanalError
 
-__all__ = ["Block", "Convolution", "Fourier", "group_norm", "one_hot", "positional", "run_decoder"]
+__all__ = [
+    "Block",
+    "Convolution",
+    "Embedding",
+    "Fourier",
+    "check_sizes",
+    "group_norm",
+    "one_hot",
+    "positional",
+    "quiet",
+    "run_decoder",
+    "side_of",
+]
+
+_WHOLE = {
+    "model_channels": (4, 1024),
+    "channel_mult_emb": (1, 16),
+    "channel_mult_noise": (1, 16),
+    "num_blocks": (1, 16),
+    "augment_dim": (0, 1024),
+}
+
+
+def check_sizes(config: Any, parts: bool = False) -> None:
+    """Refuse sizes that no U-Net of a published checkpoint has, before anything is built.
+
+    Args:
+        config: a `SongUNetConfig` or a `DhariwalUNetConfig`.
+        parts: whether multipliers of the channels may be fractions.
+
+    Raises:
+        FanalError: a size is out of range.
+    """
+    kind = type(config).__name__
+    for name, (low, high) in _WHOLE.items():
+        value = getattr(config, name, low)
+        if type(value) is not int or not low <= value <= high:
+            raise FanalError(f"{kind} {name} must be a whole number from {low} to {high}, got {value!r:.80}")
+    if config.model_channels % 4:
+        raise FanalError(f"{kind} model_channels must be a multiple of 4, got {config.model_channels}")
+    for name, longest, high in (("channel_mult", 8, 64), ("attn_resolutions", 16, 2**16)):
+        values = getattr(config, name)
+        least = 1 if name == "channel_mult" else 0
+        whole = all(type(n) is int and 1 <= n <= high for n in values)
+        if name == "channel_mult" and parts:
+            base = config.model_channels
+            whole = all(type(n) in (int, float) and 0 < n <= high and not base * n % 4 for n in values)
+        if not least <= len(values) <= longest or not whole:
+            raise FanalError(f"{kind} {name} must be at most {longest} whole numbers up to {high}, got {values!r:.80}")
+    for name in ("dropout", "label_dropout"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise FanalError(f"{kind} {name} must be in [0, 1), got {value!r:.80}")
 
 
 def one_hot(labels: Tensor | None, classes: int, like: Float[Tensor, "b *d"]) -> Float[Tensor, "b classes"]:
@@ -59,13 +112,13 @@ class Fourier(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """Return a GroupNorm of at most 32 groups with at least 4 channels each.
+def group_norm(channels: int, eps: float, least: int = 4) -> nn.GroupNorm:
+    """Return a GroupNorm of at most 32 groups with at least `least` channels each.
 
     Raises:
         FanalError: the groups cannot have the same size.
     """
-    groups = min(32, channels // 4)
+    groups = min(32, channels // least)
     if not groups or channels % groups:
         raise FanalError(
             f"{channels} channels cannot be split into {groups} equal groups: use multiples of 32 channels"
@@ -144,8 +197,10 @@ class Block(nn.Module):
         dropout: share of activations dropped while training.
         taps: the resampling filter along one axis.
         eps: epsilon of the normalizations.
-        adm: the block of ADM: the embedding scales and shifts, and the sum is not rescaled. Otherwise that of
-            DDPM++ and NCSN++: the embedding is added, and the sum is divided by √2.
+        adm: the block of ADM, where the sum is not rescaled. Otherwise that of DDPM++ and NCSN++: it is divided by
+            √2.
+        scale_shift: whether the embedding scales and shifts; otherwise it is added.
+        group: least channels per group of a normalization.
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, section 3; Song et al. 2021, arXiv:2011.13456, appendix H.
     """
@@ -162,30 +217,33 @@ class Block(nn.Module):
         taps: Sequence[float] = (1, 1),
         eps: float = 1e-5,
         adm: bool = True,
+        scale_shift: bool = True,
+        group: int = 4,
     ) -> None:
         super().__init__()
         if heads and after % heads:
             raise FanalError(f"{heads} attention heads do not divide {after} channels")
-        self.before, self.after, self.heads, self.dropout, self.adm = before, after, heads, dropout, adm
-        self.norm0 = group_norm(before, eps)
+        self.before, self.after, self.heads, self.dropout = before, after, heads, dropout
+        self.adm, self.scale_shift = adm, scale_shift
+        self.norm0 = group_norm(before, eps, group)
         self.conv0 = Convolution(before, after, 3, resample, taps)
-        self.affine = nn.Linear(embedding, after * (2 if adm else 1))
-        self.norm1 = group_norm(after, eps)
-        self.conv1 = _quiet(Convolution(after, after, 3))
+        self.affine = nn.Linear(embedding, after * (2 if scale_shift else 1))
+        self.norm1 = group_norm(after, eps, group)
+        self.conv1 = quiet(Convolution(after, after, 3))
         self.skip = None
         if before != after or resample:
             self.skip = Convolution(before, after, 0 if adm and before == after else 1, resample, taps)
         if heads:
-            self.norm2 = group_norm(after, eps)
+            self.norm2 = group_norm(after, eps, group)
             self.qkv = Convolution(after, 3 * after, 1)
-            self.proj = _quiet(Convolution(after, after, 1))
+            self.proj = quiet(Convolution(after, after, 1))
 
     def forward(self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b after h2 w2"]:
         """Return the block's output."""
         scale = 1.0 if self.adm else math.sqrt(0.5)
         h = self.conv0(F.silu(self.norm0(x)))
         told = self.affine(embedding)[:, :, None, None]
-        if self.adm:
+        if self.scale_shift:
             gain, shift = told.chunk(2, dim=1)
             h = F.silu(torch.addcmul(shift, self.norm1(h), gain + 1))
         else:
@@ -202,7 +260,8 @@ class Block(nn.Module):
         return self.proj((v @ weights.transpose(1, 2)).reshape(b, c, height, width))
 
 
-def _quiet(layer: Convolution) -> Convolution:
+def quiet(layer: Convolution) -> Convolution:
+    """Set a layer's weights to zero, so that what it adds is nothing at first."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -213,3 +272,30 @@ def run_decoder(block: Block, x: Tensor, skips: list[Tensor], embedding: Tensor)
     if x.shape[1] != block.before:
         x = torch.cat([x, skips.pop()], dim=1)
     return block(x, embedding)
+
+
+def side_of(shape: tuple[int, ...], levels: int) -> int:
+    """Return the width of a square image, which must halve exactly once per level below the first.
+
+    Raises:
+        FanalError: the shape is not that of such an image.
+    """
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] % 2 ** (levels - 1):
+        raise FanalError(
+            f"this U-Net needs (channels, side, side) with a side divisible by {2 ** (levels - 1)}, got {tuple(shape)}"
+        )
+    return shape[1]
+
+
+class Embedding(nn.Module):
+    """What the U-Nets share: labels with dropout while training."""
+
+    classes: int
+    label_dropout: float
+
+    def labels_of(self, labels: Tensor | None, like: Tensor) -> Tensor:
+        """Return one row per sample with a 1 at its label; zeros where there is none or it is dropped."""
+        rows = one_hot(labels, self.classes, like)
+        if self.training and self.label_dropout:
+            rows = rows * (torch.rand(len(rows), 1, device=rows.device) >= self.label_dropout).to(rows.dtype)
+        return rows

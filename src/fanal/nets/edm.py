@@ -1,4 +1,4 @@
-"""The U-Nets of EDM checkpoints: DDPM++ and NCSN++ (`SongUNet`) and ADM (`DhariwalUNet`), with their key names."""
+"""The U-Net of EDM checkpoints in its forms DDPM++ and NCSN++ (`SongUNet`), with its key names."""
 
 from __future__ import annotations
 
@@ -12,37 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fanal.errors import FanalError
-from fanal.nets.blocks import Block, Convolution, Fourier, group_norm, one_hot, positional, run_decoder
+from fanal.nets.blocks import (
+    Block,
+    Convolution,
+    Embedding,
+    Fourier,
+    check_sizes,
+    group_norm,
+    positional,
+    quiet,
+    run_decoder,
+    side_of,
+)
 
-__all__ = ["DhariwalUNet", "DhariwalUNetConfig", "SongUNet", "SongUNetConfig"]
-
-_WHOLE = {
-    "model_channels": (4, 1024),
-    "channel_mult_emb": (1, 16),
-    "channel_mult_noise": (1, 16),
-    "num_blocks": (1, 16),
-    "augment_dim": (0, 1024),
-}
-
-
-def _check(config: SongUNetConfig | DhariwalUNetConfig) -> None:
-    """Refuse sizes that no such network has, before anything is built."""
-    kind = type(config).__name__
-    for name, (low, high) in _WHOLE.items():
-        value = getattr(config, name, low)
-        if type(value) is not int or not low <= value <= high:
-            raise FanalError(f"{kind} {name} must be a whole number from {low} to {high}, got {value!r:.80}")
-    if config.model_channels % 4:
-        raise FanalError(f"{kind} model_channels must be a multiple of 4, got {config.model_channels}")
-    for name, longest, high in (("channel_mult", 8, 64), ("attn_resolutions", 16, 2**16)):
-        values = getattr(config, name)
-        least = 1 if name == "channel_mult" else 0
-        if not least <= len(values) <= longest or not all(type(n) is int and 1 <= n <= high for n in values):
-            raise FanalError(f"{kind} {name} must be at most {longest} whole numbers up to {high}, got {values!r:.80}")
-    for name in ("dropout", "label_dropout"):
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-            raise FanalError(f"{kind} {name} must be in [0, 1), got {value!r:.80}")
+__all__ = ["SongUNet", "SongUNetConfig"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +68,7 @@ class SongUNetConfig:
     augment_dim: int = 0
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_sizes(self)
         known = {
             "embedding_type": ("positional", "fourier"),
             "encoder_type": ("standard", "skip", "residual"),
@@ -102,60 +85,7 @@ class SongUNetConfig:
             )
 
 
-@dataclass(frozen=True)
-class DhariwalUNetConfig:
-    """Size of a `DhariwalUNet`; the default is that of ImageNet 64x64.
-
-    Args:
-        model_channels: channels of the first level before its multiplier, a multiple of 4.
-        channel_mult: multiplier of the channels, per level.
-        channel_mult_emb: length of the embedding, in `model_channels`.
-        num_blocks: residual blocks per level.
-        attn_resolutions: the widths of image at which blocks attend, with 64 channels per head.
-        dropout: share of activations dropped while training.
-        label_dropout: share of labels dropped while training.
-        augment_dim: length of the vector that describes an augmentation; 0 for none.
-
-    Raises:
-        FanalError: a size is out of range.
-    """
-
-    model_channels: int = 192
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    channel_mult_emb: int = 4
-    num_blocks: int = 3
-    attn_resolutions: tuple[int, ...] = (32, 16, 8)
-    dropout: float = 0.1
-    label_dropout: float = 0.0
-    augment_dim: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-
-def _resolution(shape: tuple[int, ...], levels: int) -> int:
-    """The width of the square image, which must halve exactly once per level below the first."""
-    if len(shape) != 3 or shape[1] != shape[2] or shape[1] % 2 ** (levels - 1):
-        raise FanalError(
-            f"this U-Net needs (channels, side, side) with a side divisible by {2 ** (levels - 1)}, got {tuple(shape)}"
-        )
-    return shape[1]
-
-
-class _Embedding(nn.Module):
-    """What both U-Nets share: labels with dropout while training."""
-
-    classes: int
-    label_dropout: float
-
-    def _labels(self, labels: Tensor | None, like: Tensor) -> Tensor:
-        rows = one_hot(labels, self.classes, like)
-        if self.training and self.label_dropout:
-            rows = rows * (torch.rand(len(rows), 1, device=rows.device) >= self.label_dropout).to(rows.dtype)
-        return rows
-
-
-class SongUNet(_Embedding):
+class SongUNet(Embedding):
     """`F(x, c_noise, labels)` of DDPM++ and NCSN++, as EDM reimplemented them.
 
     Args:
@@ -175,7 +105,7 @@ class SongUNet(_Embedding):
         self, config: SongUNetConfig, shape: tuple[int, ...], classes: int = 0, outputs: int | None = None
     ) -> None:
         super().__init__()
-        side, channels = _resolution(shape, len(config.channel_mult)), shape[0]
+        side, channels = side_of(shape, len(config.channel_mult)), shape[0]
         self.config, self.classes, self.label_dropout = config, classes, config.label_dropout
         embedding = config.model_channels * config.channel_mult_emb
         self.noise_width = config.model_channels * config.channel_mult_noise
@@ -190,6 +120,7 @@ class SongUNet(_Embedding):
             "taps": config.resample_filter,
             "eps": 1e-6,
             "adm": False,
+            "scale_shift": False,
         }
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         widths = self._encoder(side, channels)
@@ -240,7 +171,7 @@ class SongUNet(_Embedding):
                 if config.decoder_type == "skip" and level < last:
                     self.dec[f"{name}_aux_up"] = Convolution(outputs, outputs, 0, 1, config.resample_filter)
                 self.dec[f"{name}_aux_norm"] = group_norm(width, 1e-6)
-                self.dec[f"{name}_aux_conv"] = _zeros(Convolution(width, outputs, 3))
+                self.dec[f"{name}_aux_conv"] = quiet(Convolution(width, outputs, 3))
 
     def _embed(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         if self.config.embedding_type == "fourier":
@@ -250,7 +181,7 @@ class SongUNet(_Embedding):
         cosines, sines = waves.chunk(2, dim=1)
         h = torch.cat([sines, cosines], dim=1)  # the order of DDPM
         if self.map_label is not None:
-            h = h + self.map_label(self._labels(labels, h) * math.sqrt(self.classes))
+            h = h + self.map_label(self.labels_of(labels, h) * math.sqrt(self.classes))
         if self.map_augment is not None and augment is not None:
             h = h + self.map_augment(augment)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(h))))
@@ -295,91 +226,3 @@ class SongUNet(_Embedding):
                 h = run_decoder(cast(Block, layer), h, skips, embedding)
         assert image is not None
         return image
-
-
-class DhariwalUNet(_Embedding):
-    """`F(x, c_noise, labels)` of ADM, as EDM reimplemented it.
-
-    Args:
-        config: sizes.
-        shape: `(channels, side, side)` of one sample.
-        classes: number of classes, 0 for none.
-        outputs: channels of the output; None for those of the input.
-
-    Raises:
-        FanalError: the shape is not that of an image this U-Net can halve.
-
-    Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, section 3; Karras et al. 2022, arXiv:2206.00364, table 7.
-    """
-
-    def __init__(
-        self, config: DhariwalUNetConfig, shape: tuple[int, ...], classes: int = 0, outputs: int | None = None
-    ) -> None:
-        super().__init__()
-        side, mults = _resolution(shape, len(config.channel_mult)), config.channel_mult
-        self.config, self.classes, self.label_dropout = config, classes, config.label_dropout
-        base = config.model_channels
-        embedding = base * config.channel_mult_emb
-        self.map_augment = nn.Linear(config.augment_dim, base, bias=False) if config.augment_dim else None
-        self.map_layer0 = nn.Linear(base, embedding)
-        self.map_layer1 = nn.Linear(embedding, embedding)
-        self.map_label = nn.Linear(classes, embedding, bias=False) if classes else None
-        self._shared: dict[str, Any] = {"embedding": embedding, "dropout": config.dropout}
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        width = base * mults[0]
-        widths = [width]
-        for level, mult in enumerate(mults):
-            res = side >> level
-            if level == 0:
-                self.enc[f"{res}x{res}_conv"] = Convolution(shape[0], width, 3)
-            else:
-                self.enc[f"{res}x{res}_down"] = Block(width, width, resample=-1, **self._shared)
-                widths.append(width)
-            for i in range(config.num_blocks):
-                self.enc[f"{res}x{res}_block{i}"] = self._block(width, base * mult, res)
-                width = base * mult
-                widths.append(width)
-        for level in reversed(range(len(mults))):
-            res = side >> level
-            if level == len(mults) - 1:
-                self.dec[f"{res}x{res}_in0"] = Block(width, width, heads=width // 64, **self._shared)
-                self.dec[f"{res}x{res}_in1"] = Block(width, width, **self._shared)
-            else:
-                self.dec[f"{res}x{res}_up"] = Block(width, width, resample=1, **self._shared)
-            for i in range(config.num_blocks + 1):
-                self.dec[f"{res}x{res}_block{i}"] = self._block(width + widths.pop(), base * mults[level], res)
-                width = base * mults[level]
-        self.out_norm = group_norm(width, 1e-5)
-        self.out_conv = _zeros(Convolution(width, shape[0] if outputs is None else outputs, 3))
-
-    def _block(self, before: int, after: int, res: int) -> Block:
-        heads = after // 64 if res in self.config.attn_resolutions else 0
-        return Block(before, after, heads=heads, **self._shared)
-
-    def forward(
-        self,
-        x: Float[Tensor, "b c h w"],
-        c_noise: Float[Tensor, " b"],
-        labels: Int[Tensor, " b"] | None = None,
-        augment: Float[Tensor, "b a"] | None = None,
-    ) -> Float[Tensor, "b o h w"]:
-        """Return F; labels None is no label, augment None is an image as it is."""
-        h = positional(c_noise, self.config.model_channels, endpoint=False)
-        if self.map_augment is not None and augment is not None:
-            h = h + self.map_augment(augment)
-        h = self.map_layer1(F.silu(self.map_layer0(h)))
-        if self.map_label is not None:
-            h = h + self.map_label(self._labels(labels, h))
-        embedding, skips, h = F.silu(h), [], x
-        for layer in self.enc.values():
-            h = layer(h, embedding) if isinstance(layer, Block) else layer(h)
-            skips.append(h)
-        for layer in self.dec.values():
-            h = run_decoder(cast(Block, layer), h, skips, embedding)
-        return self.out_conv(F.silu(self.out_norm(h)))
-
-
-def _zeros(layer: Convolution) -> Convolution:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

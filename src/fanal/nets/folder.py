@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 
 from fanal.errors import FanalError, unknown_name
-from fanal.files import read_json, read_tensors, write_json, write_tensors
-from fanal.nets.edm import DhariwalUNetConfig, SongUNetConfig
+from fanal.files import read_json, read_tensors, sha256_of, write_json, write_tensors
+from fanal.nets.adm import DhariwalUNetConfig
+from fanal.nets.edm import SongUNetConfig
 from fanal.nets.mlp import MLPConfig
 from fanal.nets.preconditioning import NetConfig, Preconditioned
 from fanal.nets.unet import UNetConfig
@@ -36,7 +36,7 @@ ARCHITECTURES: dict[str, type[NetConfig]] = {
 
 _FORMAT = "fanal-model-1"
 _JSON_BYTES = 2**20
-_PARAMETERS = 2**29
+_PARAMETERS = 2**30
 _NUMBERS = ("sigma_data", "sigma_min", "sigma_max")
 _KEYS = {"format", "architecture", "config", "shape", "classes", "preconditioning", "sha256", "card", *_NUMBERS}
 
@@ -100,7 +100,7 @@ def save_model(folder: str | os.PathLike[str], model: Preconditioned, card: dict
     if size > _JSON_BYTES - 100:
         raise FanalError(f"the model's description takes {size} bytes, at most {_JSON_BYTES}: shorten the card")
     write_tensors(path / "model.safetensors", model.state_dict())
-    content["sha256"] = _digest(path / "model.safetensors")
+    content["sha256"] = sha256_of(path / "model.safetensors")
     write_json(path / "model.json", content)
 
 
@@ -123,7 +123,7 @@ def load_model(folder: str | os.PathLike[str]) -> Preconditioned:
     try:
         actual = weights.stat().st_size
         # 8 bytes a value, and room for the header.
-        digest = _digest(weights) if actual <= 8 * size + 2**20 else ""
+        digest = sha256_of(weights) if actual <= 8 * size + 2**20 else ""
     except OSError as error:
         raise FanalError(f"cannot read {weights}: {error.strerror or error}") from error
     if actual > 8 * size + 2**20:
@@ -154,11 +154,6 @@ def read_card(folder: str | os.PathLike[str]) -> dict[str, Any]:
         FanalError: `model.json` is missing, damaged or not a model's.
     """
     return _read_json(Path(folder))["card"]
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a network F to a denoiser D: the preconditioning of Karras et al. 2022, and the three it is compared with."""
+"""From a network F to a denoiser D: the preconditioning of Karras et al. 2022, and those of other checkpoints."""
 
 from __future__ import annotations
 
@@ -11,18 +11,31 @@ from torch import Tensor, nn
 
 from fanal.denoiser import expand
 from fanal.errors import FanalError, unknown_name
-from fanal.nets.edm import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
+from fanal.nets.adm import DhariwalUNet, DhariwalUNetConfig
+from fanal.nets.edm import SongUNet, SongUNetConfig
 from fanal.nets.mlp import MLP, MLPConfig
 from fanal.nets.unet import UNet, UNetConfig
 
-__all__ = ["PRECONDITIONINGS", "NetConfig", "Preconditioned", "coefficients", "iddpm_levels", "vp_level", "vp_time"]
+__all__ = [
+    "PRECONDITIONINGS",
+    "NetConfig",
+    "Preconditioned",
+    "boundary",
+    "coefficients",
+    "ddpm_levels",
+    "ddpm_time",
+    "iddpm_levels",
+    "vp_level",
+    "vp_time",
+]
 
 NetConfig = MLPConfig | UNetConfig | SongUNetConfig | DhariwalUNetConfig
 
 _BETA_D, _BETA_MIN, _STEPS = 19.9, 0.1, 1000
 _C_1, _C_2 = 0.001, 0.008
-PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm")
-"""Names of the four ways from F to D (Karras et al. 2022, arXiv:2206.00364, table 1)."""
+_BETAS = (1e-4, 0.02)  # of the linear schedule, at the first and the last time
+PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm", "edm1000", "consistency", "ddpm_linear", "ddpm_cosine")
+"""Names of the ways from F to D; the first four are those of Karras et al. 2022, arXiv:2206.00364, table 1."""
 
 _MOST_VALUES, _MOST_CLASSES = 2**28, 2**16
 
@@ -43,6 +56,23 @@ def coefficients(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tens
     total = sigma**2 + sigma_data**2
     c_noise = sigma.clamp_min(torch.finfo(sigma.dtype).tiny).log() / 4
     return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), total.rsqrt(), c_noise
+
+
+def boundary(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
+    """Return `c_skip, c_out` of a consistency function, which is the identity at sigma_min.
+
+        c_skip = sd² / ((sigma − sigma_min)² + sd²)     c_out = (sigma − sigma_min)·sd / sqrt(sigma² + sd²)
+
+    Args:
+        sigma: noise level, any shape.
+        sigma_data: standard deviation of the data, sd.
+        sigma_min: where the trajectories end.
+
+    Reference: Song et al. 2023, arXiv:2303.01469, appendix C.
+    """
+    above = sigma - sigma_min
+    c_out = above * sigma_data / (sigma**2 + sigma_data**2).sqrt()
+    return sigma_data**2 / (above**2 + sigma_data**2), c_out
 
 
 def vp_level(time: float) -> float:
@@ -72,6 +102,42 @@ def iddpm_levels() -> Float[Tensor, " 1001"]:
     return torch.tensor(u, dtype=torch.float32)
 
 
+def ddpm_levels(schedule: str) -> Float[Tensor, " 1000"]:
+    """Return the noise levels `sqrt((1 − ᾱ_t)/ᾱ_t)` of the times 0 … 999 of a DDPM, increasing, as float32.
+
+    Args:
+        schedule: `linear`: beta from 1e-4 to 0.02 and `ᾱ_t = Π (1 − beta)`; `cosine`: those of `iddpm_levels`.
+
+    Raises:
+        FanalError: the schedule is unknown.
+
+    Reference: Ho et al. 2020, arXiv:2006.11239, section 4; Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17.
+    """
+    with torch.device("cpu"):  # also while a network is made without memory for its weights
+        if schedule == "cosine":
+            return iddpm_levels()[:-1].flip(0)
+        if schedule != "linear":
+            raise unknown_name("noise schedule", schedule, ("cosine", "linear"))
+        log_alpha = torch.linspace(*_BETAS, _STEPS, dtype=torch.float64).neg().log1p().cumsum(0)
+        return torch.expm1(-log_alpha).sqrt().float()
+
+
+def ddpm_time(sigma: Float[Tensor, " b"], levels: Float[Tensor, " t"]) -> Float[Tensor, " b"]:
+    """Return the fractional index of a noise level in a table of them, linear in log sigma between two entries.
+
+    Levels outside of the table get its ends, where the network was trained last.
+
+    Args:
+        sigma: noise levels.
+        levels: increasing.
+    """
+    levels = levels.to(sigma.device, sigma.dtype)
+    inside = sigma.clamp(levels[0], levels[-1])
+    above = torch.searchsorted(levels, inside.detach().contiguous()).clamp(1, len(levels) - 1)
+    low, high = levels[above - 1].log(), levels[above].log()
+    return above - 1 + (inside.log() - low) / (high - low)
+
+
 def _network(config: NetConfig, shape: tuple[int, ...], classes: int, outputs: int | None) -> nn.Module:
     """Build the network of a configuration; `outputs` are its output channels where they are not the input's."""
     if isinstance(config, SongUNetConfig):
@@ -93,14 +159,19 @@ class Preconditioned(nn.Module):
     | `vp` | 1 | −sigma | `1/sqrt(sigma² + 1)` | 999·t with t from `vp_time` |
     | `ve` | 1 | sigma | 1 | `ln(sigma/2)` |
     | `iddpm` | 1 | −sigma | `1/sqrt(sigma² + 1)` | 999 − the index of the nearest of `iddpm_levels` |
+    | `ddpm_linear`, `ddpm_cosine` | 1 | −sigma | `1/sqrt(sigma² + 1)` | `ddpm_time` in `ddpm_levels` |
+    | `edm1000` | as `edm` | | | `250·ln(sigma)` |
+    | `consistency` | see `boundary` | | as `edm` | `250·ln(sigma)` |
 
-    The F of `iddpm` has twice the channels; the second half, a learned variance, is not used.
+    The F of `iddpm` has twice the channels, and a `DhariwalUNet` with a learned variance too; the second half is not
+    used. With `consistency` D is no posterior mean: it maps x to the end of its trajectory, and it is the identity at
+    sigma_min.
 
     Args:
         config: which network F is, and its size.
         shape: shape of one sample.
-        sigma_data: standard deviation of the data; only `edm` uses it.
-        sigma_min: smallest noise level the model is made for; not enforced.
+        sigma_data: standard deviation of the data, sd; only `edm`, `edm1000` and `consistency` use it.
+        sigma_min: smallest noise level the model is made for; not enforced, but part of `consistency`.
         sigma_max: largest noise level the model is made for; not enforced.
         classes: number of classes; 0 for an unconditional model.
         preconditioning: one of `PRECONDITIONINGS`.
@@ -108,7 +179,8 @@ class Preconditioned(nn.Module):
     Raises:
         FanalError: a shape, range, number of classes or preconditioning that no network can have.
 
-    Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
+    Reference: Karras et al. 2022, arXiv:2206.00364, table 1; Song et al. 2023, arXiv:2303.01469, appendix C
+    (`consistency`).
     """
 
     u: Tensor | None
@@ -134,17 +206,26 @@ class Preconditioned(nn.Module):
         self.classes, self.preconditioning = classes, preconditioning
         iddpm = preconditioning == "iddpm"
         self.register_buffer("u", iddpm_levels() if iddpm else None)
+        kind, _, schedule = preconditioning.partition("_")
+        # Not a buffer: it belongs to the name, and a change of the weights' dtype must not round it.
+        self.levels = ddpm_levels(schedule) if kind == "ddpm" else None
+        self.null_label = not isinstance(config, DhariwalUNetConfig) or config.null_label
         self.net = _network(config, self.shape, classes, 2 * shape[0] if iddpm else None)
 
     def forward(
-        self, x: Float[Tensor, "b *d"], sigma: Tensor, labels: Int[Tensor, " b"] | None = None
+        self,
+        x: Float[Tensor, "b *d"],
+        sigma: Tensor,
+        labels: Int[Tensor, " b"] | None = None,
+        augment: Float[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b *d"]:
         """Return D(x, sigma), in the dtype of x; F runs in the dtype of its weights.
 
         Args:
             x: noisy samples.
             sigma: noise level, 0-d or one per sample (B,); any floating dtype, on any device.
-            labels: one class per sample; None, or the number of classes, means no label.
+            labels: one class per sample; None, or the number of classes, means no label, where a model knows that.
+            augment: labels of how the samples were augmented, for a network that takes them; None means not at all.
 
         Raises:
             FanalError: labels do not fit the model, or sigma does not fit the batch.
@@ -156,26 +237,37 @@ class Preconditioned(nn.Module):
         level = sigma.to(x.dtype).to(x.device).expand(len(x))
         c_skip, c_out, c_in, c_noise = self._coefficients(level)
         dtype = next(self.net.parameters()).dtype
-        raw = self.net((expand(c_in, x) * x).to(dtype), c_noise.to(dtype), labels).to(x.dtype)
-        if self.preconditioning == "iddpm":
-            raw = raw[:, : self.shape[0]]
+        inputs = ((expand(c_in, x) * x).to(dtype), c_noise.to(dtype), labels)
+        raw = (self.net(*inputs) if augment is None else self.net(*inputs, augment.to(dtype))).to(x.dtype)
+        raw = raw[:, : self.shape[0]]  # a learned variance is left out
         return expand(c_skip, x) * x + expand(c_out, x) * raw
 
     def _coefficients(self, level: Float[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return `c_skip, c_out, c_in, c_noise`, each of shape (B,)."""
-        if self.preconditioning == "edm":
-            return coefficients(level, self.sigma_data)
+        kind = self.preconditioning
+        if kind in ("edm", "edm1000", "consistency"):
+            c_skip, c_out, c_in, c_noise = coefficients(level, self.sigma_data)
+            if kind == "consistency":
+                c_skip, c_out = boundary(level, self.sigma_data, self.sigma_min)
+            return c_skip, c_out, c_in, c_noise if kind == "edm" else _STEPS * c_noise
         one = torch.ones_like(level)
-        if self.preconditioning == "ve":
+        if kind == "ve":
             return one, level, one, (0.5 * level).clamp_min(torch.finfo(level.dtype).tiny).log()
         scale = (level**2 + 1).rsqrt()
-        if self.preconditioning == "vp":
+        if kind == "vp":
             return one, -level, scale, (_STEPS - 1) * vp_time(level)
+        if self.levels is not None:
+            return one, -level, scale, ddpm_time(level, self.levels)
         nearest = (level[:, None] - cast(Tensor, self.u).to(level.dtype)).abs().argmin(dim=1)
         return one, -level, scale, _STEPS - 1 - nearest.to(level.dtype)
 
     def _labels(self, labels: Tensor | None, x: Tensor) -> Tensor | None:
+        most = self.classes - (0 if self.null_label else 1)
         if labels is None:
+            if self.classes and not self.null_label:
+                raise FanalError(
+                    f"this model was trained with a label for each sample: give one (--label), from 0 to {most}"
+                )
             return None
         if not self.classes:
             raise FanalError("this model was trained without classes, got labels: leave them out")
@@ -184,14 +276,10 @@ class Preconditioned(nn.Module):
                 f"labels must be {len(x)} whole numbers, one per sample, got {labels.dtype} {tuple(labels.shape)}"
             )
         # Looked at on the CPU only: elsewhere it would wait for the device at every call.
-        if (
-            labels.device.type == "cpu"
-            and len(labels)
-            and not 0 <= int(labels.min()) <= int(labels.max()) <= self.classes
-        ):
+        if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= most:
+            none = f"or {self.classes} for no label" if self.null_label else "no label is not known, so no guidance"
             raise FanalError(
-                f"labels must be in [0, {self.classes}), or {self.classes} for no label, "
-                f"got {int(labels.min())} to {int(labels.max())}"
+                f"labels must be in [0, {self.classes}), {none}, got {int(labels.min())} to {int(labels.max())}"
             )
         return labels.to(device=x.device, dtype=torch.long)
 
