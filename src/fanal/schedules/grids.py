@@ -1,9 +1,4 @@
-"""Schedules: strictly monotone float64 grids of sigma, the only thing that says where a run goes.
-
-Every maker returns a decreasing CPU tensor. `steps` counts intervals. With `zero=True` the grid has `steps` positive
-values and ends at 0 (Karras' form); with `zero=False` it has `steps + 1` values and ends at `sigma_min`
-([REG] sec. C.3).
-"""
+"""Grids of sigma by formula, the check that a grid is one, and the jump."""
 
 from __future__ import annotations
 
@@ -27,6 +22,7 @@ __all__ = [
     "polynomial",
     "quadratic",
     "uniform",
+    "vp_rates",
 ]
 
 Grid = Float[Tensor, " n"]
@@ -128,23 +124,31 @@ def logsnr(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, zero: 
     )
 
 
+def vp_rates(sigma_min: float, sigma_max: float) -> tuple[float, float]:
+    """Return β_d and β_min that put sigma_min at the VP time 0.001 and sigma_max at 1.
+
+    `β_d = 2/(ε − 1)·(log(1 + sigma_min²)/ε − log(1 + sigma_max²))`, `β_min = log(1 + sigma_max²) − β_d/2`, ε = 0.001.
+    Source: [REG] sec. C.3, where the brackets of β_d are misprinted; its table 9 confirms this form.
+    """
+    top, bottom = math.log1p(sigma_max**2), math.log1p(sigma_min**2)
+    beta_d = 2 / (_EPSILON - 1) * (bottom / _EPSILON - top)
+    return beta_d, top - beta_d / 2
+
+
 def uniform(
     steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, power: float = 1.0, zero: bool = True
 ) -> Grid:
     """Nodes uniform in VP time u, raised to a power: `sigma = sqrt(exp(β_d·u²/2 + β_min·u) − 1)`.
 
-    `u_i = (1 + i/(n−1)·(ε^(1/power) − 1))^power`, ε = 0.001, and β_d, β_min put the ends at sigma_max and sigma_min:
-    `β_d = 2/(ε − 1)·(log(1 + sigma_min²)/ε − log(1 + sigma_max²))`, `β_min = log(1 + sigma_max²) − β_d/2`.
-    Source: [REG] sec. C.3, where the brackets of β_d are misprinted; its table 9 confirms this form.
+    `u_i = (1 + i/(n−1)·(ε^(1/power) − 1))^power`, ε = 0.001; `vp_rates` puts the ends at sigma_max and sigma_min
+    ([REG] sec. C.3).
 
     Raises:
         FanalError: `steps`, the sigmas or `power` make no grid.
     """
     if not power > 0:
         raise FanalError(f"power must be positive, got {power}")
-    top, bottom = math.log1p(sigma_max**2), math.log1p(sigma_min**2)
-    beta_d = 2 / (_EPSILON - 1) * (bottom / _EPSILON - top)
-    beta_min = top - beta_d / 2
+    beta_d, beta_min = vp_rates(sigma_min, sigma_max)
 
     def at(ramp: Tensor) -> Tensor:
         u = (1 + ramp * (_EPSILON ** (1 / power) - 1)) ** power
