@@ -1,0 +1,126 @@
+"""The teacher's run, and the student: the real sampler, run on a candidate grid against the teacher's end points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fanal.denoiser import Denoiser, Wrapper, take
+from fanal.runs import Progress, quiet
+from fanal.sampling import Solver, sample, trace
+from fanal.trajectory import Trajectory
+
+__all__ = ["AnalyticalStart", "Replay", "Student", "teach"]
+
+
+class AnalyticalStart(Wrapper):
+    """Answers at the first noise level without the network: `D = x − sigma·x/sqrt(1 + sigma²) `.
+
+    The analytical first step of Dockhorn et al. 2022: far above the data's own scale x is nearly pure noise.
+
+    Args:
+        denoiser: what to wrap.
+        sigma: the first noise level of the grid.
+    """
+
+    def __init__(self, denoiser: Denoiser, sigma: float) -> None:
+        super().__init__(denoiser)
+        self.sigma = sigma
+
+    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        """Return the analytical prediction at the first noise level, and the network's elsewhere."""
+        if sigma.ndim == 0 and float(sigma) == self.sigma:
+            return x - sigma / (1 + sigma**2).sqrt() * x
+        return self.denoiser(x, sigma)
+
+
+class Replay(Wrapper):
+    """Answers from the record of an earlier run as long as the questions are the same, then asks the network.
+
+    A grid that differs from the recorded one from node k on costs only the calls from node k on, for any solver.
+
+    Args:
+        denoiser: what to wrap.
+        record: `(x, sigma, answer)` in the order of the calls.
+    """
+
+    def __init__(self, denoiser: Denoiser, record: list[tuple[Tensor, float, Tensor]] | None = None) -> None:
+        super().__init__(denoiser)
+        self.old, self.record = record or [], []
+
+    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        """Return the recorded or the network's answer, and record it."""
+        k, level = len(self.record), float(sigma)
+        if k < len(self.old) and self.old[k][1] == level and torch.equal(self.old[k][0], x):
+            answer = self.old[k][2]
+        else:
+            answer = self.denoiser(x, sigma)
+        self.record.append((x, level, answer))
+        return answer
+
+
+def _blocks(count: int, batch: int | None) -> Iterator[Tensor]:
+    yield from torch.arange(count).split(batch or count)
+
+
+def teach(
+    denoiser: Denoiser,
+    x: Float[Tensor, "b *d"],
+    sigmas: Tensor,
+    solver: Solver,
+    batch: int | None = None,
+    progress: Progress = quiet,
+    what: str = "teacher",
+) -> Trajectory:
+    """Record the teacher's run, at most `batch` samples at a time.
+
+    Raises:
+        FanalError: as `fanal.trace`.
+    """
+    parts = list(_blocks(len(x), batch))
+    runs = [
+        Trajectory.record(trace(take(denoiser, parts[i]), x[parts[i]], sigmas, solver))
+        for i in progress(range(len(parts)), what)
+    ]
+    return Trajectory(runs[0].sigmas, torch.cat([r.x for r in runs], 1), torch.cat([r.denoised for r in runs], 1))
+
+
+class Student:
+    """The real sampler on some samples, against where the teacher took them.
+
+    Args:
+        denoiser: the network.
+        x: (B, *shape), the samples at the first sigma.
+        ends: (B, *shape), the teacher's end points.
+        batch: samples computed together; None: all.
+    """
+
+    def __init__(self, denoiser: Denoiser, x: Tensor, ends: Tensor, batch: int | None = None) -> None:
+        self.parts = [(take(denoiser, rows), x[rows]) for rows in _blocks(len(x), batch)]
+        self.ends = ends.flatten(1)
+        self.entries = self.ends.shape[1]
+
+    def residual(
+        self, sigmas: Tensor, solver: Solver, records: list[list] | None = None
+    ) -> tuple[Float[Tensor, "b d"], list[list]]:
+        """Return end points minus the teacher's, and the record of the network's answers for the next run.
+
+        Args:
+            sigmas: the grid.
+            solver: the student's solver.
+            records: of an earlier run, to be answered from while nothing has changed.
+        """
+        found, kept = [], []
+        for i, (denoiser, x) in enumerate(self.parts):
+            replay = Replay(denoiser, records[i] if records else None)
+            found.append(sample(replay, x, sigmas, solver).flatten(1))
+            kept.append(replay.record)
+        return torch.cat(found) - self.ends, kept
+
+    def errors(self, sigmas: Tensor, solver: Solver) -> Float[Tensor, " b"]:
+        """Return each sample's root mean square error per entry, float64 on the CPU."""
+        off = torch.cat([sample(denoiser, x, sigmas, solver).flatten(1) for denoiser, x in self.parts]) - self.ends
+        return (torch.linalg.vector_norm(off, dim=1) / self.entries**0.5).double().cpu()
