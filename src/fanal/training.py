@@ -40,7 +40,7 @@ from fanal.progress import training_bar
 from fanal.recipes import Recipe as Recipe
 from fanal.seeding import noise
 
-__all__ = ["Recipe", "train"]
+__all__ = ["Recipe", "previous", "train"]
 
 _CHECKPOINT = "checkpoint.safetensors"
 _LOG, _CURVE = "log.jsonl", "curve.png"
@@ -118,6 +118,19 @@ def train(
         finally:
             torch.set_num_threads(threads)
     return sitting.run.averaged
+
+
+def previous(out: str | Path) -> Recipe | None:
+    """Return the recipe of the finished or unfinished training in a folder, if there is one that can be read."""
+    folder = Path(out)
+    try:
+        if (folder / "model.json").is_file():
+            return Recipe.from_dict(read_card(folder)["recipe"])
+        if (folder / _CHECKPOINT).is_file():
+            return Recipe.from_dict(json.loads(read_tensors(folder / _CHECKPOINT)[1]["fanal"])["recipe"])
+    except (FanalError, KeyError, TypeError, ValueError):
+        pass  # training says what is wrong with it
+    return None
 
 
 @dataclass(eq=False)

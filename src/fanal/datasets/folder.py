@@ -97,8 +97,8 @@ class Folder(Unjudged):
         heads = list(_each(images, images.names, _header, progress, "reading headers"))
         good = [(name, head) for name, head in zip(images.names, heads, strict=True) if isinstance(head, Header)]
         size = _size(spec, options, [head.side for _, head in good], side)
-        if "size" not in options and side is not None:
-            spec = f"{spec},size={size}"
+        if side is not None:
+            spec = ",".join([f"folder:{path}", f"size={size}", *(["bad=skip"] if "bad" in options else [])])
         channels = 1 if all(head.gray for _, head in good) else 3
         deep = any(head.deep for _, head in good)
         classes, labels = _classes(images, path)
