@@ -138,7 +138,8 @@ def make_ddpm(scheduler="DDPMScheduler", unet=None, **options):
     """Unconditional pixels, 3 × 8 × 8; `options` go to the scheduler, `unet` holds options of the network."""
     from diffusers import DDPMPipeline
 
-    return _quiet(DDPMPipeline(_unet2d(**unet or {}), _scheduler(scheduler, options, clip_sample=False)))
+    defaults = {"clip_sample": False} if scheduler.startswith("DDPM") else {}
+    return _quiet(DDPMPipeline(_unet2d(**unet or {}), _scheduler(scheduler, options, **defaults)))
 
 
 def make_ddim(unet=None, **options):

@@ -3,7 +3,7 @@
 | scheduler | its samples | network's time | sigma |
 | --- | --- | --- | --- |
 | DDPM, DDIM, PNDM, DPM-Solver, DEIS, UniPC | `z = x/√(1 + sigma²)` | 0 … T − 1 | `√((1 − ᾱ)/ᾱ)` |
-| Euler, Heun, LMS, KDPM2, DPMSolverSDE | x | the same | the same |
+| Euler, Heun, LMS, KDPM2 | x | the same | the same |
 | FlowMatch…, and the others with `use_flow_sigmas` | `z = x/(1 + sigma)` | `T·t` | `t/(1 − t)` |
 | ScoreSdeVe | x | sigma | its own |
 
@@ -33,7 +33,6 @@ SCHEDULERS = {
     **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"), "vp"),
     **dict.fromkeys(("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"), "ve"),
     **dict.fromkeys(("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"), "ve"),
-    "DPMSolverSDEScheduler": "ve",
     "FlowMatchEulerDiscreteScheduler": "flow",
     "FlowMatchHeunDiscreteScheduler": "flow",
     "ScoreSdeVeScheduler": "sde",
@@ -100,8 +99,11 @@ def process_of(scheduler: Any) -> Process:
     if config.get("timestep_type", "discrete") != "discrete":
         raise FanalError(f"{name} with timestep_type={config.timestep_type!r} is not read, only 'discrete' is")
     alphas = scheduler.alphas_cumprod.to("cpu", torch.float64)
-    # Some schedulers write 2^-24 for a last ᾱ of 0, and the cosine table ends at 2.4e-9: what is finite is kept.
-    times = Timesteps(((1 - alphas) / alphas).sqrt()) if bool(alphas[-1] > 0) else Timesteps.of_alphas(alphas)
+    levels = ((1 - alphas) / alphas).sqrt()  # infinite where the last ᾱ is 0: zero terminal SNR
+    if not bool((levels.diff() > 0).all()):
+        # Euler, DPM-Solver and UniPC write 2^-24 for a last ᾱ of 0, which can be more than the one before it.
+        raise FanalError(f"the noise levels of this {name} do not increase with time: give the pipeline a DDIMScheduler")
+    times = Timesteps(levels)
     return Process("vp", prediction, space, times.sigma_min, times.sigma_max, times)
 
 
@@ -149,7 +151,8 @@ def native_sigmas(scheduler: Any, process: Process, steps: int, settings: dict[s
     assert process.times is not None
     if hasattr(own, "sigmas"):
         return _decreasing(_on_table(own.sigmas.to("cpu", torch.float64), process.times))
-    times = own.timesteps.to("cpu").long().unique().flip(0)
+    asked = getattr(own, "_timesteps", own.timesteps)  # PNDM's: without its Runge-Kutta stages
+    times = torch.as_tensor(asked).to("cpu", torch.int64).unique().flip(0)
     last = _after(own, int(times[-1]), steps)
     return _decreasing(torch.cat([process.times.sigmas[times], last[None]]))
 

@@ -1,0 +1,512 @@
+"""Pipelines against diffusers, live: the same noise and the same grid give the pipeline's own states and pictures.
+
+Each pair is one tiny random pipeline, saved and loaded through `load_pipeline`. The pipeline's states are taken from
+its scheduler's `step`; network calls are counted by a hook on the network. Where diffusers casts to float32 (Euler and
+flow matching), agreement is to float32 rounding; the rest runs in float64.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+import pipelines
+from fanal.adapters.pipelines import PipelineNetwork, PromptedPipeline, load_pipeline
+from fanal.denoiser import Counted, Labelled, Prompted
+from fanal.errors import FanalError
+from fanal.guidance import ClassifierFree
+from fanal.sampling import sample, toward, trace
+from fanal.seeding import noise
+from fanal.solvers import DDPM, Euler, Heun
+
+pytest.importorskip("diffusers")
+
+F64 = torch.float64
+PROMPTS, NEGATIVE, SCALE = ["a red dog", "two small cats"], "bad", 3.0
+SIZE = (16, 16)
+
+
+@dataclass
+class Pair:
+    """A pipeline, and what `load_pipeline` made of its folder."""
+
+    pipe: object
+    net: PipelineNetwork
+    calls: dict[str, int] = field(default_factory=lambda: {"theirs": 0, "ours": 0})
+
+    def __post_init__(self):
+        for who, owner in (("theirs", self.pipe), ("ours", self.net.pipeline)):
+            getattr(owner, self.net.family.network).register_forward_hook(self.counter(who))
+
+    def counter(self, who):
+        def count(*_):
+            self.calls[who] += 1
+
+        return count
+
+
+OF_NETWORKS = {"unet", "learned", "embedded", "force_zeros"}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """Pipelines loaded from folders; each network is saved and loaded once."""
+    kept = {}
+
+    def load(name, pipe, dtype, options):
+        key = (name.removesuffix("_v"), dtype, repr(options))
+        if key not in kept:
+            folder = tmp_path_factory.mktemp(name)
+            pipe.save_pretrained(folder)
+            kept[key] = load_pipeline(folder, dtype=dtype).pipeline
+        return kept[key]
+
+    return load
+
+
+@pytest.fixture
+def pair(loaded):
+    """Make a pair: the name of a maker, its options, and the dtype in which both run.
+
+    The loaded network is shared by all schedulers; that a scheduler comes through its folder is a test of its own.
+    """
+
+    def make(name, dtype=torch.float32, **options):
+        pipe = getattr(pipelines, f"make_{name}")(**options) if options else pipelines.MAKERS[name]()
+        ours = loaded(name, pipe, dtype, {key: value for key, value in options.items() if key in OF_NETWORKS})
+        ours.scheduler = copy.deepcopy(pipe.scheduler)
+        net = load_pipeline(ours, size=SIZE if name == "flux" else None)
+        if dtype == F64:
+            table = pipe.to(dtype).scheduler.alphas_cumprod.double()
+            last = getattr(pipe.scheduler, "final_alpha_cumprod", None)
+            pipe.scheduler.alphas_cumprod = table
+            if last is not None:
+                pipe.scheduler.final_alpha_cumprod = table[0] if float(last) < 1 else torch.tensor(1.0, dtype=F64)
+        return Pair(pipe, net)
+
+    return make
+
+
+def start(net, grid, dtype, batch=2):
+    """Where a run begins: unit noise z as the pipeline draws it, and the x that it stands for."""
+    z = torch.randn(batch, *net.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    if torch.isinf(grid[0]):
+        return z
+    return (z * (1 + grid[0] ** 2).sqrt()).to(dtype)
+
+
+def call(pair, monkeypatch, latents, steps, scale=SCALE, negative=NEGATIVE, **options):
+    """Call the pipeline from these latents; returns the states that its scheduler's steps left, and its result."""
+    pipe, states = pair.pipe, []
+    step = pipe.scheduler.step
+
+    def record(output, t, state, *args, **kwargs):
+        left = step(output, t, state, *args, **kwargs)
+        states.append(left[0] if isinstance(left, tuple) else left.prev_sample)
+        return left
+
+    monkeypatch.setattr(pipe.scheduler, "step", record)
+    kind, batch = type(pipe).__name__, len(latents)
+    if isinstance(pair.net, PromptedPipeline):
+        told = {"negative_prompt": [negative] * batch if negative is not None else None, "output_type": "latent"}
+        told |= {"latents": latents, "prompt": PROMPTS, "height": 16, "width": 16}
+        if kind == "FluxPipeline":
+            told |= {"true_cfg_scale": scale, "guidance_scale": 2.0, "max_sequence_length": 40}
+        else:
+            told["guidance_scale"] = scale
+    else:
+        module = type(pipe).__module__
+        monkeypatch.setattr(f"{module}.randn_tensor", lambda *args, **kwargs: latents)
+        told = {"class_labels": [3, 7], "guidance_scale": scale} if kind == "DiTPipeline" else {"batch_size": batch}
+        told["output_type"] = "pt" if kind == "DiTPipeline" else "np"
+    result = pipe(num_inference_steps=steps, **told | options).images
+    return [state[:batch] for state in states], result
+
+
+def guided(net, scale=SCALE, negative=NEGATIVE):
+    """Our denoiser for the same prompts or labels."""
+    if isinstance(net, PromptedPipeline):
+        tokens = 40 if type(net.pipeline).__name__ == "FluxPipeline" else None
+        options = {"guidance_input": 2.0, "max_sequence_length": tokens}
+        told = Counted(net.with_prompts(PROMPTS, negative or "", **options))
+        labels = [0, 1]
+    elif net.classes:
+        told, labels = Counted(net), [3, 7]
+    else:
+        return Counted(net)
+    bound = Labelled(told, labels)
+    return bound if scale == 1 else ClassifierFree(bound, Labelled(told, told.denoiser.classes), scale)
+
+
+def compare(pair, monkeypatch, steps, solver, rtol, dtype=torch.float32, **told):
+    """Run both on the pipeline's own grid from the same noise; every Euler state, the last Heun state, and the calls.
+
+    Differences are relative to the largest entry of the pipeline's state.
+    """
+    net, grid = pair.net, pair.net.grid(steps)
+    x = start(net, grid, dtype)
+    states, result = call(pair, monkeypatch, net.latents_of(x, grid[0]), steps, **told)
+    D = guided(net, **{key: told[key] for key in ("scale", "negative") if key in told})
+    with torch.no_grad():
+        ours = [net.state_of(t.step.x_next, t.span.sigma_next) for t in trace(D, x, grid, solver)]
+    if isinstance(solver, Euler):
+        assert len(states) == len(ours) == len(grid) - 1
+    else:
+        states, ours = states[-1:], ours[-1:]
+    for mine, their in zip(ours, states, strict=True):
+        assert float((mine - their).abs().max()) <= rtol * float(their.abs().max())
+    return ours[-1], result
+
+
+EULER = [
+    ("ddim", {}),
+    ("ddim", {"timestep_spacing": "trailing"}),
+    ("ddim", {"beta_schedule": "squaredcos_cap_v2"}),
+    ("ddim", {"beta_schedule": "scaled_linear"}),
+    ("ddim", {"prediction_type": "sample"}),
+    ("ddim", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
+    ("dit", {}),
+    ("dit", {"learned": False, "timestep_spacing": "trailing"}),
+    ("sd", {}),
+    ("sd", {"set_alpha_to_one": True}),
+    ("sd", {"timestep_spacing": "trailing"}),
+    ("sd_v", {}),
+    (
+        "sd",
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ),
+]
+CALLS_IN_TWO = {"flux"}  # asks for the two halves of guidance one after the other
+
+
+@pytest.mark.parametrize(("name", "options"), EULER, ids=[f"{n}-{'-'.join(map(str, o.values()))}" for n, o in EULER])
+def test_ddim_is_euler_in_float64(pair, monkeypatch, name, options):
+    """Every state to 1e-9, also from infinity (zero terminal SNR), with guidance, prompts and classes; 10 calls."""
+    both = pair(name, F64, **options)
+    compare(both, monkeypatch, 10, Euler(), 1e-9, F64)
+    assert both.calls == {"theirs": 10, "ours": 10}
+
+
+FLOAT32 = [
+    ("sd", "EulerDiscreteScheduler", {}, Euler()),
+    ("sd", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, Euler()),
+    ("sd", "EulerDiscreteScheduler", {"timestep_spacing": "linspace"}, Euler()),
+    ("sd", "EulerDiscreteScheduler", {"use_karras_sigmas": True}, Euler()),
+    ("sd", "EulerDiscreteScheduler", {"use_exponential_sigmas": True}, Euler()),
+    ("sd", "EulerDiscreteScheduler", {"use_beta_sigmas": True}, Euler()),
+    ("sd", "EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}, Euler()),
+    ("sd", "EulerDiscreteScheduler", {"prediction_type": "v_prediction"}, Euler()),
+    ("sd", "HeunDiscreteScheduler", {}, Heun()),
+    ("sd", "HeunDiscreteScheduler", {"use_karras_sigmas": True}, Heun()),
+    ("sd", "HeunDiscreteScheduler", {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}, Heun()),
+    ("sdxl", "EulerDiscreteScheduler", {}, Euler()),
+    ("sdxl", "HeunDiscreteScheduler", {}, Heun()),
+    ("sd3", "FlowMatchEulerDiscreteScheduler", {}, Euler()),
+    ("sd3", "FlowMatchEulerDiscreteScheduler", {"shift": 1.0}, Euler()),
+    ("sd3", "FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, Euler()),
+    ("sd3", "FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}, Euler()),
+    ("sd3", "FlowMatchEulerDiscreteScheduler", {"shift_terminal": 0.1}, Euler()),
+    ("flux", "FlowMatchEulerDiscreteScheduler", {}, Euler()),
+    ("flux", "FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": False, "embedded": False}, Euler()),
+    ("flux", "FlowMatchEulerDiscreteScheduler", {"time_shift_type": "linear"}, Euler()),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "options", "solver"),
+    FLOAT32,
+    ids=[f"{n}-{s.removesuffix('Scheduler')}-{'-'.join(map(str, o.values()))}" for n, s, o, _ in FLOAT32],
+)
+def test_euler_and_heun_of_prompted_pipelines(pair, monkeypatch, name, scheduler, options, solver):
+    """To 1e-4 of the largest entry, with guidance between prompts and a negative prompt; as many network calls."""
+    both = pair(name, scheduler=scheduler, **options)
+    compare(both, monkeypatch, 10, solver, 1e-4)
+    calls = 10 if isinstance(solver, Euler) else 19
+    assert both.calls == {"theirs": calls * (2 if name in CALLS_IN_TWO else 1), "ours": calls}
+
+
+def test_zero_terminal_snr_with_euler_begins_at_4096(pair, monkeypatch):
+    """diffusers' Euler replaces infinity by 4096; the grid and the network's time say the same."""
+    options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    both = pair("sd", scheduler="EulerDiscreteScheduler", **options)
+    assert float(both.net.grid(10)[0]) == pytest.approx(4096, rel=1e-6)
+    assert float(both.net.process.time_of(both.net.grid(10)[0])) == 999
+    compare(both, monkeypatch, 10, Euler(), 2e-4)  # one float32 rounding at 4096 is 2e-4
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
+def test_without_negative_prompt_and_without_guidance(pair, monkeypatch, name):
+    """No negative prompt is the pipeline's own default, and scale 1 asks for the prompt alone."""
+    both = pair(name)
+    compare(both, monkeypatch, 4, Euler(), 1e-4, negative=None)
+    monkeypatch.undo()
+    compare(both, monkeypatch, 4, Euler(), 1e-4, scale=1)
+
+
+def test_stable_diffusion_xl_may_encode_the_empty_prompt(pair, monkeypatch):
+    """`force_zeros_for_empty_prompt` survives the folder: with it the negative encoding is zero, without it not."""
+    for force in (True, False):
+        both = pair("sdxl", force_zeros=force)
+        table = both.net.with_prompts(PROMPTS).table
+        assert (float(table["text"][-1].abs().max()) == 0) == force
+        compare(both, monkeypatch, 4, Euler(), 1e-4, negative=None)
+        monkeypatch.undo()
+
+
+def test_flow_match_heun(pair, monkeypatch):
+    """Its trapezoid is in flow time, ours in sigma: driven by our D it is reproduced, 2N − 1 calls; ours differs."""
+    both = pair("sd3", scheduler="FlowMatchHeunDiscreteScheduler")
+    net, steps = both.net, 6
+    grid = net.grid(steps)
+    z = start(net, grid, torch.float32)
+    states, _ = call(both, monkeypatch, net.latents_of(z, grid[0]), steps)
+    D, t = guided(net), torch.where(torch.isinf(grid), torch.ones(1, dtype=F64), grid / (1 + grid))
+
+    @torch.no_grad()
+    def velocity(z, i):
+        x = z if torch.isinf(grid[i]) else z / (1 - t[i])
+        return (z - D(x, grid[i])) / t[i]  # z = (1 − t)x0 + t·noise, u = noise − x0
+
+    state = z
+    for i in range(steps):
+        first = velocity(state, i)
+        ahead = state + (t[i + 1] - t[i]) * first
+        if float(t[i + 1]) > 0:
+            ahead = state + (t[i + 1] - t[i]) * (first + velocity(ahead, i + 1)) / 2
+        state = ahead
+    assert float((state - states[-1]).abs().max()) <= 1e-4 * float(states[-1].abs().max())
+    assert both.calls == {"theirs": 2 * steps - 1, "ours": 2 * steps - 1}
+    ours = net.state_of(sample(D, z, grid, Heun()), grid[-1])
+    assert float((ours - states[-1]).abs().max()) > 1e-3 * float(states[-1].abs().max())
+
+
+def test_ddpm_is_ancestral_euler(pair, monkeypatch):
+    """DDPMPipeline with its noise handed to both: every state to 1e-9 in float64, 10 calls."""
+    from diffusers.schedulers import scheduling_ddpm
+
+    both = pair("ddpm", F64)
+    both.pipe.scheduler.one = torch.tensor(1.0, dtype=F64)
+    net, grid, seeds = both.net, both.net.grid(10), range(2)
+    drawn = iter(range(10))
+    fresh = lambda i: noise(net.shape, seeds, step=i, stream="ancestral", dtype=F64)  # noqa: E731
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *a, **k: fresh(next(drawn)))
+    x = start(net, grid, F64)
+    states, pictures = call(both, monkeypatch, net.state_of(x, grid[0]), 10)
+    D = guided(net)
+    with torch.no_grad():
+        ends = [t.step.x_next for t in trace(D, x, grid, DDPM(), seeds)]
+    for end, sigma, their in zip(ends, grid[1:], states, strict=True):
+        torch.testing.assert_close(net.state_of(end, sigma), their, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(net.decode(ends[-1]) / 2 + 0.5, torch.as_tensor(pictures).permute(0, 3, 1, 2).float())
+    assert both.calls == {"theirs": 10, "ours": 10}
+
+
+def test_score_sde(pair, monkeypatch):
+    """The reverse diffusion of ScoreSdeVePipeline, driven by our D with its noise, to 1e-4; one call each step.
+
+    It conditions the network on `sigmas[i]` and steps along `discrete_sigmas`; the last mean is D.
+    """
+    from diffusers.schedulers import scheduling_sde_ve
+
+    both = pair("score_sde_ve", correct_steps=0)
+    net, steps = both.net, 8
+    grid = net.grid(steps)
+    assert float(grid[0]) == pytest.approx(1348)
+    assert float(grid[-2]) == pytest.approx(0.01, rel=1e-3)
+    fresh = [torch.randn(2, *net.shape, generator=torch.Generator().manual_seed(i)) for i in range(steps)]
+    drawn = iter(fresh)
+    monkeypatch.setattr(scheduling_sde_ve, "randn_tensor", lambda *a, **k: next(drawn))
+    unit = torch.randn(2, *net.shape, generator=torch.Generator().manual_seed(99))
+    monkeypatch.setattr(f"{type(both.pipe).__module__}.randn_tensor", lambda *a, **k: unit)
+    pictures = both.pipe(batch_size=2, num_inference_steps=steps, output_type="np").images
+    levels = torch.cat([both.pipe.scheduler.discrete_sigmas.double().flip(0), torch.zeros(1, dtype=F64)])
+    x, D = unit * float(grid[0]), Counted(net)
+    for i in range(steps):
+        index = int(both.pipe.scheduler.timesteps[i] * (steps - 1))
+        level, below = levels[steps - 1 - index], levels[steps - index]
+        with torch.no_grad():
+            score = (D(x, grid[i]) - x) / grid[i] ** 2
+        mean = x + (level**2 - below**2) * score
+        x = (mean + (level**2 - below**2).sqrt() * fresh[i]).float()
+    want = torch.as_tensor(pictures).permute(0, 3, 1, 2)
+    torch.testing.assert_close(net.decode(mean) / 2 + 0.5, want, rtol=0, atol=1e-4)
+    assert both.calls == {"theirs": steps, "ours": steps}
+    last = grid[-2]
+    with torch.no_grad():
+        raw = net.network(x, last.float().expand(2)).sample
+        torch.testing.assert_close(D(x, last), x + last.float() ** 2 * raw)
+
+
+@pytest.mark.parametrize("name", ["dit", "sd", "sdxl", "sd3", "flux"])
+def test_pictures_are_those_of_the_pipeline(pair, monkeypatch, name):
+    """`decode` scales latents as each pipeline does: its own pictures to 1e-4, whatever the batch."""
+    both = pair(name)
+    grid = both.net.grid(2)
+    x = start(both.net, grid, torch.float32)
+    options = {} if name == "dit" else {"output_type": "pt"}
+    states, pictures = call(both, monkeypatch, both.net.latents_of(x, grid[0]), 2, **options)
+    with torch.no_grad():
+        end = sample(guided(both.net), x, grid, Euler())
+        held = both.net.state_of(end, grid[-1]) if name != "flux" else end  # the pipeline decodes what its loop holds
+        decoded = both.net.decode(held)
+    assert decoded.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(decoded / 2 + 0.5, pictures, rtol=0, atol=1e-4)
+    monkeypatch.setattr("fanal.adapters.pipelines._DECODED", 1)
+    with torch.no_grad():
+        torch.testing.assert_close(both.net.decode(held), decoded)
+
+
+def test_a_network_time_between_two_whole_ones(pair, monkeypatch):
+    """With linspace spacing and a fractional time, diffusers interpolates sigma and we its logarithm.
+
+    The times differ by less than 0.005 of a training step, which the states do not show at 1e-4.
+    """
+    both = pair("sd", scheduler="EulerDiscreteScheduler", timestep_spacing="linspace")
+    for steps in (7, 50):
+        times = both.net.process.time_of(both.net.grid(steps)[:-1])
+        both.pipe.scheduler.set_timesteps(steps)
+        assert 1e-4 < float((times - both.pipe.scheduler.timesteps.double()).abs().max()) < 5e-3
+    compare(both, monkeypatch, 7, Euler(), 1e-4)
+
+
+def test_a_scheduler_comes_through_its_folder(tmp_path):
+    """Every setting of it, so that the grids are the same to the bit."""
+    pipe = pipelines.make_ddpm("EulerDiscreteScheduler", use_karras_sigmas=True, steps_offset=3, beta_end=0.013)
+    pipe.save_pretrained(tmp_path)
+    net = load_pipeline(tmp_path)
+    for name, value in pipe.scheduler.config.items():
+        assert name.startswith("_") or net.pipeline.scheduler.config[name] == value
+    assert net.grid(7).tolist() == load_pipeline(pipe).grid(7).tolist()
+
+
+def test_prompts_make_a_new_object_that_shares_the_network(pair):
+    both = pair("sd")
+    net = both.net
+    told = net.with_prompts(PROMPTS, NEGATIVE)
+    assert isinstance(net, Prompted)
+    assert not isinstance(pair("dit").net, Prompted)
+    assert (net.classes, told.classes, told.prompts) == (0, 2, tuple(PROMPTS))
+    assert told.network is net.network
+    x, sigma = torch.randn(3, *net.shape, generator=torch.Generator().manual_seed(1)), torch.tensor(2.0, dtype=F64)
+    with torch.no_grad():
+        free, empty = told(x, sigma), told(x, sigma, torch.tensor([2, 2, 2]))
+        torch.testing.assert_close(free, empty, rtol=0, atol=0)
+        torch.testing.assert_close(net(x, sigma), net.with_prompts(["x"])(x, sigma), rtol=0, atol=0)
+        mixed = told(x, sigma, torch.tensor([0, 2, 1]))
+        torch.testing.assert_close(mixed[1:2], free[1:2])
+        torch.testing.assert_close(mixed[0:1], told(x[:1], sigma, torch.tensor([0])))
+        assert float((mixed[0] - free[0]).abs().max()) > 1e-3
+        again = net.with_prompts([PROMPTS[0], "other"], NEGATIVE)
+        torch.testing.assert_close(again(x[:1], sigma, torch.tensor([0])), mixed[0:1])
+
+
+def test_per_sample_sigmas_are_those_of_single_samples(pair):
+    for name in ("ddim", "dit", "sd", "sdxl", "sd3", "flux", "score_sde_ve"):
+        net = pair(name).net
+        x = torch.randn(3, *net.shape, generator=torch.Generator().manual_seed(1))
+        sigma = torch.tensor([0.05, 1.0, 14.0], dtype=F64)
+        with torch.no_grad():
+            whole = net(x, sigma)
+            single = torch.cat([net(x[i : i + 1], sigma[i]) for i in range(3)])
+        torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_reach_x(pair):
+    net = pair("sd3").net
+    x = torch.randn(1, *net.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    net(x, torch.tensor(1.0, dtype=F64)).square().sum().backward()
+    assert float(x.grad.abs().max()) > 0
+    assert all(parameter.grad is None for parameter in net.network.parameters())
+
+
+def test_another_size(pair, monkeypatch):
+    """Latents, time ids and the resolution's shift follow the size."""
+    both = pair("flux")
+    wide = both.net.with_size(32, 48)
+    assert wide.shape == (4, 16, 24)
+    assert both.net.shape == (4, 8, 8)
+    assert float(wide.grid(4)[1]) > float(both.net.grid(4)[1])  # more tokens, more noise
+    assert load_pipeline(both.pipe).shape == (4, 128, 128)  # the pipeline's default
+    large = pair("sdxl").net.with_size(24, 16)
+    assert large.shape == (4, 12, 8)
+    x = torch.randn(1, *large.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert large.decode(large(x, torch.tensor(1.0, dtype=F64))).shape == (1, 3, 24, 16)
+
+
+MISTAKES = [
+    ("sd", lambda net: net(torch.zeros(1, 3, 8, 8), torch.tensor(1.0)), "have shape"),
+    ("sd", lambda net: net(torch.zeros(2, 4, 8, 8), torch.tensor([1.0, 2.0, 3.0])), "one entry per sample"),
+    ("sd", lambda net: net(torch.zeros(2, 4, 8, 8), torch.tensor([1.0, float("inf")])), "infinite for some"),
+    ("sd", lambda net: net.with_prompts("a dog"), "a list of texts"),
+    ("sd", lambda net: net.with_prompts([3]), "a list of texts"),
+    ("sd", lambda net: net.with_size(15, 16), "multiples of 2"),
+    ("sd", lambda net: net.grid(0), "at least 1"),
+    ("sd", lambda net: net.grid(5000), "cannot take 5000 steps"),
+    ("sd3", lambda net: net.with_size(64, 16), "at most 32"),
+    ("dit", lambda net: net.with_size(32, 32), "has one size"),
+    ("dit", lambda net: net(torch.zeros(1, 4, 8, 8), torch.tensor(1.0), torch.tensor([1001])), r"in \[0, 1000\)"),
+    ("dit", lambda net: net(torch.zeros(1, 4, 8, 8), torch.tensor(1.0), torch.tensor([-1])), r"in \[0, 1000\)"),
+    ("dit", lambda net: net(torch.zeros(1, 4, 8, 8), torch.tensor(1.0), torch.tensor([1.0])), "whole numbers"),
+    ("ddim", lambda net: net(torch.zeros(1, 3, 8, 8), torch.tensor(1.0), torch.tensor([1])), r"in \[0, 0\)"),
+    ("ddim", lambda net: net.with_size(15, 16), "multiples of 2"),
+]
+
+
+@pytest.mark.parametrize(("name", "mistake", "said"), MISTAKES)
+def test_mistakes_are_told(made, name, mistake, said):
+    with pytest.raises(FanalError, match=said):
+        mistake(made[name])
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Networks of pipeline objects, for checks that change nothing."""
+    names = ("ddim", "dit", "sd", "sd3")
+    return {name: load_pipeline(pipelines.MAKERS[name]()) for name in names}
+
+
+def test_class_conditional_pixels():
+    """A UNet2DModel with a class embedding knows no unconditional sample."""
+    net = load_pipeline(pipelines.make_ddim(unet={"num_class_embeds": 5}))
+    assert net.classes == 5
+    x, sigma = torch.randn(2, *net.shape, generator=torch.Generator().manual_seed(1)), torch.tensor(1.0, dtype=F64)
+    with torch.no_grad():
+        own = net(x, sigma, torch.tensor([4, 0]))
+        raw = net.network(x / 2**0.5, net.process.time_of(sigma).float(), torch.tensor([4, 0])).sample
+    torch.testing.assert_close(own, x - raw)
+    with pytest.raises(FanalError, match="no unconditional sample"):
+        net(x, sigma)
+
+
+def test_networks_that_take_more_than_a_sample_are_refused():
+    from diffusers import LCMScheduler
+
+    with pytest.raises(FanalError, match="only plain denoisers"):
+        load_pipeline(pipelines.make_ddim(unet={"in_channels": 9}))
+    pipe = pipelines.make_sd()
+    pipe.scheduler = LCMScheduler()
+    with pytest.raises(FanalError, match="unknown scheduler 'LCMScheduler'"):
+        load_pipeline(pipe)
+    with pytest.raises(FanalError, match="unknown pipeline class 'dict'"):
+        load_pipeline({})
+
+
+def test_ddim_with_linspace_steps_beside_its_own_grid():
+    """It calls the network at times 999, 888, … but steps by 100: to the level of 899. No grid reproduces that.
+
+    One step by hand agrees at the level it really steps to, and not at the one it calls next.
+    """
+    net = load_pipeline(pipelines.make_ddim(timestep_spacing="linspace"))
+    pipe, grid = net.pipeline, net.grid(10)
+    pipe.scheduler.set_timesteps(10)
+    assert pipe.scheduler.timesteps[:2].tolist() == [999, 888]
+    x = torch.randn(2, *net.shape, generator=torch.Generator().manual_seed(1)) * float(grid[0])
+    with torch.no_grad():
+        denoised = net(x, grid[0])
+        z, t = net.state_of(x, grid[0]), pipe.scheduler.timesteps[0]
+        theirs = pipe.scheduler.step(net.network(z, t).sample, t, z).prev_sample
+    for level, close in ((net.process.times.sigma_of(torch.tensor(899.0)), True), (grid[1], False)):
+        mine = net.state_of(toward(x, denoised, grid[0], level), level)
+        assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-5) == close
