@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fanal.adapters.pipeline_schedulers import Process, native_sigmas, process_of
+from fanal.adapters.pipeline_schedulers import SCHEDULERS, Process, native_sigmas, process_of
 from fanal.adapters.predictions import denoised_of, flow_sigma, input_of, x_of
 from fanal.config import build_schedule
 from fanal.denoiser import expand
@@ -73,9 +73,9 @@ def sigma_at(time: Float[Tensor, "*n"], process: Process) -> Float[Tensor, "*n"]
 
 
 def covers(process: Process, sigmas: Float[Tensor, " n"]) -> bool:
-    """Whether the network was trained at these noise levels, up to rounding."""
+    """Whether the network was trained at these noise levels, or near them: half the smallest, 1.5 times the largest."""
     positive = sigmas[sigmas > 0]
-    low, high = process.sigma_min * (1 - 1e-4), process.sigma_max * (1 + 1e-4)
+    low, high = process.sigma_min / 2, process.sigma_max * 1.5  # solvers that draw noise step a little beyond both
     return process.kind == "flow" or bool(((positive >= low) & (positive <= high)).all())
 
 
@@ -164,12 +164,23 @@ def fresh(scheduler: Any) -> Any:
             "(pipe.scheduler), or a new one such as diffusers.DDIMScheduler(prediction_type='epsilon'), got "
             f"{type(scheduler).__name__}"
         )
-    name = scheduler.get("_class_name")
+    name = scheduler.get("_class_name") or _named(scheduler)
     kind = getattr(diffusers, name, None) if isinstance(name, str) and name.endswith("Scheduler") else None
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise FanalError(f"{name!r} is no scheduler of diffusers {diffusers.__version__}: was it saved by a newer one?")
     known = inspect.signature(kind.__init__).parameters
     return kind.from_config({key: value for key, value in scheduler.items() if key in known})  # pyright: ignore
+
+
+def _named(config: Mapping[str, Any]) -> str | None:
+    """The scheduler whose configuration has these fields: one that was never saved does not say its class."""
+    import diffusers
+
+    fields = {key for key in config if not key.startswith("_")}
+    for name in SCHEDULERS:
+        if set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self", "kwargs"} == fields:
+            return name
+    return None
 
 
 def keys_of(sample: Tensor, seeds: int | Sequence[int] | None, generator: Any) -> Sequence[int] | None:

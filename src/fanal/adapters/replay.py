@@ -139,7 +139,7 @@ def plan(solver: Solver, sigmas: Float[Tensor, " n"], first: int = 0) -> Plan:
 
 
 def plan_from(solver: Solver, sigmas: Float[Tensor, " n"], levels: Float[Tensor, " k"]) -> Plan:
-    """Find the plan of a later start whose calls lie at these sigmas.
+    """Find the plan of a later start whose calls lie at these sigmas: a run of its own, over the rest of the grid.
 
     Raises:
         FanalError: no interval starts there.
@@ -150,8 +150,8 @@ def plan_from(solver: Solver, sigmas: Float[Tensor, " n"], levels: Float[Tensor,
             if len(one.levels) == len(levels) and torch.allclose(one.levels, levels.double(), rtol=1e-6, atol=0):
                 return one
     raise FanalError(
-        "the run cannot begin here: the solver starts no interval at this time; try another strength, more steps, or a "
-        "solver with one call for each interval"
+        "the run cannot begin here: the solver starts no interval at this time, or makes other calls than in a run "
+        "from the start of the grid; try another strength or solver"
     )
 
 
