@@ -21,16 +21,16 @@ from fanal.errors import FanalError, unknown_name
 from fanal.preparation import SEED_STRIDE
 from fanal.runs import Progress, quiet
 from fanal.sampling import Solver
-from fanal.schedule_search.cost import Metric, cost_matrix, first_row
+from fanal.schedule_search.cost import Metric, cost_matrix
 from fanal.schedule_search.errors import Error, error_of
 from fanal.schedule_search.fitting import OBJECTIVES, judge
 from fanal.schedule_search.paths import grids
 from fanal.schedule_search.student import AnalyticalStart, Student, teach
-from fanal.schedule_search.tournament import Contest, starts
+from fanal.schedule_search.tournament import Contest, starts, with_free_step
 from fanal.schedule_search.weights import Rows, Weighted, calls_of, weights_of
 from fanal.schedules import check_sigmas, polynomial
 from fanal.seeding import noise
-from fanal.solvers import SOLVERS
+from fanal.solvers import IPNDM
 from fanal.trajectory import Trajectory
 
 __all__ = ["METHODS", "Choice", "Search", "choose", "default_solver", "search"]
@@ -103,7 +103,7 @@ class _Laps:
 
 def default_solver() -> Solver:
     """Return the teacher and student of [REG]: iPNDM of order 4."""
-    return SOLVERS["ipndm"](order=4) if "ipndm" in SOLVERS else SOLVERS["heun"]()
+    return IPNDM(order=4)
 
 
 def _drawn(denoiser: Denoiser, x: Tensor | int, sigma: float, seed: int, stream: str, like: Tensor | None) -> Tensor:
@@ -194,11 +194,12 @@ def search(
         teacher: the teacher's solver (None: iPNDM of order 4), or an earlier search whose teacher, warm-up and
             held-out samples are used again; x is then not looked at.
         metric: cost of a jump: `dev`, `l1`, `l2`, or a function of predicted and teacher states.
-        afs: put a free interval with the analytical slope `x/sqrt(1 + sigma²)` before the others.
+        afs: put a free interval with the analytical slope `x/sqrt(1 + sigma²)` before the others. `gits` inserts its
+            node into the first jump where the student ends nearest to the teacher, which costs calls.
         objective: what a fit makes small: `robust`, the typical miss, or `mean`, the mean square (take 256 samples).
         seed: run seed of what is drawn here.
         holdout: noise for the error estimate, or how many samples of it to draw; None: as many as x for a fit, none for
-            `gits`, which makes no call beyond the teacher's.
+            `gits`, which without `afs` makes no call beyond the teacher's.
         iterations: of each fit, at most.
         batch: samples computed together; None: all.
         progress: wraps loops, given what they do.
@@ -215,15 +216,18 @@ def search(
     warm = run.x[0]
     laps("teacher", "teacher", len(warm))
     cost = cost_matrix(run, metric)
-    first = first_row(run, metric) if afs else None
     laps("cost")
-    schedules = grids(cost, run.sigmas, wanted, coeff, first)
+    schedules = grids(cost, run.sigmas, wanted, coeff)
     laps("dp")
     found = Search(schedules, {}, {}, {}, cost, laps.seconds, 0.0, laps.calls, run, pilot, None, student, method, afs)
-    asked = found.denoiser_for(network)
+    here = Student(found.denoiser_for(network), warm, run.x[-1], batch)
+    if method == "gits" and afs:
+        for k in progress(wanted, "first steps"):
+            schedules[k] = with_free_step(here, schedules[k], run.sigmas, student)
+            laps("afs", str(k), len(warm))
     if method != "gits":
         contest = Contest(
-            Student(asked, warm, run.x[-1], batch),
+            here,
             starts(run, wanted, coeff, afs),
             objective,
             iterations,

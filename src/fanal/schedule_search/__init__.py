@@ -2,7 +2,6 @@
 
 from fanal.schedule_search.cost import METRICS as METRICS
 from fanal.schedule_search.cost import cost_matrix as cost_matrix
-from fanal.schedule_search.cost import first_row as first_row
 from fanal.schedule_search.errors import Error as Error
 from fanal.schedule_search.errors import error_of as error_of
 from fanal.schedule_search.fitting import Fit as Fit

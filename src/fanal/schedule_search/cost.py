@@ -19,7 +19,7 @@ from fanal.denoiser import slope
 from fanal.errors import FanalError, unknown_name
 from fanal.trajectory import Trajectory
 
-__all__ = ["METRICS", "Metric", "cost_matrix", "first_row", "slopes"]
+__all__ = ["METRICS", "Metric", "cost_matrix", "slopes"]
 
 Metric = Callable[[Tensor, Tensor], Tensor | float]
 """Maps predicted and teacher states, both (B, *shape), to one number."""
@@ -142,20 +142,3 @@ def cost_matrix(teacher: Trajectory, metric: str | Metric = "dev") -> Float[Tens
     for i, d in enumerate(slopes(teacher)):
         cost[i, i + 1 :] = _checked(row(i, d), i)
     return torch.from_numpy(cost)
-
-
-def first_row(teacher: Trajectory, metric: str | Metric = "dev") -> Float[Tensor, " g"]:
-    """Return the costs of the jumps from the first node with the analytical slope `x_0/sqrt(1 + sigma_0²)`.
-
-    That slope needs no network call: far above the data's own scale it is nearly the true one.
-
-    Args:
-        teacher: a recorded run over the G nodes.
-        metric: as in `cost_matrix`.
-
-    Raises:
-        FanalError: as `cost_matrix`.
-    """
-    d = teacher.x[0] / (1 + teacher.sigmas[0] ** 2).sqrt()
-    row = _checked(_rows(teacher, metric)(0, d), 0)
-    return torch.from_numpy(np.concatenate([[np.inf], row]))

@@ -18,7 +18,6 @@ def shortest(
     cost: Float[Tensor, "g g"],
     steps: Iterable[int],
     coeff: float = 1.0,
-    first: Float[Tensor, " g"] | None = None,
 ) -> dict[int, list[int]]:
     """Return, for each number of jumps, the nodes of the cheapest path from the first node to the last.
 
@@ -30,16 +29,14 @@ def shortest(
         cost: (G, G); only entries with i < j are read.
         steps: numbers of jumps.
         coeff: γ of the paper, > 0.
-        first: (G,) costs of one further jump from the first node, which stands before the others and is not counted.
 
     Raises:
         FanalError: a number of jumps does not fit between the ends, or coeff is not positive.
     """
     table = np.where(np.triu(np.ones(cost.shape, bool), 1), cost.double().numpy(), np.inf)
     wanted, end = sorted(set(steps)), len(table) - 1
-    most = end if first is None else end - 1
-    if not wanted or wanted[0] < 1 or wanted[-1] > most:
-        raise FanalError(f"a grid of {end + 1} nodes has room for 1 to {most} steps, got {wanted}: make it finer")
+    if not wanted or wanted[0] < 1 or wanted[-1] > end:
+        raise FanalError(f"a grid of {end + 1} nodes has room for 1 to {end} steps, got {wanted}: make it finer")
     if not 0 < coeff < np.inf:
         raise FanalError(f"coeff must be positive, got {coeff}")
     value, choices, found = table[:, end].copy(), [np.full(end + 1, end)], {}
@@ -53,9 +50,6 @@ def shortest(
             value = total.min(1)
         if k in wanted:
             start, path = 0, [0]
-            if first is not None:
-                start = int(np.argmin(first.double().numpy() + coeff * value))
-                path.append(start)
             for choice in reversed(choices):
                 start = int(choice[start])
                 path.append(start)
@@ -63,6 +57,6 @@ def shortest(
     return found
 
 
-def grids(cost: Tensor, sigmas: Tensor, steps: Iterable[int], coeff: float, first: Tensor | None) -> dict[int, Tensor]:
+def grids(cost: Tensor, sigmas: Tensor, steps: Iterable[int], coeff: float) -> dict[int, Tensor]:
     """Return the sigmas of the cheapest paths, by number of jumps."""
-    return {k: sigmas[torch.tensor(path)] for k, path in shortest(cost, steps, coeff, first).items()}
+    return {k: sigmas[torch.tensor(path)] for k, path in shortest(cost, steps, coeff).items()}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fanal.errors import FanalError
 from fanal.sampling import Solver
-from fanal.schedule_search.cost import cost_matrix, first_row
+from fanal.schedule_search.cost import cost_matrix
 from fanal.schedule_search.fitting import Fit, fit, judge
 from fanal.schedule_search.paths import grids
 from fanal.schedule_search.student import Student
@@ -17,7 +18,7 @@ from fanal.schedule_search.weights import weights_of
 from fanal.schedules import SCHEDULES
 from fanal.trajectory import Trajectory
 
-__all__ = ["Contest", "starts"]
+__all__ = ["Contest", "starts", "with_free_step"]
 
 _FIXED = ("polynomial", "logsnr", "quadratic")
 
@@ -34,29 +35,52 @@ def starts(
         teacher: its run.
         steps: numbers of intervals that cost calls.
         coeff: γ of GITS.
-        afs: whether one further interval with the analytical slope comes first.
+        afs: whether a further interval with the analytical slope comes first: its node lies in the first jump, at a
+            quarter of its length in log sigma from the end.
     """
     sigmas, found = teacher.sigmas, {k: dict[str, Tensor]() for k in steps}
     for name in _FIXED:
         for k in steps:
             try:
-                grid = SCHEDULES[name](k + afs, float(sigmas[-1]), float(sigmas[0]), zero=False)
+                grid = SCHEDULES[name](k, float(sigmas[-1]), float(sigmas[0]), zero=False)
             except FanalError:  # this kind of grid does not exist between these ends
                 continue
             found[k][name] = grid
     plain = cost_matrix(teacher, "l2")
     variance = float(teacher.x[-1].var())
     shrink = ((variance + sigmas[-1] ** 2) / (variance + sigmas**2)).sqrt()
-    dev, l2 = (first_row(teacher, metric) if afs else None for metric in ("dev", "l2"))
     free = {
-        "gits-dev": grids(cost_matrix(teacher), sigmas, steps, coeff, dev),
-        "gits-l2": grids(plain, sigmas, steps, coeff, l2),
-        "damped": grids(plain * shrink, sigmas, steps, 1.0, None if l2 is None else l2 * shrink),
+        "gits-dev": grids(cost_matrix(teacher), sigmas, steps, coeff),
+        "gits-l2": grids(plain, sigmas, steps, coeff),
+        "damped": grids(plain * shrink, sigmas, steps, 1.0),
     }
     for name, by_steps in free.items():
         for k in steps:
             found[k][name] = by_steps[k]
+    if afs:
+        found = {k: {name: _inserted(grid) for name, grid in own.items()} for k, own in found.items()}
     return found
+
+
+def _inserted(grid: Tensor) -> Tensor:
+    return torch.cat([grid[:1], (grid[0].log() / 4 + 3 * grid[1].log() / 4).exp()[None], grid[1:]])
+
+
+def with_free_step(student: Student, grid: Tensor, sigmas: Tensor, solver: Solver) -> Tensor:
+    """Insert the node at which the analytical first step ends: of those of the teacher's grid inside the first jump,
+    the one from which the student ends nearest to the teacher in the mean. A first jump without any is left whole.
+
+    The student's denoiser must answer the first call analytically; every candidate costs its run.
+
+    Args:
+        student: samples and the teacher's end points.
+        grid: the path that was found.
+        sigmas: the teacher's grid.
+        solver: the student's solver.
+    """
+    inside = [node for node in sigmas if float(grid[1]) < float(node) < float(grid[0])]
+    candidates = [torch.cat([grid[:1], node[None], grid[1:]]) for node in inside]
+    return min(candidates, key=lambda c: judge(student.residual(c, solver)[0], "robust"), default=grid)
 
 
 @dataclass(frozen=True, eq=False)

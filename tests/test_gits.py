@@ -1,0 +1,359 @@
+"""Schedule search against direct definitions, brute force, and the sampler itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import fanal
+from fanal import gits
+from fanal.denoiser import Counted, slope
+from fanal.errors import FanalError
+from fanal.exact import Mixture
+from fanal.schedule_search import (
+    AnalyticalStart,
+    Replay,
+    Student,
+    Weighted,
+    calls_of,
+    cost_matrix,
+    error_of,
+    fit,
+    shortest,
+    starts,
+    teach,
+    weights_of,
+)
+from fanal.schedules import logsnr, polynomial
+from fanal.seeding import noise
+from fanal.solvers import Churn, Euler, Heun
+
+
+def mixture(seed=0, components=4, d=12):
+    """Unequal components with room between them."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(components, d, dtype=torch.float64, generator=generator)
+    means *= 0.5 / means.square().mean().sqrt()
+    share = torch.rand(components, dtype=torch.float64, generator=generator) + 0.1
+    return Mixture(means, share, std=0.3)
+
+
+def warm(denoiser, count=8, stream="test"):
+    return noise(denoiser.shape, range(count), 80.0, stream=stream, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A small teacher's run."""
+    denoiser = mixture()
+    return teach(denoiser, warm(denoiser), polynomial(14, zero=False), Heun())
+
+
+def deviation(v, start, end):
+    """Distance from v to the straight line through both ends, sample by sample, as it is defined."""
+    unit = (end - start) / torch.linalg.vector_norm(end - start, dim=1, keepdim=True)
+    off = end - v
+    return torch.linalg.vector_norm(off - (off * unit).sum(1, keepdim=True) * unit, dim=1)
+
+
+def jump(run, i, j):
+    d = slope(run.x[i], run.denoised[i], run.sigmas[i])
+    return run.x[i] + (run.sigmas[j] - run.sigmas[i]) * d
+
+
+PAIRS = [(i, j) for i in range(14) for j in range(i + 1, 15)]
+
+
+def test_the_closed_form_of_dev_is_its_definition(run):
+    cost = cost_matrix(run, "dev")
+    for i, j in PAIRS:
+        landed, own = (deviation(v, run.x[0], run.x[-1]).mean() for v in (jump(run, i, j), run.x[j]))
+        assert abs(float(cost[i, j] - (landed - own))) <= 1e-12 * max(float(landed), float(own)), (i, j)
+    assert torch.isinf(cost[torch.tril(torch.ones(15, 15, dtype=torch.bool))]).all()
+
+
+@pytest.mark.parametrize(("metric", "p"), [("l1", 1), ("l2", 2)])
+def test_l1_and_l2_are_their_definitions_and_so_is_a_function_of_ones_own(run, metric, p):
+    def own(predicted, target):
+        return torch.linalg.vector_norm(predicted - target, ord=p, dim=1).mean()
+
+    cost, custom = cost_matrix(run, metric), cost_matrix(run, own)
+    for i, j in PAIRS:
+        assert float(cost[i, j]) == pytest.approx(float(own(jump(run, i, j), run.x[j])), rel=1e-13, abs=1e-13)
+    inside = torch.isfinite(cost)
+    torch.testing.assert_close(cost[inside], custom[inside], rtol=1e-13, atol=1e-13)
+
+
+def test_with_an_euler_teacher_neighbors_cost_nothing():
+    """One Euler step from the teacher's own state is then the teacher's own step."""
+    denoiser = mixture()
+    cost = cost_matrix(teach(denoiser, warm(denoiser), polynomial(10, zero=False), Euler()), "l2")
+    assert float(cost.diagonal(1).abs().max()) < 1e-10
+    assert float(cost.diagonal(2).min()) > 1e-6
+
+
+def total(cost, path, coeff):
+    return sum(coeff**m * float(cost[a, b]) for m, (a, b) in enumerate(itertools.pairwise(path)))
+
+
+def test_a_case_by_hand():
+    """From 0 to 3 in two jumps: through 1 costs 1 + 4γ, through 2 costs 3 + 1γ; three jumps have one way."""
+    inf = math.inf
+    cost = torch.tensor([[inf, 1, 3, 9], [inf, inf, 2, 4], [inf, inf, inf, 1], [inf] * 4], dtype=torch.float64)
+    assert shortest(cost, [1, 2, 3], 1.0) == {1: [0, 3], 2: [0, 2, 3], 3: [0, 1, 2, 3]}
+    assert shortest(cost, [2], 0.5) == {2: [0, 1, 3]}  # 3 against 3.5
+    equal = cost.clone()
+    equal[1, 3] = 3
+    assert shortest(equal, [2], 1.0) == {2: [0, 1, 3]}  # a tie: the smaller next node
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("coeff", [0.9, 1.0, 1.15])
+def test_no_path_is_cheaper(seed, coeff):
+    """Every path of every length, tried; small integers, so that ties happen."""
+    cost = torch.from_numpy(np.random.default_rng(seed).integers(-2, 6, (9, 9)).astype(float))
+    found = shortest(cost, range(1, 9), coeff)
+    for steps, path in found.items():
+        ways = [(0, *middle, 8) for middle in itertools.combinations(range(1, 8), steps - 1)]
+        best = min(total(cost, way, coeff) for way in ways)
+        assert total(cost, path, coeff) == pytest.approx(best, abs=1e-12)
+        if coeff == 1.0:  # sums of integers are exact: the tie rule can be checked
+            assert tuple(path) == min(way for way in ways if total(cost, way, 1.0) == best)
+
+
+def branch_and_bound(cost, steps, coeff):
+    """The cheapest path by depth-first search with the best single remaining jump as the bound."""
+    end = len(cost) - 1
+    least = float(cost[np.triu_indices(end + 1, 1)].min())
+    best = [math.inf, ()]
+
+    def visit(path, spent):
+        m = len(path) - 1
+        rest = sum(coeff**k for k in range(m, steps))
+        if spent + min(least * rest, least) >= best[0] and least >= 0:
+            return
+        if m == steps - 1:
+            whole = spent + coeff**m * float(cost[path[-1], end])
+            if whole < best[0]:
+                best[:] = [whole, (*path, end)]
+            return
+        for j in range(path[-1] + 1, end):
+            visit((*path, j), spent + coeff**m * float(cost[path[-1], j]))
+
+    visit((0,), 0.0)
+    return best
+
+
+def test_branch_and_bound_agrees_on_a_teachers_grid():
+    denoiser = mixture(3)
+    cost = cost_matrix(teach(denoiser, warm(denoiser), polynomial(20, zero=False), Heun()), "l2").numpy()
+    for steps, path in shortest(torch.from_numpy(cost), [3, 4, 5], 1.15).items():
+        best, way = branch_and_bound(cost, steps, 1.15)
+        assert total(cost, path, 1.15) == pytest.approx(best, rel=1e-12)
+        assert tuple(path) == way
+
+
+def test_coeff_moves_nodes_to_smaller_sigma():
+    denoiser = mixture()
+    grids = [gits.search(denoiser, warm(denoiser), 6, coeff=c).schedules[6].log().mean() for c in (0.8, 1.0, 1.5)]
+    assert grids[0] > grids[1] > grids[2]
+
+
+def test_one_search_yields_every_budget_and_makes_no_call_beyond_the_teachers():
+    denoiser = Counted(mixture())
+    found = gits.search(denoiser, warm(denoiser), [5, 6, 8], teacher=Euler())
+    assert denoiser.calls == 60
+    assert found.calls == 60
+    assert found.breakdown == {"teacher": 60}
+    assert found.cost.shape == (61, 61)
+    assert {"teacher", "cost", "dp"} <= found.seconds.keys()
+    assert found.error == {}
+    teacher = set(found.teacher.sigmas.tolist())
+    for steps, grid in found.schedules.items():
+        assert len(grid) == steps + 1
+        assert set(grid.tolist()) <= teacher
+        assert (float(grid[0]), float(grid[-1])) == (80.0, 0.002)
+        alone = gits.search(denoiser, warm(denoiser), steps, teacher=Euler()).schedules[steps]
+        assert torch.equal(grid, alone)
+
+
+def test_the_seed_decides_and_batches_do_not():
+    denoiser = fanal.load("gaussian:tilted2")
+    a, b, c, d = (
+        gits.search(denoiser, 6, 4, seed=seed, teacher=Euler(), batch=batch)
+        for seed, batch in ((0, None), (0, 2), (1, None), (0, None))
+    )
+    assert torch.equal(a.teacher.x[0], b.teacher.x[0])
+    assert torch.equal(a.cost, d.cost)
+    torch.testing.assert_close(a.cost, b.cost, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(a.teacher.x[0], c.teacher.x[0])
+    sampled = noise(denoiser.shape, range(6), 80.0)
+    assert not torch.isclose(a.teacher.x[0], sampled).any()  # nobody is judged on the noise it was fitted on
+
+
+def test_an_analytical_first_step_is_free_and_helps():
+    denoiser = Counted(mixture(d=48))
+    x = warm(denoiser, 32)
+    plain = gits.search(denoiser, x, 5, solver=Euler(), teacher=Heun(), holdout=64)
+    free = gits.search(denoiser, x, 5, solver=Euler(), teacher=plain, afs=True)
+    grid = free.schedules[5]
+    assert len(grid) == 7
+    assert float(grid[1]) in free.teacher.sigmas.tolist()
+    assert [*grid[:1], *grid[2:]] == [*plain.schedules[5]]
+    assert free.calls == 5 * int((free.teacher.sigmas > plain.schedules[5][1]).sum() - 1)
+    before = denoiser.calls
+    fanal.sample(free.denoiser_for(denoiser), x, grid, Euler())
+    assert denoiser.calls - before == 5
+    ends = plain.judged.x[-1]
+    without = Student(denoiser, plain.judged.x[0], ends).errors(plain.schedules[5], Euler())
+    gain = without - Student(free.denoiser_for(denoiser), plain.judged.x[0], ends).errors(grid, Euler())
+    assert gain.mean() > 3 * gain.std() / 8  # on 64 held-out samples
+
+
+def test_the_analytical_first_step_is_euler_with_the_analytical_slope(run):
+    x = run.x[0]
+    first = next(fanal.trace(AnalyticalStart(mixture(), 80.0), x, run.sigmas, Euler())).step.x_next
+    expected = x + (run.sigmas[1] - 80.0) * x / math.sqrt(1 + 80.0**2)
+    torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-10)
+
+
+def test_a_replay_asks_only_from_the_first_change_on():
+    denoiser = Counted(mixture())
+    student = Student(denoiser, warm(denoiser), torch.zeros(8, 12, dtype=torch.float64))
+    grid = logsnr(6, zero=False)
+    for solver, per_step in ((Euler(), 1), (Heun(), 2)):
+        plain, record = student.residual(grid, solver)
+        before = denoiser.calls
+        again, _ = student.residual(grid, solver, record)
+        assert denoiser.calls == before
+        assert torch.equal(again, plain)
+        moved = grid.clone()
+        moved[4] *= 1.01
+        other, _ = student.residual(moved, solver, record)
+        assert denoiser.calls - before == 2 * per_step + (per_step - 1)  # nodes 4, 5; Heun also looks ahead to 4
+        assert torch.equal(other, student.residual(moved, solver)[0])
+
+
+def test_replay_notices_another_question():
+    replay = Replay(lambda x, sigma: 2 * x, [(torch.ones(1, 1), 1.0, torch.zeros(1, 1))])
+    assert replay(torch.ones(1, 1), torch.tensor(1.0)).item() == 0
+    assert replay(torch.ones(1, 1), torch.tensor(1.0)).item() == 2
+
+
+@pytest.mark.parametrize("objective", ["robust", "mean"])
+@pytest.mark.parametrize("solver", [Euler(), Heun()])
+def test_a_fit_ends_nearer_to_the_teacher_on_samples_it_never_saw(solver, objective):
+    """Against the four grids it can start from, on 256 held-out samples; at least one standard error of each."""
+    denoiser = Counted(mixture(5, d=24))
+    x = warm(denoiser, 64)
+    base = gits.search(denoiser, x, 4, teacher=Heun(), holdout=256)
+    before = denoiser.evaluations
+    found = gits.search(denoiser, x, 4, solver=solver, method="fit", objective=objective, teacher=base)
+    counted = (denoiser.evaluations - before - 256 * calls_of(solver, 4)) / 64
+    assert found.calls == pytest.approx(counted)
+    student = Student(denoiser, base.judged.x[0], base.judged.x[-1])
+    for name, grid in starts(base.teacher, [4])[4].items():
+        other = error_of(student.errors(grid, solver))
+        if objective == "robust":
+            assert found.error[4].median.value < other.median.value - other.median.se, name
+        else:
+            assert found.error[4].rms.value < other.rms.value - 0.5 * other.rms.se, name  # paired: far less noise
+
+
+def test_a_fit_finds_the_best_grid_of_a_problem_with_one_node(run):
+    """Two Euler steps on a Gaussian: the best middle node, by a search over it."""
+    denoiser = fanal.exact.Gaussian(torch.zeros(3, dtype=torch.float64), 0.25)
+    x = noise(denoiser.shape, range(16), 80.0, dtype=torch.float64)
+    keep = torch.tensor(0.25, dtype=torch.float64)
+    ends = x * ((keep + 0.002**2) / (keep + 80.0**2)).sqrt()  # the exact solution
+    student = Student(denoiser, x, ends)
+
+    def miss(node):
+        return float(student.residual(torch.tensor([80.0, node, 0.002]), Euler())[0].square().sum(1).mean())
+
+    nodes = torch.logspace(1.5, -2, 400, dtype=torch.float64).tolist()
+    best = min(nodes, key=miss)
+    found = fit(
+        student, torch.tensor([80.0, 5.0, 0.002], dtype=torch.float64), Euler(), objective="mean", iterations=30
+    )
+    assert found.score <= miss(best) * (1 + 1e-3)
+    assert float(found.sigmas[1]) == pytest.approx(best, rel=0.03)
+    assert found.score < found.start
+
+
+def test_weights_are_read_off_a_solver():
+    grid = logsnr(5, zero=False)
+    read = weights_of(Euler(), grid)
+    assert [len(row) for row in read] == [1] * 5
+    assert [row[0] for row in read] == pytest.approx([1.0] * 5, rel=1e-14)
+    assert weights_of(Heun(), grid) is None
+    assert weights_of(Churn(), grid) is None
+
+
+def test_weighted_takes_the_steps_its_table_says():
+    """Order 2 of iPNDM by hand, and a grid it has no weights for."""
+    denoiser, grid = mixture(), logsnr(3, zero=False)
+    x = warm(denoiser)
+    solver = Weighted((((1.0,), (1.5, -0.5), (1.5, -0.5)),))
+    state, seen = x, []
+    for i in range(3):
+        seen.append(slope(state, denoiser(state, grid[i]), grid[i]))
+        weights = (1.0, 0.0) if i == 0 else (1.5, -0.5)
+        state = state + (grid[i + 1] - grid[i]) * (weights[0] * seen[-1] + weights[1] * (seen[-2] if i else 0))
+    torch.testing.assert_close(fanal.sample(denoiser, x, grid, solver), state, rtol=1e-13, atol=1e-12)
+    read = weights_of(solver, grid)
+    assert [len(row) for row in read] == [1, 2, 2]
+    with pytest.raises(FanalError, match="weights are for 3 steps, the grid has 4"):
+        fanal.sample(denoiser, x, logsnr(4, zero=False), solver)
+
+
+def test_error_of_known_values():
+    found = error_of(torch.tensor([3.0, 4.0] * 50))
+    assert found.rms.value == pytest.approx(math.sqrt(12.5))
+    assert found.rms.se == pytest.approx(torch.tensor([9.0, 16.0] * 50).double().std().item() / 10 / (2 * 12.5**0.5))
+    assert found.median.value == 3.5
+    with pytest.raises(FanalError, match="three samples"):
+        error_of(torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 61}, "room for 1 to 60 steps"),
+        ({"steps": 0}, "room for 1 to 60 steps"),
+        ({"method": "gts"}, "did you mean 'gits'"),
+        ({"metric": "dav"}, "did you mean 'dev'"),
+        ({"objective": "mad", "method": "fit"}, "unknown objective"),
+        ({"coeff": 0.0}, "coeff must be positive"),
+        ({"solver": Euler}, "solvers must be objects"),
+        ({"method": "fit", "sigmas": polynomial(10)}, "ends above 0"),
+        ({"method": "fit-weights", "solver": Heun()}, "no multistep weights"),
+        ({"sigmas": torch.tensor([1.0, 2.0])}, "must fall"),
+        ({"metric": lambda a, b: math.nan}, "not finite"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(change, message):
+    denoiser = fanal.load("gaussian:tilted2")
+    arguments = {"steps": 3, "teacher": Euler(), **change}
+    with pytest.raises(FanalError, match=message):
+        gits.search(denoiser, 4, arguments.pop("steps"), **arguments)
+
+
+def test_choosing_respects_the_budget_and_takes_the_best_finalist():
+    denoiser = Counted(mixture(7))
+    found = gits.choose(
+        denoiser, warm(denoiser, 32), [4, 5], {"euler": Euler(), "heun": Heun()}, teacher=Heun(), iterations=2
+    )
+    for calls, choice in found.items():
+        solver = choice.search.solver_for(choice.steps)
+        assert calls_of(choice.search.solver, choice.steps) <= calls
+        before = denoiser.calls
+        fanal.sample(denoiser, warm(denoiser), choice.search.schedules[choice.steps], solver)
+        assert denoiser.calls - before <= calls
+        fitted = {name: score for name, score in choice.scores.items() if name.endswith("fitted")}
+        assert min(fitted, key=fitted.__getitem__) == f"{choice.name}, fitted"
+        assert choice.search.error[choice.steps].rms.n == 32
