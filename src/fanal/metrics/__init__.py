@@ -1,5 +1,16 @@
-"""Figures with their standard errors: rates, detection, diversity, and distances between sets of samples."""
+"""Figures with their standard errors: rates, detection, diversity, distances between sets of samples, CLIP scores."""
 
+from fanal.metrics.captions import PROTOCOL as PROTOCOL
+from fanal.metrics.captions import Captions as Captions
+from fanal.metrics.captions import choose_captions as choose_captions
+from fanal.metrics.captions import read_captions as read_captions
+from fanal.metrics.captions import write_captions as write_captions
+from fanal.metrics.clip import Clip as Clip
+from fanal.metrics.clip import clip_score as clip_score
+from fanal.metrics.comparison import METRICS as METRICS
+from fanal.metrics.distances import Distance as Distance
+from fanal.metrics.distances import fid as fid
+from fanal.metrics.distances import sliced_wasserstein as sliced_wasserstein
 from fanal.metrics.estimates import Estimate as Estimate
 from fanal.metrics.estimates import auc as auc
 from fanal.metrics.estimates import mean as mean
@@ -7,3 +18,19 @@ from fanal.metrics.estimates import paired_rate as paired_rate
 from fanal.metrics.estimates import rate as rate
 from fanal.metrics.estimates import spread as spread
 from fanal.metrics.estimates import std_ratio as std_ratio
+from fanal.metrics.features import Extractor as Extractor
+from fanal.metrics.features import OwnFeatures as OwnFeatures
+from fanal.metrics.features import Pixels as Pixels
+from fanal.metrics.features import TorchScript as TorchScript
+from fanal.metrics.features import as_bytes as as_bytes
+from fanal.metrics.features import extractor as extractor
+from fanal.metrics.kernels import kid as kid
+from fanal.metrics.kernels import median_distance as median_distance
+from fanal.metrics.kernels import mmd as mmd
+from fanal.metrics.manifolds import density_coverage as density_coverage
+from fanal.metrics.manifolds import precision_recall as precision_recall
+from fanal.metrics.sources import Source as Source
+from fanal.metrics.sources import open_source as open_source
+from fanal.metrics.statistics import Statistics as Statistics
+from fanal.metrics.statistics import read_statistics as read_statistics
+from fanal.metrics.statistics import write_statistics as write_statistics
