@@ -21,6 +21,7 @@ from fanal.seeding import noise
 from fanal.solvers import DDPM, Euler, Heun
 
 pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # numpy's, about diffusers
 
 F64 = torch.float64
 PROMPTS, NEGATIVE, SCALE = ["a red dog", "two small cats"], "bad", 3.0
