@@ -6,14 +6,15 @@ Each image undergoes, in this order, a combination of (Karras et al. 2022, arXiv
     upside down         a1 in {0, 1}
     scaling             by (2^0.2)^a2, a2 ~ N(0, 1)
     rotation            by a3 ~ U(-π, π)
-    anisotropy          along the direction a4 ~ U(-π, π) by (2^0.2)^a5, across it by the inverse, a5 ~ N(0, 1)
+    anisotropy          along the direction a4 ~ U(-π, π) by (2^0.2)^a5, across it by the inverse, a5 ~ |N(0, 1)|
     translation         by (a6, a7)/8 of the image's side, a6, a7 ~ N(0, 1)
 
 where all but the mirror are drawn with a probability and are otherwise none at all. The label of an image is
 
     (a0, a1, a2, cos a3 − 1, sin a3, a5 cos a4, a5 sin a4, a6, a7)
 
-which is zero for an image as it is.
+which is zero for an image as it is. The published a5 ~ N(0, 1) gives the same images, since a negative a5 is a positive
+one in the direction across; but then the label of a5 and a4 is also that of -a5 and a4 + π, which is another image.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def draw_augmentation(random: np.random.Generator, count: int, probability: floa
     normal = random.standard_normal((count, 4))
     always = np.ones(count, dtype=bool)
     masks = [always, *(chosen[:, k] for k in (0, 1, 2, 3, 3, 4, 4))]
-    values = [*sides.T, normal[:, 0], angles[:, 0], angles[:, 1], normal[:, 1], normal[:, 2], normal[:, 3]]
+    stretch = np.abs(normal[:, 1])
+    values = [*sides.T, normal[:, 0], angles[:, 0], angles[:, 1], stretch, normal[:, 2], normal[:, 3]]
     drawn = [np.where(mask, value, 0.0) for mask, value in zip(masks, values, strict=True)]
     return torch.from_numpy(np.stack(drawn, axis=1).astype(np.float32))
 
