@@ -14,14 +14,14 @@ from torch import Tensor
 
 from fanal import pictures
 from fanal.cards import wrong_of
-from fanal.denoiser import Latent, Model, Native, counters, network_of, take
+from fanal.denoiser import Latent, Model, Native, counters, network_of
 from fanal.files import read_json, sha256_of, write_atomically, write_json, write_tensors
 from fanal.hallucination import Calibration, Outcome, calibrate, watch
 from fanal.hallucination.calibration import FLAG
 from fanal.hallucination.detectors import build as build_detector
 from fanal.hallucination.detectors import last_window
 from fanal.loading import fingerprint
-from fanal.preparation import CALIBRATING, SampleConfig, Setup, bound, prepare
+from fanal.preparation import CALIBRATING, SampleConfig, Setup, prepare
 from fanal.runs import Progress, Run, quiet
 from fanal.schedules import plain_sigmas
 from fanal.seeding import noise
@@ -49,7 +49,7 @@ def _calibration(
             say("the card's calibration is for another solver, grid, label or share: calibrating on other seeds")
         detector = _free(setup.sigmas, found.detector if found else setup.detector)
         result = calibrate(
-            bound(config, setup.network, CALIBRATING),
+            setup.bound(range(CALIBRATING)),
             setup.sigmas,
             setup.solver,
             detector,
@@ -68,7 +68,7 @@ def _calibration(
 def _add(setup: Setup, tensors: dict[str, Tensor], tail: str, x: Tensor) -> None:
     """Keep samples under their name, decoded where they are latents, with the verdicts of the data's rule."""
     tensors[f"x{tail}"] = x
-    network = network_of(setup.model)
+    network = network_of(setup.network)
     if isinstance(network, Latent):
         with torch.no_grad():
             tensors[f"image{tail}"] = pictures.to_bytes(network.decode(x))
@@ -79,12 +79,10 @@ def _add(setup: Setup, tensors: dict[str, Tensor], tail: str, x: Tensor) -> None
 def _work(setup: Setup, rows: range, calibration: Calibration | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Compute one block: its tensors by name, and the seconds each stage took."""
     config, seeds = setup.config, setup.config.seeds()[rows.start : rows.stop]
-    model = take(setup.model, torch.arange(rows.start, rows.stop))
+    model = setup.bound(rows)
     free = build_detector(_free(setup.sigmas, setup.detector), last_window(setup.sigmas))
     detector = calibration.build() if calibration else free
-    x = noise(setup.model.shape, seeds, float(setup.sigmas[0]), device=config.device)
-    counts = counters(setup.model)
-    before = sum(c.calls for c in counts), sum(c.evaluations for c in counts)
+    x = noise(setup.network.shape, seeds, float(setup.sigmas[0]), device=config.device)
     begin = time.perf_counter()
     first = watch(model, x, setup.sigmas, setup.solver, detector, seeds, record=config.trajectory)
     seconds = {"plain": time.perf_counter() - begin}
@@ -103,10 +101,8 @@ def _work(setup: Setup, rows: range, calibration: Calibration | None) -> tuple[d
             tensors |= {f"risk.{name}": after.risk, f"evaluations.{name}": after.evaluations}
             tensors[f"rounds.{name}"] = after.rounds
             _add(setup, tensors, f".{name}", after.x)
-    spent = {
-        "calls": sum(c.calls for c in counts) - before[0],
-        "evaluations": sum(c.evaluations for c in counts) - before[1],
-    }
+    counts = counters(model)
+    spent = {"calls": sum(c.calls for c in counts), "evaluations": sum(c.evaluations for c in counts)}
     return tensors, {"seconds": seconds, "samples": len(seeds), **spent}
 
 
@@ -149,7 +145,7 @@ def _write(run: Run, setup: Setup, whole: dict[str, Tensor]) -> None:
     frames = None
     if "flagged" in samples:
         frames = [pictures.COLORS["flag"] if hit else None for hit in samples["flagged"].tolist()]
-    shown = slice(0, 400 if setup.model.shape != (2,) else None)
+    shown = slice(0, 400 if setup.network.shape != (2,) else None)
     sheet = pictures.grid(pictures.shown(samples, "x")[shown], frames=frames[shown] if frames else None)
     write_atomically(run.path("samples.png"), lambda part: sheet.save(part, "PNG"))
     if config.trajectory:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fanal.denoiser import Counted, Denoiser, Labelled, Model, Prompted, Wrapper
+from fanal.denoiser import Counted, Denoiser, Labelled, Model, Native, Prompted, Wrapper
 from fanal.errors import FanalError, unknown_name
 from fanal.files import sha256_of
 from fanal.guidance import ClassifierFree
@@ -23,6 +23,7 @@ __all__ = ["Conditions", "bind", "card", "embedded", "fingerprint", "load", "ope
 
 
 _CHECKPOINTS = ("edm:", "adm:", "consistency:")  # the kinds of fanal.adapters.CHECKPOINTS
+_PIPELINES = ("diffusers:", "hub:")
 
 
 def _models_folder() -> Path:
@@ -57,6 +58,8 @@ def card(spec: str) -> dict[str, Any]:
         from fanal.adapters import describe_checkpoint
 
         return describe_checkpoint(spec)
+    if spec.startswith(_PIPELINES):
+        return cast(Native, open_network(spec)).card()
     if spec != "mixture:grid2":
         return {}
     from fanal.hallucination.calibration import HINTS
@@ -67,13 +70,15 @@ def card(spec: str) -> dict[str, Any]:
 def fingerprint(spec: str) -> str:
     """Return a hash of what a spec stands for now, so that a resumed run notices when it was replaced.
 
-    The model folder's description, which holds the hash of its weights, the checkpoint itself, or the source file of
-    a `python:` module; closed forms are the package's own and have none.
+    The model folder's description, which holds the hash of its weights, the checkpoint itself, a pipeline's files, or
+    the source file of a `python:` module; closed forms are the package's own and have none.
     """
     if spec.startswith(_CHECKPOINTS):
         from fanal.adapters import checkpoint_file
 
         return sha256_of(checkpoint_file(spec))
+    if spec.startswith(_PIPELINES):
+        return cast(Native, open_network(spec)).fingerprint()
     folder = _folder_of(spec)
     source: Path | None = folder / "model.json" if folder is not None else None
     if spec.startswith("python:"):
@@ -289,8 +294,7 @@ def open_network(spec: str | object, *, device: torch.device | str = "cpu", allo
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise FanalError(f"device {str(device)!r} is not to be had here ({reason}); try --device cpu") from error
-    kind = spec.partition(":")[0] if isinstance(spec, str) else "object"
-    if kind in ("diffusers", "hub", "object"):
+    if not isinstance(spec, str) or spec.startswith(_PIPELINES):
         from fanal.adapters.pipelines import load_pipeline
 
         source = spec.removeprefix("diffusers:") if isinstance(spec, str) else spec

@@ -18,7 +18,7 @@ from fanal.loading import Conditions, bind, card, open_network
 from fanal.sampling import Solver
 from fanal.schedules import check_sigmas, jump
 
-__all__ = ["CALIBRATING", "SEED_STRIDE", "SampleConfig", "Setup", "bound", "prepare"]
+__all__ = ["CALIBRATING", "SEED_STRIDE", "SampleConfig", "Setup", "prepare"]
 
 SEED_STRIDE = 1_000_000
 """`--seed k` gives sample b the seed k·SEED_STRIDE + b, so that runs with different seeds share no noise."""
@@ -89,7 +89,7 @@ class SampleConfig:
         if not 0 <= self.seed < 2**40 // SEED_STRIDE:
             raise FanalError(f"seed must be in [0, {2**40 // SEED_STRIDE}), got {self.seed}")
         if self.schedule is None:
-            native = self.model.partition(":")[0] in ("diffusers", "hub")
+            native = self.model.startswith(("diffusers:", "hub:"))
             object.__setattr__(self, "schedule", "native" if native else "polynomial")
         if isinstance(self.label, str) and self.label != "each":
             raise FanalError(f"label is a whole number or 'each', got {self.label!r}")
@@ -118,22 +118,38 @@ class Setup:
     Attributes:
         config: the run's settings.
         network: the model without conditions.
-        model: the model with the conditions of the run's samples, one per sample or one for all.
         solver: how an interval is crossed.
         sigmas: the grid.
         dataset: the data whose rule judges the samples; None where there is none.
         repairs: what is tried on flagged samples, by name.
         detector: name of the detector.
+        captions: one text per sample, where the run has a caption file.
     """
 
     config: SampleConfig
     network: Model
-    model: Model
     solver: Solver
     sigmas: Tensor
     dataset: Dataset | None
     repairs: dict[str, Repair]
     detector: str
+    captions: tuple[str, ...] = ()
+
+    def bound(self, rows: range) -> Model:
+        """Return the network with the conditions of some samples, one per sample where they differ.
+
+        Args:
+            rows: indices of the samples; captions are encoded for these alone, and begin again after the last.
+
+        Raises:
+            FanalError: a condition does not fit the model.
+        """
+        config, labels = self.config, self.config.label
+        if labels == "each":
+            labels = torch.tensor(rows) % max(getattr(self.network, "classes", 0), 1)
+        prompt = [self.captions[b % len(self.captions)] for b in rows] if self.captions else config.prompt
+        wanted = Conditions(labels, prompt, config.negative, config.guidance)  # pyright: ignore[reportArgumentType]
+        return bind(self.network, wanted, config.model)
 
 
 def _check_card(about: dict[str, Any], model: str) -> None:
@@ -150,25 +166,15 @@ def _check_card(about: dict[str, Any], model: str) -> None:
         raise FanalError(f"the card of {model} has an unreadable data, flag or repair entry: fetch or train it again")
 
 
-def bound(config: SampleConfig, network: Model, count: int) -> Model:
-    """Return the network with the conditions of samples 0 to count − 1.
+def _captions(config: SampleConfig) -> tuple[str, ...]:
+    if config.captions is None:
+        return ()
+    from fanal.metrics.captions import read_captions
 
-    Raises:
-        FanalError: a condition does not fit the model.
-    """
-    labels, prompt = config.label, config.prompt
-    if labels == "each":
-        classes = getattr(network, "classes", 0)
-        labels = torch.arange(count) % max(classes, 1)
-    if config.captions is not None:
-        from fanal.metrics.text import read_captions
-
-        captions = read_captions(config.captions)
-        if len(captions) < min(count, config.count):
-            raise FanalError(f"{config.captions} has {len(captions)} captions for {config.count} samples")
-        prompt = [captions[b % len(captions)] for b in range(count)]
-    wanted = Conditions(labels, prompt, config.negative, config.guidance)  # pyright: ignore[reportArgumentType]
-    return bind(network, wanted, config.model)
+    texts = read_captions(config.captions).texts
+    if len(texts) < config.count:
+        raise FanalError(f"{config.captions} has {len(texts)} captions for {config.count} samples")
+    return texts[: config.count]
 
 
 def _grid(config: SampleConfig, network: Model) -> Tensor:
@@ -197,12 +203,11 @@ def prepare(config: SampleConfig) -> tuple[Setup, dict[str, Any]]:
         FanalError: the configuration does not fit the model.
     """
     network = open_network(config.model, device=config.device, allow_bin=config.allow_bin)
-    model = bound(config, network, config.count)
     about = network.card() if isinstance(network, Native) else card(config.model)
     sigmas = _grid(config, network)
     _check_card(about, config.model)
     judged = DATASETS.get(about.get("data", ""))
-    fits = judged is not None and judged.verdicts and judged.shape == tuple(model.shape)
+    fits = judged is not None and judged.verdicts and judged.shape == tuple(network.shape)
     dataset = judged if fits else None
     hints = about.get("repair", {})  # the data's scale, where the defaults do not fit
     repairs: dict[str, Repair] = {}
@@ -213,4 +218,6 @@ def prepare(config: SampleConfig) -> tuple[Setup, dict[str, Any]]:
             raise FanalError(f"the card of {config.model} asks for an impossible repair: {error}") from error
     known = about["calibration"] if isinstance(about.get("calibration"), dict) else about
     detector = known.get("detector", "variance")
-    return Setup(config, network, model, build_solver(config.solver), sigmas, dataset, repairs, detector), about
+    setup = Setup(config, network, build_solver(config.solver), sigmas, dataset, repairs, detector, _captions(config))
+    setup.bound(range(min(config.block, config.count)))  # so that a condition that does not fit is found at once
+    return setup, about
