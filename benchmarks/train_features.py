@@ -1,6 +1,6 @@
 """Train the small feature network that `fanal eval --features own` uses.
 
-It learns to tell what the package can draw: hands and shapes, right or broken in 21 ways, and digits; which shapes a
+It learns to tell what the package can draw: hands and shapes, right or broken in 20 ways, and digits; which shapes a
 right picture holds; and what the verifiers measure. Half of the training pictures get mild noise and blur, as samples
 have. The features are the last layer before the three heads, which are thrown away.
 
@@ -34,7 +34,12 @@ MEASURES = {
     "shapes32": ("shapes", "triangles", "squares", "pentagons", "area", "fit", "faint"),
 }
 DIGITS = [f"digit {d}" for d in range(10)]
-KINDS = [f"{name} {kind}" for name in MEASURES for kind in ("ok", *get(name).broken_kinds)] + DIGITS
+BLANK = "blank"  # an empty picture is the same in both sets
+KINDS = [
+    *(f"{name} {kind}" for name in MEASURES for kind in ("ok", *get(name).broken_kinds) if kind != BLANK),
+    *DIGITS,
+    BLANK,
+]
 MOST = sum(map(len, MEASURES.values()))
 
 
@@ -59,7 +64,7 @@ def judged(name: str, split: str, right: int, broken: int, seed: int) -> Lesson:
     parts, kinds = [real.x], [torch.full((right,), KINDS.index(f"{name} ok"))]
     for kind in dataset.broken_kinds:
         parts.append(dataset.broken(kind, broken, seed))
-        kinds.append(torch.full((broken,), KINDS.index(f"{name} {kind}")))
+        kinds.append(torch.full((broken,), KINDS.index(kind if kind == BLANK else f"{name} {kind}")))
     x = torch.cat(parts)
     content = torch.full((len(x),), -1)
     if real.labels is not None:
@@ -129,7 +134,7 @@ def judge(net: FeatureNet, heads: Heads, held: Lesson, mean: Tensor, std: Tensor
         "kinds": metrics.rate(kind.argmax(1) == held.kind),
         "contents": metrics.rate(content.argmax(1)[known] == held.content[known]),
     }
-    for name in [*MEASURES, "digit"]:
+    for name in [*MEASURES, "digit", BLANK]:
         rows = torch.tensor([KINDS[k].startswith(name) for k in held.kind.tolist()])
         figures[f"kinds of {name}"] = metrics.rate(kind.argmax(1)[rows] == held.kind[rows])
     wanted = (held.measured - mean) / std

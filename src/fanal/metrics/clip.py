@@ -165,6 +165,27 @@ def _folder_of(spec: str) -> Path:
         raise FanalError(f"cannot fetch {spec}: {error}") from error
 
 
+def _load(folder: Path, size: int) -> Any:
+    """Load the network; every weight must be in the files, and no more than they can hold is allocated."""
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig.from_pretrained(str(folder), local_files_only=True)
+    with torch.device("meta"):
+        count = sum(weight.numel() for weight in CLIPModel(config).parameters())
+    if count > size:
+        raise FanalError(
+            f"{folder / 'config.json'} describes {count} parameters, but the weights' files have {size} bytes"
+        )
+    loaded: Any = CLIPModel.from_pretrained(
+        str(folder), config=config, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    model, told = loaded
+    if told["missing_keys"]:
+        missing = sorted(told["missing_keys"])
+        raise FanalError(f"the weights in {folder} leave out {len(missing)} that a CLIP needs, {missing[0]} among them")
+    return model
+
+
 class Clip:
     """A CLIP network with its tokenizer and its preparation of images; nothing is unpickled.
 
@@ -182,7 +203,7 @@ class Clip:
 
     def __init__(self, spec: str, device: torch.device | str = "cpu") -> None:
         try:
-            from transformers import AutoTokenizer, CLIPModel
+            from transformers import AutoTokenizer
         except ImportError as error:
             raise FanalError(_INSTALL) from error
         folder = _folder_of(spec)
@@ -196,8 +217,10 @@ class Clip:
                 whole.update(hashlib.file_digest(content, "sha256").digest())
         self.sha256 = whole.hexdigest()
         try:
-            model = CLIPModel.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
+            model = _load(folder, sum(file.stat().st_size for file in weights))
             self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except FanalError:
+            raise
         except Exception as error:  # transformers raises whatever it meets
             reason = (str(error).strip().splitlines() or [""])[0]
             raise FanalError(f"cannot load a CLIP from {spec}: {type(error).__name__}: {reason}") from error
