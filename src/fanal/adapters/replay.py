@@ -21,6 +21,7 @@ from typing import NoReturn
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from fanal.errors import FanalError
 from fanal.sampling import Solver, Span, Step, Transition, depart
@@ -46,11 +47,12 @@ class _Answers:
     def __init__(self, start: Tensor, known: list[tuple[Tensor, Tensor]]) -> None:
         self.start, self.known, self.asked = start, known, 0
 
-    def _values(self) -> list[Tensor]:
-        return [answer for _, answer in self.known]
+    def _traced(self, x: Tensor) -> bool:
+        """Whether a gradient was asked for in x that does not come from the caller."""
+        return x.requires_grad and not any(one.requires_grad for one in (self.start, *(a for _, a in self.known)))
 
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
-        if x.requires_grad and not any(given.requires_grad for given in (self.start, *self._values())):
+        if self._traced(x) or unpack_dual(x).tangent is not None or unpack_dual(sigma).tangent is not None:
             raise FanalError(
                 "this solver differentiates through the network, but a program that calls the network itself hands on "
                 "its outputs only: run it with fanal.sample, or take a solver without gradients"

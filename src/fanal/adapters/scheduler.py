@@ -303,8 +303,8 @@ class FanalScheduler(SchedulerMixin, ConfigMixin):
             self._begun = True
         return self._plan
 
-    def _here(self, timestep: float | Tensor) -> Tensor:
-        """Sigma of the call that is made now."""
+    def sigma_at(self, timestep: float | Tensor) -> Tensor:
+        """Return the noise level of the call that is made now; `timestep` tells it before the first."""
         if self._run is not None and self._run.point is not None:
             return self._run.point[1]
         return self._planned(timestep).start
@@ -313,7 +313,7 @@ class FanalScheduler(SchedulerMixin, ConfigMixin):
         """Return what the network is fed: `x/√(1 + sigma²)` where samples are kept in x-space, else the sample."""
         if self.process.space != "ve":
             return sample
-        sigma = self._here(self.timesteps[self._begin_index or 0] if timestep is None else timestep)
+        sigma = self.sigma_at(self.timesteps[self._begin_index or 0] if timestep is None else timestep)
         return fed(sample, sigma, self.process)
 
     def step(
@@ -347,7 +347,7 @@ class FanalScheduler(SchedulerMixin, ConfigMixin):
             raise FanalError(
                 "eta and use_clipped_model_output belong to DDIMScheduler: for noise take fanal.solvers.Ancestral"
             )
-        sigma, opening = self._here(timestep), False
+        sigma, opening = self.sigma_at(timestep), False
         if self._run is None:
             ahead, x = self._planned(timestep), x_at(sample, sigma, self.process)
             assert self.grid is not None
