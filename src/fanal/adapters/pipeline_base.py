@@ -84,7 +84,13 @@ class Family(Protocol):
 
 
 def pair(side: Any) -> tuple[int, int]:
-    """Return height and width of a side length, or of a pair of them."""
+    """Return height and width of a side length, or of a pair of them.
+
+    Raises:
+        FanalError: the network does not say how large its samples are.
+    """
+    if side is None:
+        raise FanalError("the network does not say its sample_size: give size=(height, width)")
     high, wide = side if isinstance(side, list | tuple) else (side, side)
     return int(high), int(wide)
 

@@ -31,8 +31,6 @@ class Pixels(Silent):
 
     def size(self, pipeline: Any) -> tuple[int, int]:
         """Return the network's sample size."""
-        if pipeline.unet.config.sample_size is None:
-            raise FanalError("the network does not say its sample_size: give size=(height, width)")
         return pair(pipeline.unet.config.sample_size)
 
     def shape(self, pipeline: Any, size: tuple[int, int]) -> tuple[int, ...]:

@@ -63,7 +63,7 @@ PIPELINES: dict[str, dict[str, tuple[str, ...]]] = {
 
 _OPTIONAL = {"text_encoder_3", "tokenizer_3"}
 _SKIPPED = {"safety_checker", "feature_extractor", "image_encoder", "image_processor", "watermark"}
-_SETTINGS = {"force_zeros_for_empty_prompt": bool, "is_distilled": bool}
+_SETTINGS = {"StableDiffusionXLPipeline": ("force_zeros_for_empty_prompt",)}
 _REFUSED = {
     "auto_map": "a class from the folder's own code",
     "custom_pipelines": "a pipeline from the folder's own code",
@@ -159,14 +159,13 @@ def read_layout(folder: Path, *, allow_bin: bool = False, variant: str | None = 
                 raise FanalError(f"{path} has no {name}, which a {kind} needs")
             continue
         components[name] = _component(folder, name, entry, classes, allow_bin, variant)
-    settings = {key: index[key] for key, is_a in _SETTINGS.items() if isinstance(index.get(key), is_a)}
+    settings = {key: index[key] for key in _SETTINGS.get(kind, ()) if isinstance(index.get(key), bool)}
     return Layout(folder, kind, version, components, settings)
 
 
 def _check_entries(index: dict[str, Any], wanted: Mapping[str, Any], kind: str) -> None:
     for name, value in index.items():
-        component = isinstance(value, list) and name not in _SETTINGS
-        if component and name not in wanted and name not in _SKIPPED:
+        if isinstance(value, list) and name not in wanted and name not in _SKIPPED:
             raise FanalError(f"model_index.json has a component {name[:60]!r}, which a {kind} has no place for")
 
 
@@ -336,7 +335,7 @@ def fetch(repository: str, *, allow_bin: bool = False, revision: str | None = No
         if not isinstance(kind, str) or kind not in PIPELINES:
             raise unknown_name("pipeline class", str(kind)[:60], PIPELINES)
         wanted = _patterns([*PIPELINES[kind], "scheduler"], allow_bin, variant)
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(repository, revision=first.name, allow_patterns=wanted))  # of the same commit
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         if isinstance(error, FanalError):
             raise

@@ -13,7 +13,7 @@ import torch
 from fanal.adapters.pipeline_files import Component, Layout
 from fanal.errors import FanalError
 
-__all__ = ["build_pipeline"]
+__all__ = ["build_pipeline", "telling"]
 
 _SLACK = 2**24  # buffers that are computed and not stored
 _RENAMED = {"Transformer2DModel": "DiTTransformer2DModel"}  # how old DiT folders call it
@@ -43,15 +43,19 @@ def build_pipeline(layout: Layout, *, dtype: torch.dtype, variant: str | None = 
     parts: dict[str, Any] = dict(_EXTRA.get(layout.kind, {}))
     with _quiet():
         for name, component in layout.components.items():
-            with _telling(f"{layout.folder / name} as a {component.kind}"):
+            with telling(f"{layout.folder / name} as a {component.kind}"):
                 parts[name] = _build(layout, component, dtype, variant)
-        with _telling(f"{layout.folder} as a {layout.kind}"):
+        with telling(f"{layout.folder} as a {layout.kind}"):
             return getattr(diffusers, layout.kind)(**parts, **layout.settings)
 
 
 @contextlib.contextmanager
-def _telling(what: str) -> Iterator[None]:
-    """Tell in one line what a library thinks of a folder."""
+def telling(what: str) -> Iterator[None]:
+    """Tell in one line what a library thinks of a folder.
+
+    Raises:
+        FanalError: whatever went wrong inside.
+    """
     try:
         yield
     except FanalError as error:
@@ -92,7 +96,7 @@ def _build(layout: Layout, component: Component, dtype: torch.dtype, variant: st
         return kind.from_config(component.config)
     if component.name.startswith("tokenizer"):
         return kind.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-    _check_memory(kind, component)
+    _check_memory(kind, component, place)
     options: dict[str, Any] = {
         "torch_dtype" if library is diffusers else "dtype": dtype,
         "use_safetensors": component.files[-1].suffix == ".safetensors",
@@ -110,13 +114,13 @@ def _build(layout: Layout, component: Component, dtype: torch.dtype, variant: st
     return net.eval().requires_grad_(False)
 
 
-def _check_memory(kind: Any, component: Component) -> None:
+def _check_memory(kind: Any, component: Component, place: str) -> None:
     """Build the network without memory, and refuse it where it has more numbers than its files have bytes."""
     with torch.device("meta"):
         if component.library == "diffusers":
             net = kind.from_config(component.config)
         else:
-            net = kind(kind.config_class.from_dict(component.config))
+            net = kind(kind.config_class.from_pretrained(place, local_files_only=True))
     count = sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers()))
     if count > component.bytes + _SLACK:
         raise FanalError(f"its config.json describes {count:,} numbers, its weights hold {component.bytes:,} bytes")

@@ -102,7 +102,9 @@ def process_of(scheduler: Any) -> Process:
     levels = ((1 - alphas) / alphas).sqrt()  # infinite where the last ᾱ is 0: zero terminal SNR
     if not bool((levels.diff() > 0).all()):
         # Euler, DPM-Solver and UniPC write 2^-24 for a last ᾱ of 0, which can be more than the one before it.
-        raise FanalError(f"the noise levels of this {name} do not increase with time: give the pipeline a DDIMScheduler")
+        raise FanalError(
+            f"the noise levels of this {name} do not increase with time: give the pipeline a DDIMScheduler"
+        )
     times = Timesteps(levels)
     return Process("vp", prediction, space, times.sigma_min, times.sigma_max, times)
 

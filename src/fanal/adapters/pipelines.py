@@ -30,7 +30,7 @@ from torch import Tensor
 from fanal.adapters.pipeline_base import Condition, Family, Table
 from fanal.adapters.pipeline_families import FAMILIES
 from fanal.adapters.pipeline_files import Layout, fetch, read_layout
-from fanal.adapters.pipeline_loading import build_pipeline
+from fanal.adapters.pipeline_loading import build_pipeline, telling
 from fanal.adapters.pipeline_schedulers import latents_of, native_sigmas, process_of, state_of
 from fanal.adapters.predictions import denoised_of, input_of
 from fanal.errors import FanalError, unknown_name
@@ -385,4 +385,5 @@ def load_pipeline(
         layout = read_layout(folder, allow_bin=allow_bin, variant=variant)
         source = build_pipeline(layout, dtype=dtype, variant=variant)
     kind = PromptedPipeline if _family_of(source).text else PipelineNetwork
-    return kind(source, size, layout=layout, source=about).to(device)
+    with telling(f"{layout.folder if layout else 'the pipeline'} as a denoiser"):
+        return kind(source, size, layout=layout, source=about).to(device)

@@ -1,0 +1,550 @@
+"""Folders and repositories of pipelines: what is read, from where, and what is refused without running anything."""
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import pipelines
+from fanal.adapters.pipeline_files import PIPELINES, fetch, read_layout
+from fanal.adapters.pipelines import load_pipeline
+from fanal.errors import FanalError
+
+pytest.importorskip("diffusers")
+
+F64 = torch.float64
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """A small and a prompted pipeline as folders, and the same weights as pickles."""
+    root = tmp_path_factory.mktemp("originals")
+    for name in ("ddim", "sd"):
+        pipelines.MAKERS[name]().save_pretrained(root / name)
+    pipe = pipelines.make_sd()
+    pipe.save_pretrained(root / "bin", safe_serialization=False)
+    (root / "bin/text_encoder/model.safetensors").unlink(missing_ok=True)  # transformers writes nothing else any more
+    torch.save(pipe.text_encoder.state_dict(), root / "bin/text_encoder/pytorch_model.bin")
+    return root
+
+
+@pytest.fixture
+def folder(originals, tmp_path):
+    """Make a copy to spoil."""
+
+    def copy(name="ddim"):
+        return Path(shutil.copytree(originals / name, tmp_path / f"{name}-copy"))
+
+    return copy
+
+
+def edit(file, **changes):
+    """Change entries of a JSON file; ... removes one."""
+    value = json.loads(file.read_text())
+    for key, new in changes.items():
+        value.pop(key, None)
+        if new is not ...:
+            value[key] = new
+    file.write_text(json.dumps(value))
+
+
+def answer(net):
+    x = torch.randn(1, *net.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return net(x, torch.tensor(1.0, dtype=F64))
+
+
+# Hostile folders.
+
+EVIL = "import pathlib; pathlib.Path({marker!r}).write_text('run')\n"
+UNET, SCHEDULER, INDEX = "unet/config.json", "scheduler/scheduler_config.json", "model_index.json"
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+SPOILED = {
+    "another class": (INDEX, {"_class_name": "MyPipeline"}, "unknown pipeline class 'MyPipeline'"),
+    "a class of its own code": (INDEX, {"_class_name": ["pipeline", "Mine"]}, "unknown pipeline class"),
+    "no class": (INDEX, {"_class_name": ...}, "unknown pipeline class 'None'"),
+    "a class that is an attribute of diffusers": (INDEX, {"_class_name": "logging"}, "unknown pipeline class"),
+    "another library": (INDEX, {"unet": ["my_module", "UNet2DModel"]}, "comes from 'my_module'"),
+    "a module of python": (INDEX, {"unet": ["os", "system"]}, "comes from 'os'"),
+    "its own code": (INDEX, {"unet": ["pipeline", "UNet2DModel"]}, "comes from 'pipeline'"),
+    "another class of diffusers": (INDEX, {"unet": ["diffusers", "ControlNetModel"]}, "unknown class of unet"),
+    "a scheduler of its own": (INDEX, {"scheduler": ["diffusers", "MyScheduler"]}, "unknown class of scheduler"),
+    "a component that is no pair": (INDEX, {"unet": ["diffusers"]}, "should be"),
+    "a component that is a number": (INDEX, {"unet": 3}, "should be"),
+    "a component too many": (INDEX, {"extra": ["diffusers", "UNet2DModel"]}, "no place for"),
+    "a component too few": (INDEX, {"unet": ...}, "has no unet"),
+    "a component set to nothing": (INDEX, {"unet": [None, None]}, "has no unet"),
+    "a custom pipeline": (INDEX, {"custom_pipelines": {"a": 1}}, "own code"),
+    "an auto map": (UNET, {"auto_map": {"AutoModel": "evil.Model"}}, "own code"),
+    "an auto map inside": (UNET, {"down_block_types": [{"auto_map": "x"}]}, "own code"),
+    "quantized weights": (UNET, {"quantization_config": {"quant_method": "x"}}, "quantized"),
+    "too many layers": (UNET, {"layers_per_block": 10**6}, "layers_per_block is 1000000"),
+    "a number too large": (UNET, {"norm_num_groups": 10**12}, "norm_num_groups"),
+    "a list too long": (UNET, {"block_out_channels": [16] * 5000}, "5000 entries"),
+    "not a number": (UNET, {"norm_eps": float("nan")}, "not a number"),
+    "more memory than weights": (UNET, {"block_out_channels": [4096, 8192]}, "describes"),
+    "layers without weights": (UNET, {"layers_per_block": 2}, "lack|expected shape"),
+    "other shapes": (UNET, {"block_out_channels": [16, 32]}, "size mismatch|lack|shape"),
+    "an unknown block": (UNET, {"down_block_types": ["Evil", "Evil"]}, "cannot read .*unet"),
+    "a text for a number": (UNET, {"in_channels": "three"}, "cannot read .*unet"),
+    "too many training steps": (SCHEDULER, {"num_train_timesteps": 10**9}, "num_train_timesteps"),
+    "betas that are not numbers": (SCHEDULER, {"trained_betas": ["x"]}, "cannot read .*scheduler"),
+    "betas above 1": (SCHEDULER, {"trained_betas": [0.5, 1.5, 0.5]}, "do not increase"),
+    "betas below 0": (SCHEDULER, {"beta_start": -0.5, "beta_end": -0.1}, "do not increase"),
+    "an unknown prediction": (SCHEDULER, {"prediction_type": "magic"}, "prediction_type"),
+    "an unknown table": (SCHEDULER, {"beta_schedule": "magic"}, "cannot read .*scheduler"),
+}
+
+
+@pytest.mark.parametrize("spoiled", SPOILED)
+def test_spoiled_settings_are_refused(folder, spoiled):
+    file, changes, said = SPOILED[spoiled]
+    place = folder()
+    edit(place / file, **changes)
+    with pytest.raises(FanalError, match=said):
+        load_pipeline(place)
+
+
+def truncate(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def drop(path, name):
+    tensors = safetensors.torch.load_file(path)
+    del tensors[name]
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+
+
+FILES = {
+    "no index": (lambda f: (f / INDEX).unlink(), "no model_index.json"),
+    "an index that is no JSON": (lambda f: (f / INDEX).write_text("{"), "cannot read"),
+    "an index that is a list": (lambda f: (f / INDEX).write_text("[]"), "must hold a JSON object"),
+    "an index that is no text": (lambda f: (f / INDEX).write_bytes(b"\xff\xfe\x00"), "cannot read"),
+    "an index too large": (lambda f: (f / INDEX).write_text(" " * (2**24 + 1)), "larger than"),
+    "an index nested too deeply": (
+        lambda f: (f / INDEX).write_text('{"_class_name": "DDIMPipeline", "a": ' + "[" * 500 + "]" * 500 + "}"),
+        "nested too deeply",
+    ),
+    "a folder too few": (lambda f: shutil.rmtree(f / "unet"), "no folder unet"),
+    "a configuration too few": (lambda f: (f / UNET).unlink(), "cannot read"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), "no safetensors weights"),
+    "weights cut off": (lambda f: truncate(f / WEIGHTS, 100_000), "cannot read .*unet"),
+    "weights of nothing": (lambda f: truncate(f / WEIGHTS, 0), "describes|cannot read"),
+    "weights that are no tensors": (lambda f: (f / WEIGHTS).write_bytes(os.urandom(500_000)), "cannot read .*unet"),
+    "a header that promises too much": (
+        lambda f: (f / WEIGHTS).write_bytes((2**60).to_bytes(8, "little") + b"{" * 500_000),
+        "cannot read .*unet",
+    ),
+    "weights without one tensor": (lambda f: drop(f / WEIGHTS, "conv_in.bias"), "lack 1 tensors.*conv_in.bias"),
+    "an adapter": (lambda f: (f / "unet" / "adapter_config.json").write_text("{}"), "an adapter"),
+    "code": (lambda f: (f / "pipeline.py").write_text("1"), "holds code"),
+    "code in a component": (lambda f: (f / "unet" / "modeling.py").write_text("1"), "holds code"),
+    "a pickle": (lambda f: (f / "unet" / "extra.pkl").write_text("1"), "holds code"),
+    "shards that lead out": (
+        lambda f: (f / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": {"conv_in.weight": "../../../model.safetensors"}})
+        ),
+        "no weights file of this folder",
+    ),
+    "shards without a map": (
+        lambda f: (f / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}"),
+        "no weight_map",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoiled", FILES)
+def test_spoiled_files_are_refused(folder, spoiled):
+    spoil, said = FILES[spoiled]
+    place = folder()
+    spoil(place)
+    with pytest.raises(FanalError, match=said):
+        load_pipeline(place)
+
+
+PROMPTED = {
+    "no tokenizer": (lambda f: [p.unlink() for p in (f / "tokenizer").iterdir()], "no tokenizer files"),
+    "a broken tokenizer": (lambda f: (f / "tokenizer/tokenizer.json").write_text("{}"), "cannot read .*tokenizer"),
+    "a tokenizer too large": (
+        lambda f: (f / "tokenizer/merges.txt").write_bytes(b" " * (2**26 + 1)),
+        "no tokenizer needs",
+    ),
+    "a tokenizer of its own": (
+        lambda f: edit(f / "tokenizer/tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}),
+        "own code",
+    ),
+    "a kernel from the hub": (
+        lambda f: edit(f / "text_encoder/config.json", attn_implementation="someone/kernel"),
+        "attention kernel",
+    ),
+    "a text encoder of another library": (
+        lambda f: edit(f / INDEX, text_encoder=["diffusers", "CLIPTextModel"]),
+        "comes from 'diffusers'",
+    ),
+    "a text encoder larger than its file": (
+        lambda f: edit(f / "text_encoder/config.json", hidden_size=4096, intermediate_size=16384),
+        "describes",
+    ),
+    "a text encoder without weights": (
+        lambda f: edit(f / "text_encoder/config.json", num_hidden_layers=3),
+        "lack",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoiled", PROMPTED)
+def test_spoiled_prompted_pipelines_are_refused(folder, spoiled):
+    spoil, said = PROMPTED[spoiled]
+    place = folder("sd")
+    spoil(place)
+    with pytest.raises(FanalError, match=said):
+        load_pipeline(place)
+
+
+def test_nothing_in_a_folder_is_run(folder, tmp_path):
+    """Code where loaders that trust a folder would look for it: refused, and nothing of it was imported."""
+    marker = tmp_path / "marker"
+    place = folder()
+    (place / "pipeline.py").write_text(EVIL.format(marker=str(marker)) + "class Mine: pass\n")
+    edit(place / INDEX, _class_name=["pipeline", "Mine"])
+    with pytest.raises(FanalError, match="unknown pipeline class"):
+        load_pipeline(place)
+    edit(place / INDEX, _class_name="DDIMPipeline")
+    with pytest.raises(FanalError, match="holds code"):
+        load_pipeline(place)
+    (place / "pipeline.py").unlink()
+    assert load_pipeline(place).shape == (3, 8, 8)
+    assert not marker.exists()
+
+
+def test_skipped_components_are_not_even_looked_at(folder):
+    """Safety checkers and image processors may name anything: they are not loaded."""
+    place = folder("sd")
+    edit(place / INDEX, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    edit(place / INDEX, feature_extractor=["evil", "Evil"], image_encoder=[None, None])
+    net = load_pipeline(place)
+    assert net.pipeline.safety_checker is None
+    assert net.pipeline.feature_extractor is None
+
+
+class Boom:
+    """A pickle that leaves a mark when it is read."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.marker),))
+
+
+def test_pickled_weights_need_a_word_and_run_nothing(folder, tmp_path, monkeypatch):
+    place = folder("bin")
+    with pytest.raises(FanalError, match="allow_bin=True"):
+        load_pipeline(place)
+    seen = []
+    original = torch.load
+
+    @functools.wraps(original)
+    def load(*args, **kwargs):
+        seen.append(kwargs.get("weights_only"))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", load)
+    net = load_pipeline(place, allow_bin=True)
+    assert len(seen) >= 3
+    assert all(seen)
+    torch.testing.assert_close(answer(net), answer(load_pipeline(pipelines.make_sd())), rtol=1e-5, atol=1e-5)
+    marker = tmp_path / "marker"
+    for file in ("unet/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"):
+        whole = (place / file).read_bytes()
+        torch.save({"conv_in.weight": Boom(marker)}, place / file)
+        pad = 2**20 - (place / file).stat().st_size
+        with open(place / file, "ab") as out:
+            out.write(b"\0" * pad)
+        with pytest.raises(FanalError, match="cannot read"):
+            load_pipeline(place, allow_bin=True)
+        (place / file).write_bytes(pickle.dumps({"conv_in.weight": Boom(marker)}, 2) + b" " * 2**20)
+        with pytest.raises(FanalError, match="cannot read"):
+            load_pipeline(place, allow_bin=True)
+        (place / file).write_bytes(whole)
+    assert not marker.exists()
+
+
+def test_safetensors_are_preferred_to_pickles(folder, originals):
+    place = folder("sd")
+    shutil.copy(originals / "bin/unet/diffusion_pytorch_model.bin", place / "unet")
+    (place / "unet/diffusion_pytorch_model.bin").write_bytes(b"not a pickle")
+    for allowed in (False, True):
+        load_pipeline(place, allow_bin=allowed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flipped_bytes_load_or_are_told(folder, seed):
+    """Random damage anywhere in the JSON files and in the headers: a denoiser, or one clear error."""
+    place, generator = folder(), torch.Generator().manual_seed(seed)
+    files = [place / name for name in (INDEX, UNET, SCHEDULER, WEIGHTS)]
+    told = 0
+    for i in range(24):
+        file = files[i % len(files)]
+        whole = file.read_bytes()
+        data = bytearray(whole)
+        for _ in range(1 + i % 3):
+            at = int(torch.randint(min(len(data), 6000), (1,), generator=generator))
+            data[at] = int(torch.randint(256, (1,), generator=generator))
+        file.write_bytes(bytes(data))
+        try:
+            load_pipeline(place)
+        except FanalError:
+            told += 1
+        file.write_bytes(whole)
+    assert told >= 6
+
+
+# What is read.
+
+
+def test_variants_and_dtypes(originals, tmp_path):
+    """Weights of a variant are asked for by name; half-precision networks take and give float32."""
+    pipe = pipelines.make_sd()
+    place = tmp_path / "half"
+    pipe.to(torch.bfloat16).save_pretrained(place, variant="bf16")
+    with pytest.raises(FanalError, match="no safetensors weights; it has"):
+        load_pipeline(place)
+    with pytest.raises(FanalError, match="of variant 'fp16'"):
+        load_pipeline(place, variant="fp16")
+    with pytest.raises(FanalError, match="a short word"):
+        load_pipeline(place, variant="../x")
+    net = load_pipeline(place, variant="bf16", dtype=torch.bfloat16)
+    assert net.network.dtype == torch.bfloat16
+    D, exact = answer(net), answer(load_pipeline(originals / "sd"))
+    assert D.dtype == torch.float32
+    assert 0 < float((D - exact).abs().max()) < 0.1
+    assert net.decode(D).dtype == torch.float32
+
+
+def test_sharded_weights(folder, originals):
+    """Weights in several files with an index, as large networks have them."""
+    place = folder()
+    pipe = pipelines.make_ddim()
+    (place / WEIGHTS).unlink()
+    pipe.unet.save_pretrained(place / "unet", max_shard_size="200KB")
+    assert len(list((place / "unet").glob("*-of-*.safetensors"))) > 1
+    torch.testing.assert_close(answer(load_pipeline(place)), answer(load_pipeline(originals / "ddim")))
+
+
+def test_a_folder_of_an_old_dit(tmp_path):
+    """DiT's first folders call the transformer by its old class."""
+    pipelines.make_dit().save_pretrained(tmp_path)
+    edit(tmp_path / INDEX, transformer=["diffusers", "Transformer2DModel"])
+    edit(tmp_path / "transformer/config.json", _class_name="Transformer2DModel")
+    net = load_pipeline(tmp_path)
+    assert (net.classes, type(net.network).__name__) == (1000, "DiTTransformer2DModel")
+
+
+def test_stable_diffusion_3_without_t5(tmp_path):
+    """The folder may leave T5 out, as small machines do; the pipeline then encodes zeros for it."""
+    pipe = pipelines.make_sd3()
+    pipe.save_pretrained(tmp_path)
+    for name in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(tmp_path / name)
+    edit(tmp_path / INDEX, text_encoder_3=[None, None], tokenizer_3=[None, None])
+    net = load_pipeline(tmp_path)
+    assert net.pipeline.text_encoder_3 is None
+    table = net.with_prompts(["a dog"]).table
+    told, _, _, _ = pipe.encode_prompt("a dog", None, None)
+    width = told.shape[1] - 256  # the CLIP part; T5's is zero
+    torch.testing.assert_close(table["text"][:1, :width], told[:, :width])
+    assert float(table["text"][:, width:].abs().max()) == 0
+
+
+def test_a_network_that_does_not_say_its_size(folder):
+    place = folder("sd")
+    edit(place / UNET, sample_size=None)
+    with pytest.raises(FanalError, match="give size="):
+        load_pipeline(place)
+    assert load_pipeline(place, size=(24, 16)).shape == (4, 12, 8)
+
+
+def test_cards_and_fingerprints(originals, folder):
+    net = load_pipeline(originals / "sd")
+    card = json.loads(json.dumps(net.card(), allow_nan=False))
+    assert card["summary"].startswith("StableDiffusionPipeline: UNet2DConditionModel, 4x8x8, predicts epsilon")
+    assert (card["process"], card["sigma_min"]) == ("vp", pytest.approx(0.0292, rel=1e-2))
+    assert card["source"] == {"format": "diffusers pipeline", "folder": "sd"}
+    file = originals / "sd/unet/diffusion_pytorch_model.safetensors"
+    listed = card["components"]["unet"]["files"]
+    assert listed[file.name] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert set(card["components"]) == {*PIPELINES["StableDiffusionPipeline"], "scheduler"}
+    flow = load_pipeline(pipelines.make_sd3())
+    assert json.loads(json.dumps(flow.card(), allow_nan=False))["sigma_max"] == "inf"
+    place = folder("sd")
+    assert load_pipeline(place).fingerprint() == net.fingerprint()
+    edit(place / SCHEDULER, beta_end=0.0125)
+    assert load_pipeline(place).fingerprint() != net.fingerprint()
+    first, second = (load_pipeline(pipelines.make_ddim()).fingerprint() for _ in range(2))
+    assert first == second != load_pipeline(pipelines.make_ddim(beta_end=0.0125)).fingerprint()
+    changed = pipelines.make_ddim()
+    changed.unet.conv_in.weight.add_(1e-3)
+    assert load_pipeline(changed).fingerprint() != first
+
+
+def test_a_layout_is_read_without_importing_anything(originals):
+    """The check comes before the libraries: a process that only checks has not imported diffusers."""
+    code = (
+        "import sys, pathlib; from fanal.adapters.pipeline_files import read_layout; "
+        f"layout = read_layout(pathlib.Path({str(originals / 'sd')!r})); "
+        "assert 'diffusers' not in sys.modules and 'transformers' not in sys.modules; print(layout.kind)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "StableDiffusionPipeline", done.stderr
+
+
+# The hub.
+
+
+def hub_cache(root, name, folder):
+    """A filled cache as huggingface_hub lays it out: blobs, and a snapshot of links to them."""
+    place = root / f"models--{name.replace('/', '--')}"
+    snapshot = place / "snapshots" / COMMIT
+    (place / "blobs").mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text(COMMIT)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+            shutil.copy(file, blob)
+            link = snapshot / file.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+
+
+def test_a_filled_cache_works_offline(originals, tmp_path, monkeypatch):
+    import huggingface_hub.constants as constants
+
+    hub_cache(tmp_path, "org/tiny", originals / "ddim")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    net = load_pipeline("hub:org/tiny")
+    torch.testing.assert_close(answer(net), answer(load_pipeline(originals / "ddim")), rtol=0, atol=0)
+    assert net.card()["source"] == {"format": "diffusers pipeline", "hub": "org/tiny", "revision": COMMIT}
+    assert load_pipeline("hub:org/tiny", revision=COMMIT).fingerprint() == net.fingerprint()
+    for name in ("org/other", "org/tiny/more", "tiny", "../tiny", "org/.."):
+        with pytest.raises(FanalError, match="cannot fetch hub:|expected hub:ORG/NAME"):
+            load_pipeline(f"hub:{name}")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's protocol as a download needs."""
+
+    folder = Path()
+    asked: list[str] = []
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def send(self, data, **headers):
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        files = [file for file in self.folder.rglob("*") if file.is_file()]
+        if path.startswith("/api/models/org/tiny/tree/"):
+            entries = [
+                {
+                    "type": "file",
+                    "path": file.relative_to(self.folder).as_posix(),
+                    "size": file.stat().st_size,
+                    "oid": hashlib.sha1(file.read_bytes()).hexdigest(),
+                }
+                for file in files
+            ]
+            self.send(json.dumps(entries).encode(), Content_Type="application/json")
+        elif path.startswith("/api/models/org/tiny"):
+            siblings = [{"rfilename": file.relative_to(self.folder).as_posix()} for file in files]
+            about = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings}
+            self.send(json.dumps(about).encode(), Content_Type="application/json")
+        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
+            name = path.removeprefix(f"/org/tiny/resolve/{COMMIT}/")
+            if self.command == "GET":
+                self.asked.append(name)
+            data = (self.folder / name).read_bytes()
+            etag = hashlib.sha1(data).hexdigest()
+            self.send(data, ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
+        else:
+            self.send_error(404)
+
+
+@contextlib.contextmanager
+def serving(folder):
+    handler = type("Served", (Hub,), {"folder": folder, "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", handler.asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_another_server_by_hf_endpoint(folder, tmp_path):
+    """Only configurations, tokenizers and safetensors of known components are fetched, then nothing twice."""
+    place = folder("sd")
+    (place / "pipeline.py").write_text("raise SystemExit(3)")
+    (place / "unet/diffusion_pytorch_model.bin").write_bytes(b"x")
+    (place / "unet/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"x")
+    (place / "safety_checker").mkdir()
+    (place / "safety_checker/model.safetensors").write_bytes(b"x")
+    code = (
+        "from fanal.adapters.pipeline_files import fetch, read_layout; from fanal.errors import FanalError\n"
+        "folder = fetch('org/tiny'); print(read_layout(folder).kind); print(fetch('org/tiny') == folder)\n"
+        "try: fetch('org/none')\nexcept FanalError as error: print(error)"
+    )
+    with serving(place) as (address, asked):
+        env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["StableDiffusionPipeline", "True"], done.stderr
+    assert lines[2].startswith("cannot fetch hub:org/none")
+    assert len(asked) == len(set(asked))
+    assert "unet/diffusion_pytorch_model.safetensors" in asked
+    unwanted = [name for name in asked if name.endswith((".py", ".bin", "fp16.safetensors")) or "safety" in name]
+    assert unwanted == []
+
+
+def test_offline_without_a_cache_is_told(tmp_path, monkeypatch):
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FanalError, match=r"cannot fetch hub:org/tiny \(HF_HUB_OFFLINE is set\)"):
+        fetch("org/tiny")
+
+
+def test_sources_that_are_no_pipeline(tmp_path):
+    with pytest.raises(FanalError, match="there is no folder"):
+        load_pipeline(tmp_path / "nothing")
+    with pytest.raises(FanalError, match="no diffusers pipeline"):
+        read_layout(tmp_path)
