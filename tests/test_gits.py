@@ -198,7 +198,7 @@ def test_the_seed_decides_and_batches_do_not():
 def test_an_analytical_first_step_is_free_and_helps():
     denoiser = Counted(mixture(d=48))
     x = warm(denoiser, 32)
-    plain = gits.search(denoiser, x, 5, solver=Euler(), teacher=Heun(), holdout=64)
+    plain = gits.search(denoiser, x, 5, solver=Euler(), teacher=Heun(), holdout=256)
     free = gits.search(denoiser, x, 5, solver=Euler(), teacher=plain, afs=True)
     grid = free.schedules[5]
     assert len(grid) == 7
@@ -211,7 +211,7 @@ def test_an_analytical_first_step_is_free_and_helps():
     ends = plain.judged.x[-1]
     without = Student(denoiser, plain.judged.x[0], ends).errors(plain.schedules[5], Euler())
     gain = without - Student(free.denoiser_for(denoiser), plain.judged.x[0], ends).errors(grid, Euler())
-    assert gain.mean() > 3 * gain.std() / 8  # on 64 held-out samples
+    assert gain.mean() > 3 * gain.std() / 16  # on 256 held-out samples
 
 
 def test_the_analytical_first_step_is_euler_with_the_analytical_slope(run):
@@ -298,7 +298,7 @@ def test_weighted_takes_the_steps_its_table_says():
     """Order 2 of iPNDM by hand, and a grid it has no weights for."""
     denoiser, grid = mixture(), logsnr(3, zero=False)
     x = warm(denoiser)
-    solver = Weighted((((1.0,), (1.5, -0.5), (1.5, -0.5)),))
+    solver = Weighted(((1.0,), (1.5, -0.5), (1.5, -0.5)))
     state, seen = x, []
     for i in range(3):
         seen.append(slope(state, denoiser(state, grid[i]), grid[i]))

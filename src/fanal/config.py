@@ -65,9 +65,16 @@ def _value(text: str, default: Any, where: str) -> Any:
 def build_solver(text: str) -> Solver:
     """Build a solver from `name` or `name:field=value,…`, e.g. `churn:s_churn=20` or `ancestral:solver=heun`.
 
+    A path that ends in `.json` is a schedule file: its solver, with its weights.
+
     Raises:
         FanalError: the name, a field or a value is not one of the solver's.
     """
+
+    if text.endswith(".json"):
+        from fanal.schedule_files import read_schedules
+
+        return read_schedules(text).build_solver(build_solver)
 
     def fields_of(name: str) -> list[str]:
         return [field.name for field in dataclasses.fields(SOLVERS[name]) if field.init]
@@ -105,9 +112,15 @@ def build_repair(text: str, hints: Mapping[str, Any] | None = None) -> Repair:
 def build_schedule(text: str, steps: int, sigma_min: float, sigma_max: float, *, zero: bool = True) -> Tensor:
     """Build a grid from `name` or `name:field=value,…`, e.g. `polynomial:rho=5`.
 
+    A path that ends in `.json` is a schedule file, which has its own ends: its grid of so many steps, or its only one.
+
     Raises:
         FanalError: the name, a field or a value is not one of the schedule's.
     """
+    if text.endswith(".json"):
+        from fanal.schedule_files import read_schedules
+
+        return read_schedules(text).grid(steps, sigma_min, sigma_max)
     own = {"steps", "sigma_min", "sigma_max", "zero"}
 
     def fields_of(name: str) -> list[str]:

@@ -79,7 +79,7 @@ class Search:
 
     def solver_for(self, steps: int) -> Solver:
         """Return the solver to use with a schedule: the student's, with the searched weights where there are some."""
-        return Weighted((self.weights[steps],)) if steps in self.weights else self.solver
+        return Weighted(self.weights[steps]) if steps in self.weights else self.solver
 
     def denoiser_for(self, denoiser: Denoiser) -> Denoiser:
         """Return the denoiser to use with the schedules: with `afs` the first call is answered analytically."""

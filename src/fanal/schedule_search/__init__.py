@@ -13,6 +13,7 @@ from fanal.schedule_search.student import Student as Student
 from fanal.schedule_search.student import teach as teach
 from fanal.schedule_search.tournament import Contest as Contest
 from fanal.schedule_search.tournament import starts as starts
+from fanal.schedule_search.weights import BySteps as BySteps
 from fanal.schedule_search.weights import Weighted as Weighted
 from fanal.schedule_search.weights import calls_of as calls_of
 from fanal.schedule_search.weights import weights_of as weights_of

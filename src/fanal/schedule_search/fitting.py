@@ -29,6 +29,7 @@ square, which these few dominate."""
 _RIDGE = 1e-3  # price of moving all weights by 1 in total, in units of the first loss
 _FURTHEST = 0.7  # largest change of a parameter in one step
 _TRIES = 4
+_NOISE = 1.0  # standard errors that an iteration must gain to be followed by another
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class _Point:
 
     def run(self) -> Solver:
         rows = self.rows()
-        return self.solver if rows is None else Weighted((rows,))
+        return self.solver if rows is None else Weighted(rows)
 
     def chain(self) -> Tensor:
         """Return `d log sigma_k/d θ_j = −L·(1[j ≤ k]·w_j − w_j·Σ_{i≤k} w_i)` for the inner nodes, (N − 1, N)."""
@@ -213,6 +214,6 @@ def fit(
                 point, residual, records, gain, mu = trial, found, kept, change, mu / 4
                 break
             mu *= 10
-        if gain is None or (len(gain) > 1 and float(gain.mean()) < float(gain.std()) / len(gain) ** 0.5):
+        if gain is None or (len(gain) > 1 and float(gain.mean()) < _NOISE * float(gain.std()) / len(gain) ** 0.5):
             break
     return Fit(_grid(point.logs(), ends), point.rows(), start, judge(residual, objective))

@@ -14,7 +14,7 @@ from fanal.errors import FanalError, is_number
 from fanal.sampling import Solver, Span, Step, finish, sample
 from fanal.schedules import check_sigmas
 
-__all__ = ["Rows", "Weighted", "calls_of", "rows_of", "weights_of"]
+__all__ = ["BySteps", "Rows", "Weighted", "calls_of", "rows_of", "weights_of"]
 
 Rows = tuple[tuple[float, ...], ...]
 """One row per step: the weights of the slopes seen so far, the newest first, in units of the step's length."""
@@ -40,38 +40,56 @@ class Weighted:
     on the grid. One call per step.
 
     Attributes:
-        tables: one table for each number of steps it can take.
+        weights: one row per step of the only grid it fits.
     """
 
-    tables: tuple[Rows, ...]
+    weights: Rows
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tables", tuple(rows_of(table) for table in self.tables))
-
-    def rows(self, steps: int) -> Rows:
-        """Return the table for a number of steps.
-
-        Raises:
-            FanalError: there is none.
-        """
-        for table in self.tables:
-            if len(table) == steps:
-                return table
-        known = ", ".join(str(len(table)) for table in self.tables)
-        raise FanalError(f"these weights are for {known} steps, the grid has {steps}: use the grid they belong to")
+        object.__setattr__(self, "weights", rows_of(self.weights))
 
     def step(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...] = ()) -> Step:
-        """Cross `span` with one call."""
-        row = self.rows(span.n)[span.i]
+        """Cross `span` with one call.
+
+        Raises:
+            FanalError: the grid has another number of steps than there are rows.
+        """
+        if span.n != len(self.weights):
+            raise FanalError(
+                f"these weights are for {len(self.weights)} steps, the grid has {span.n}: use the grid they belong to"
+            )
         if span.sigma_next == 0:
             return finish(denoiser, x, span)
         denoised = denoiser(x, span.sigma)
         seen = (slope(x, denoised, span.sigma), *memory)
         length = span.sigma_next - span.sigma
         x_next = x
-        for weight, d in zip(row, seen, strict=False):
+        for weight, d in zip(self.weights[span.i], seen, strict=False):
             x_next = x_next + (length * weight) * d
-        return Step(x_next, denoised, memory=seen[: max(map(len, self.rows(span.n)))])
+        return Step(x_next, denoised, memory=seen[: max(map(len, self.weights)) - 1])
+
+
+@dataclass(frozen=True)
+class BySteps:
+    """A solver for each number of steps, such as those of a schedule file.
+
+    Attributes:
+        solvers: pairs of a number of intervals and the solver for such grids.
+    """
+
+    solvers: tuple[tuple[int, Solver], ...]
+
+    def step(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...] = ()) -> Step:
+        """Cross `span` with the solver for its grid.
+
+        Raises:
+            FanalError: there is none for a grid of so many intervals.
+        """
+        for steps, solver in self.solvers:
+            if steps == span.n:
+                return solver.step(denoiser, x, span, memory)
+        known = ", ".join(str(steps) for steps, _ in self.solvers)
+        raise FanalError(f"these solvers are for {known} steps, the grid has {span.n}: use the grids they belong to")
 
 
 class _Probe:

@@ -1,0 +1,340 @@
+"""Schedules as files: one JSON format, and exports for other programs.
+
+A file holds the grids of one search, by number of steps, with the calls each costs, the solver they were searched for,
+its weights where they were searched too, the settings of the search, and the error on held-out samples. It may come
+from anywhere: it is parsed, checked and bounded, and nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fanal.errors import FanalError, is_number, unknown_name
+from fanal.files import read_json, write_json, write_tensors
+from fanal.gits import Search
+from fanal.metrics.estimates import Estimate
+from fanal.sampling import Solver
+from fanal.schedule_search import BySteps, Error, Weighted, calls_of
+from fanal.schedule_search.weights import Rows, rows_of
+from fanal.schedules import check_sigmas
+
+__all__ = ["EXPORTS", "Entry", "Schedules", "entries_of", "export", "export_path", "read_schedules", "write_schedules"]
+
+FORMAT = "fanal-schedules-1"
+
+_MOST_GRIDS, _MOST_NODES, _LONGEST = 64, 1001, 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One grid of a file.
+
+    Attributes:
+        sigmas: (N + 1,), decreasing; a searched grid ends at sigma_min, not at 0.
+        solver: the solver it was searched for, as on the command line.
+        calls: network calls that the solver makes on it.
+        weights: the solver's weights, where they were searched too.
+        error: on held-out samples; None where it was not measured.
+        start: name of the grid that the fit began from; empty where there was none.
+    """
+
+    sigmas: Float[Tensor, " n"]
+    solver: str
+    calls: int
+    weights: Rows | None = None
+    error: Error | None = None
+    start: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Number of intervals."""
+        return len(self.sigmas) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Schedules:
+    """What a schedule file holds.
+
+    Attributes:
+        model: spec of the model they were searched for.
+        entries: the grids, by number of intervals.
+        search: settings and costs of the search, as plain JSON values.
+    """
+
+    model: str
+    entries: Mapping[int, Entry]
+    search: Mapping[str, Any] = field(default_factory=dict)
+
+    def entry(self, steps: int) -> Entry:
+        """Return the grid with so many intervals; a file with a single grid gives that one, whatever is asked.
+
+        Raises:
+            FanalError: there are several, and none has so many.
+        """
+        if len(self.entries) == 1:
+            return next(iter(self.entries.values()))
+        if steps not in self.entries:
+            known = ", ".join(map(str, sorted(self.entries)))
+            raise FanalError(f"the schedule file has grids of {known} steps, not of {steps}: pass --steps with one")
+        return self.entries[steps]
+
+    def grid(self, steps: int, sigma_min: float = 0.0, sigma_max: float = math.inf) -> Float[Tensor, " n"]:
+        """Return the sigmas of an entry, for a model that was made for sigma_min to sigma_max.
+
+        Raises:
+            FanalError: as `entry`, or the grid leaves the model's range.
+        """
+        sigmas = self.entry(steps).sigmas
+        low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())
+        if low < sigma_min * (1 - 1e-6) or high > sigma_max * (1 + 1e-6):
+            raise FanalError(
+                f"the schedule was searched on {self.model} and runs from sigma {high:.6g} to {low:.6g}, outside "
+                f"{sigma_max:.6g} to {sigma_min:.6g}: search one for this model"
+            )
+        return sigmas
+
+    def build_solver(self, build: Callable[[str], Solver]) -> Solver:
+        """Return the solver of the grids, with the searched weights: one for each number of steps.
+
+        Args:
+            build: makes a solver of its text.
+
+        Raises:
+            FanalError: a text names no solver.
+        """
+        made = {
+            k: build(entry.solver) if entry.weights is None else Weighted(entry.weights)
+            for k, entry in self.entries.items()
+        }
+        first = next(iter(made.values()))
+        return first if all(solver == first for solver in made.values()) else BySteps(tuple(made.items()))
+
+
+def entries_of(found: Search, solver: str) -> dict[int, Entry]:
+    """Return what a search found as entries of a file.
+
+    Args:
+        found: the search.
+        solver: the student's solver, as on the command line.
+
+    Raises:
+        FanalError: the grids begin with an analytical first step, which only `Search.denoiser_for` knows how to take.
+    """
+    if found.afs:
+        raise FanalError("grids with an analytical first step cannot be written: search with afs=False")
+    return {
+        k: Entry(
+            sigmas,
+            solver,
+            calls_of(found.solver_for(k), k),
+            found.weights.get(k),
+            found.error.get(k),
+            found.picks.get(k, ""),
+        )
+        for k, sigmas in found.schedules.items()
+    }
+
+
+def write_schedules(path: str | Path, schedules: Schedules) -> None:
+    """Write a schedule file, atomically.
+
+    Raises:
+        FanalError: the place cannot be written.
+    """
+    rows = [
+        {
+            "steps": entry.steps,
+            "solver": entry.solver,
+            "calls": entry.calls,
+            "sigmas": entry.sigmas.tolist(),
+            "weights": entry.weights,
+            "start": entry.start,
+            "error": None if entry.error is None else dataclasses.asdict(entry.error),
+        }
+        for entry in schedules.entries.values()
+    ]
+    head = {"format": FORMAT, "model": schedules.model, "search": dict(schedules.search)}
+    write_json(Path(path), {**head, "schedules": rows})
+
+
+def _estimate(value: Any) -> Estimate:
+    if not isinstance(value, dict) or not is_number(value.get("value")) or not isinstance(value.get("n"), int):
+        raise FanalError(f"an error must hold value, se and n, got {value!r:.60}")
+    se = value.get("se")
+    return Estimate(float(value["value"]), float(se) if is_number(se) else math.nan, value["n"])  # pyright: ignore
+
+
+def _word(value: dict[str, Any], name: str) -> str:
+    word = value.get(name, "")
+    if not isinstance(word, str) or len(word) > _LONGEST:
+        raise FanalError(f"{name} must be a text")
+    if name == "solver" and (not word or word.endswith(".json")):
+        raise FanalError(f"solver must name one, and no other schedule file, got {word!r:.60}")
+    return word
+
+
+def _entry(value: Any) -> Entry:
+    """Read one grid.
+
+    Raises:
+        FanalError: it is none.
+    """
+    if not isinstance(value, dict):
+        raise FanalError(f"each schedule must be an object, got {type(value).__name__}")
+    numbers = value.get("sigmas")
+    if not isinstance(numbers, list) or not 2 <= len(numbers) <= _MOST_NODES or not all(map(is_number, numbers)):
+        raise FanalError(f"sigmas must be a list of 2 to {_MOST_NODES} finite numbers")
+    sigmas = check_sigmas([float(v) for v in numbers])
+    if float(sigmas[0]) < float(sigmas[-1]):
+        raise FanalError("sigmas must decrease")
+    steps, calls, weights = value.get("steps"), value.get("calls"), value.get("weights")
+    if steps != len(sigmas) - 1 or not isinstance(calls, int) or not 0 < calls <= 100 * len(sigmas):
+        raise FanalError(
+            f"{len(sigmas)} sigmas make {len(sigmas) - 1} steps, the entry says {steps!r:.20}, {calls!r:.20} calls"
+        )
+    if weights is not None:
+        if not isinstance(weights, list) or len(weights) != steps or not all(isinstance(row, list) for row in weights):
+            raise FanalError(f"weights must be one list for each of the {steps} steps")
+        weights = rows_of(weights)
+    error = value.get("error")
+    if error is not None:
+        if not isinstance(error, dict):
+            raise FanalError("error must hold median and rms")
+        error = Error(_estimate(error.get("median")), _estimate(error.get("rms")))
+    return Entry(sigmas, _word(value, "solver"), calls, weights, error, _word(value, "start"))
+
+
+def read_schedules(path: str | Path) -> Schedules:
+    """Read a schedule file.
+
+    Raises:
+        FanalError: it is missing, too large, or not what `write_schedules` writes; the message says where.
+    """
+    value = read_json(Path(path))
+    if value.get("format") != FORMAT:
+        raise FanalError(f"{path} is no schedule file of fanal (format {value.get('format')!r:.40}, not {FORMAT!r})")
+    rows, model = value.get("schedules"), value.get("model")
+    if not isinstance(rows, list) or not 1 <= len(rows) <= _MOST_GRIDS:
+        raise FanalError(f"{path}: schedules must be a list of 1 to {_MOST_GRIDS} grids")
+    if not isinstance(model, str) or len(model) > _LONGEST:
+        raise FanalError(f"{path}: model must be a text")
+    try:
+        entries = [_entry(row) for row in rows]
+    except FanalError as error:
+        raise FanalError(f"{path}: {error}") from None
+    if len({entry.steps for entry in entries}) < len(entries):
+        raise FanalError(f"{path}: two grids have the same number of steps")
+    search = value.get("search")
+    kept = {entry.steps: entry for entry in entries}
+    return Schedules(model, kept, search if isinstance(search, dict) else {})
+
+
+# Exports.
+
+_ENDS = (
+    "These grids end at the last sigma, above 0: N + 1 values are N steps. Do not append 0, which adds a call, and do "
+    "not replace the last value by 0."
+)
+
+
+def _solvers(schedules: Schedules) -> dict[str, str]:
+    return {str(k): entry.solver for k, entry in schedules.entries.items()}
+
+
+def _plain(sigmas: Tensor) -> list[str]:
+    """Decimals without an exponent, which some readers of text do not know, exact to float64."""
+    return [f"{value:.20f}".rstrip("0").rstrip(".") for value in sigmas.tolist()]
+
+
+def _diffusers(entry: Entry) -> dict[str, Any]:
+    flow = entry.sigmas / (1 + entry.sigmas)
+    return {
+        "sigmas": entry.sigmas.tolist(),
+        "flow_sigmas": flow.tolist(),
+        "scheduler": {"_class_name": "FanalScheduler", "solver": entry.solver, "sigmas": entry.sigmas.tolist()},
+    }
+
+
+_DIFFUSERS = (
+    f"{_ENDS} sigmas: for EulerDiscreteScheduler, scheduler.set_timesteps(sigmas=...) or pipe(sigmas=...). "
+    "flow_sigmas: s/(1 + s), for flow matching without shift; with a shift pass f/(shift − (shift − 1)·f); leave "
+    "out the last value, since the scheduler appends its own end. "
+    "scheduler: FanalScheduler(solver, sigmas, scheduler=pipe.scheduler) of fanal.adapters.scheduler takes the place "
+    "of any other scheduler and runs this very solver."
+)
+
+
+def _write_diffusers(path: Path, schedules: Schedules) -> None:
+    grids = {str(k): _diffusers(entry) for k, entry in schedules.entries.items()}
+    write_json(path, {"for": "diffusers", "note": _DIFFUSERS, "solvers": _solvers(schedules), "schedules": grids})
+
+
+def _write_comfyui(path: Path, schedules: Schedules) -> None:
+    grids = {str(k): ", ".join(_plain(entry.sigmas)) for k, entry in schedules.entries.items()}
+    note = f"{_ENDS} Each text goes into a node that takes sigmas as numbers with commas and gives SIGMAS."
+    write_json(path, {"for": "comfyui", "note": note, "solvers": _solvers(schedules), "schedules": grids})
+
+
+def _write_edm(path: Path, schedules: Schedules) -> None:
+    grids = {str(k): entry.sigmas.tolist() for k, entry in schedules.entries.items()}
+    note = f"{_ENDS} Each list is t_steps of an EDM sampler, in the place of its own with the appended 0."
+    write_json(path, {"for": "edm", "note": note, "solvers": _solvers(schedules), "schedules": grids})
+
+
+def _write_kdiffusion(path: Path, schedules: Schedules) -> None:
+    grids = {f"sigmas.{k}": entry.sigmas for k, entry in schedules.entries.items()}
+    write_tensors(
+        path,
+        grids,
+        {"for": "k-diffusion", "note": _ENDS, **{f"solver.{k}": text for k, text in _solvers(schedules).items()}},
+    )
+
+
+EXPORTS: dict[str, tuple[str, Callable[[Path, Schedules], None]]] = {
+    "diffusers": (".diffusers.json", _write_diffusers),
+    "comfyui": (".comfyui.json", _write_comfyui),
+    "kdiffusion": (".kdiffusion.safetensors", _write_kdiffusion),
+    "edm": (".edm.json", _write_edm),
+}
+"""Name of the other program → how its file ends, and what writes it."""
+
+
+def export_path(path: str | Path, consumer: str) -> Path:
+    """Return where the export of a schedule file goes: `FILE.json` becomes `FILE.comfyui.json` and so on.
+
+    Raises:
+        FanalError: the consumer is unknown.
+    """
+    if consumer not in EXPORTS:
+        raise unknown_name("export", consumer, EXPORTS)
+    return Path(path).with_name(Path(path).stem + EXPORTS[consumer][0])
+
+
+def export(path: str | Path, schedules: Schedules, consumer: str) -> Path:
+    """Write the grids beside a schedule file, as another program takes them; returns where.
+
+    Args:
+        path: the schedule file.
+        schedules: its content.
+        consumer: `diffusers`, `comfyui`, `kdiffusion` (a safetensors file of float64 tensors) or `edm`.
+
+    Raises:
+        FanalError: the consumer is unknown, the place cannot be written, or the grids need weights that only fanal's
+            solver has.
+    """
+    if any(entry.weights is not None for entry in schedules.entries.values()):
+        raise FanalError(
+            f"these grids belong to weights that {consumer} does not have, and are worse without them: search with "
+            "--method fit to export a grid"
+        )
+    where = export_path(path, consumer)
+    EXPORTS[consumer][1](where, schedules)
+    return where
