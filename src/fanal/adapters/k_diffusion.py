@@ -78,7 +78,7 @@ def _bar(steps: int, disable: bool | None) -> Any:
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(console=Console(stderr=True), transient=True)
+    bar = Progress(console=Console(stderr=True))
     bar.add_task("sampling", total=steps)
     return bar
 
