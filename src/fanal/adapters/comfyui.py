@@ -28,6 +28,7 @@ from fanal.schedules import SCHEDULES, check_sigmas
 from fanal.solvers import SOLVERS
 
 __all__ = [
+    "INPUT_KINDS",
     "NODE_CLASS_MAPPINGS",
     "NODE_DISPLAY_NAME_MAPPINGS",
     "FanalSampler",
@@ -38,7 +39,9 @@ __all__ = [
 ]
 
 _BYTES, _NODES = 2**20, 10_000
-_KINDS = {"sigma (SD, SDXL)": "ve", "flow time (SD3, Flux, Wan)": "flow"}
+
+INPUT_KINDS = {"sigma (SD, SDXL)": "ve", "flow time (SD3, Flux, Wan)": "flow"}
+"""What SIGMAS mean to a model, as shown → process."""
 
 
 def _text(name: str, options: str) -> str:
@@ -82,7 +85,7 @@ def comfy_sampler(solver: Solver, name: str = "fanal") -> Callable[..., Tensor]:
 
 def _sigmas(grid: Float[Tensor, " n"], kind: str) -> Float[Tensor, " n"]:
     """A grid in x-space as ComfyUI passes SIGMAS around."""
-    if _KINDS[kind] == "flow":
+    if INPUT_KINDS[kind] == "flow":
         return flow_time(grid).float()
     if math.isinf(float(grid[0])):
         raise FanalError("only flow-matching models start at infinite sigma: choose flow time")
@@ -113,7 +116,10 @@ def read_sigmas(path: str | Path) -> Float[Tensor, " n"]:
         raise FanalError(
             f"{place.name} must hold a list of 2 to {_NODES} numbers, or an object with such a list under 'sigmas'"
         )
-    grid = check_sigmas([float(v) for v in values])
+    try:
+        grid = check_sigmas([float(v) for v in values])
+    except OverflowError as error:
+        raise FanalError(f"{place.name} holds a number that is too large: {error}") from None
     if grid[0] < grid[1]:
         raise FanalError(f"{place.name} rises from {float(grid[0]):.6g}: a grid for sampling decreases")
     return grid
@@ -175,7 +181,7 @@ class FanalSigmas:
                 "sigma_max": ("FLOAT", {"default": 14.614642, **limits}),
                 "sigma_min": ("FLOAT", {"default": 0.0291675, **limits}),
                 "end_at_zero": ("BOOLEAN", {"default": True}),
-                "kind": (list(_KINDS),),
+                "kind": (list(INPUT_KINDS),),
             }
         }
 
@@ -187,11 +193,11 @@ class FanalSigmas:
         Raises:
             FanalError: the schedule has no such option, or the range makes no grid.
         """
-        far = _KINDS[kind] == "flow"
+        far = INPUT_KINDS[kind] == "flow"
         if steps - far < 1:
             raise FanalError("a flow model needs two steps or more: the first leads from t = 1 to sigma_max")
         grid = build_schedule(_text(schedule, options), steps - far, sigma_min, sigma_max, zero=end_at_zero)
-        return (_sigmas(torch.cat([grid.new_full((far,), math.inf), grid]), kind),)
+        return (_sigmas(torch.cat([grid.new_full((int(far),), math.inf), grid]), kind),)
 
 
 class FanalSigmasFromFile:
@@ -206,7 +212,7 @@ class FanalSigmasFromFile:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's widgets."""
-        return {"required": {"file": ("STRING", {"default": "sigmas.json"}), "kind": (list(_KINDS),)}}
+        return {"required": {"file": ("STRING", {"default": "sigmas.json"}), "kind": (list(INPUT_KINDS),)}}
 
     @classmethod
     def IS_CHANGED(cls, file: str, kind: str) -> str:
