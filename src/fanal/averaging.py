@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from fanal.errors import FanalError, is_number
 
 __all__ = ["Exponential", "Power", "Profile", "profiles"]
 
+_POWER = re.compile(r"power:([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)")
 _WIDEST = 12**-0.5  # of a power function with exponent 0, the plain mean of all weights
 
 
@@ -91,12 +93,9 @@ Profile = Exponential | Power
 
 
 def _profile(text: object) -> Profile:
-    if isinstance(text, str) and text.startswith("power:"):
-        try:
-            return Power(float(text.removeprefix("power:")))
-        except ValueError:
-            pass
-    elif isinstance(text, int | float) and is_number(text):
+    if isinstance(text, str) and (found := _POWER.fullmatch(text)):
+        return Power(float(found[1]))
+    if isinstance(text, int | float) and is_number(text):
         return Exponential(text)
     raise FanalError(f"ema must be a decay like 0.999, or power:SIGMA_REL like power:0.1, got {text!r:.80}")
 
