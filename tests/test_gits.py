@@ -15,7 +15,6 @@ from fanal.denoiser import Counted, slope
 from fanal.errors import FanalError
 from fanal.exact import Mixture
 from fanal.schedule_search import (
-    AnalyticalStart,
     Replay,
     Student,
     Weighted,
@@ -30,7 +29,7 @@ from fanal.schedule_search import (
 )
 from fanal.schedules import logsnr, polynomial
 from fanal.seeding import noise
-from fanal.solvers import Churn, Euler, Heun
+from fanal.solvers import AFS, DEIS, IPNDM, LMS, Churn, DPMpp, Euler, Heun, UniPC
 
 
 def mixture(seed=0, components=4, d=12):
@@ -206,19 +205,28 @@ def test_an_analytical_first_step_is_free_and_helps():
     assert [*grid[:1], *grid[2:]] == [*plain.schedules[5]]
     assert free.calls == 5 * int((free.teacher.sigmas > plain.schedules[5][1]).sum() - 1)
     before = denoiser.calls
-    fanal.sample(free.denoiser_for(denoiser), x, grid, Euler())
+    fanal.sample(denoiser, x, grid, free.solver_for(5))
     assert denoiser.calls - before == 5
     ends = plain.judged.x[-1]
     without = Student(denoiser, plain.judged.x[0], ends).errors(plain.schedules[5], Euler())
-    gain = without - Student(free.denoiser_for(denoiser), plain.judged.x[0], ends).errors(grid, Euler())
+    gain = without - Student(denoiser, plain.judged.x[0], ends, afs=True).errors(grid, Euler())
     assert gain.mean() > 3 * gain.std() / 16  # on 256 held-out samples
 
 
 def test_the_analytical_first_step_is_euler_with_the_analytical_slope(run):
     x = run.x[0]
-    first = next(fanal.trace(AnalyticalStart(mixture(), 80.0), x, run.sigmas, Euler())).step.x_next
+    first = next(fanal.trace(mixture(), x, run.sigmas, AFS(Euler()))).step.x_next
     expected = x + (run.sigmas[1] - 80.0) * x / math.sqrt(1 + 80.0**2)
     torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-10)
+
+
+def test_fits_keep_the_analytical_first_step_free():
+    denoiser = Counted(mixture())
+    found = gits.search(denoiser, warm(denoiser), 4, solver=IPNDM(2), teacher=Euler(), afs=True, method="fit-weights")
+    before = denoiser.calls
+    fanal.sample(denoiser, warm(denoiser), found.schedules[4], found.solver_for(4))
+    assert denoiser.calls - before == 4
+    assert [len(row) for row in found.weights[4]] == [1, 2, 2, 2, 2]
 
 
 def test_a_replay_asks_only_from_the_first_change_on():
@@ -290,8 +298,19 @@ def test_weights_are_read_off_a_solver():
     read = weights_of(Euler(), grid)
     assert [len(row) for row in read] == [1] * 5
     assert [row[0] for row in read] == pytest.approx([1.0] * 5, rel=1e-14)
+    assert weights_of(IPNDM(3), grid)[3] == pytest.approx((23 / 12, -16 / 12, 5 / 12), rel=1e-12)
     assert weights_of(Heun(), grid) is None
     assert weights_of(Churn(), grid) is None
+
+
+@pytest.mark.parametrize("solver", [IPNDM(4), LMS(3), DEIS(3), DPMpp(2), DPMpp(3), UniPC(2), UniPC(3, variant="bh1")])
+def test_every_linear_multistep_solver_is_a_table_of_weights(solver):
+    """On a mixture, which is anything but linear; and the table's numbers are those of the grid alone."""
+    denoiser, grid = mixture(), polynomial(7, zero=False)
+    x = warm(denoiser)
+    rows = weights_of(solver, grid)
+    expected = fanal.sample(denoiser, x, grid, solver)
+    torch.testing.assert_close(fanal.sample(denoiser, x, grid, Weighted(rows)), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_weighted_takes_the_steps_its_table_says():

@@ -72,9 +72,15 @@ def test_a_search_becomes_a_file_with_counted_calls(tmp_path):
     assert {k: entry.calls for k, entry in entries.items()} == {2: 4, 3: 6}
     assert entries[2].error == found.error[2]
     assert entries[3].start == found.picks[3]
-    afs = gits.search(denoiser(), noisy(80.0), 2, solver=Euler(), teacher=Euler(), afs=True)
-    with pytest.raises(FanalError, match="analytical first step"):
-        entries_of(afs, "euler")
+
+
+@pytest.mark.parametrize("method", ["gits", "fit-weights"])
+def test_an_analytical_first_step_goes_into_the_file(tmp_path, method):
+    found = gits.search(denoiser(), noisy(80.0), 2, solver=Euler(), teacher=Euler(), afs=True, method=method)
+    write_schedules(tmp_path / "a.json", Schedules("m", entries_of(found, "euler")))
+    kept = read_schedules(tmp_path / "a.json")
+    assert (kept.entries[3].calls, kept.entries[3].solver) == (2, "afs:solver=euler")
+    assert build_solver(str(tmp_path / "a.json")) == found.solver_for(2)
 
 
 def test_the_command_line_takes_a_file_as_schedule_and_as_solver(tmp_path, path):

@@ -25,12 +25,12 @@ from fanal.schedule_search.cost import Metric, cost_matrix
 from fanal.schedule_search.errors import Error, error_of
 from fanal.schedule_search.fitting import OBJECTIVES, judge
 from fanal.schedule_search.paths import grids
-from fanal.schedule_search.student import AnalyticalStart, Student, teach
+from fanal.schedule_search.student import Student, teach
 from fanal.schedule_search.tournament import Contest, starts, with_free_step
 from fanal.schedule_search.weights import Rows, Weighted, calls_of, weights_of
 from fanal.schedules import check_sigmas, polynomial
 from fanal.seeding import noise
-from fanal.solvers import IPNDM
+from fanal.solvers import AFS, IPNDM
 from fanal.trajectory import Trajectory
 
 __all__ = ["METHODS", "Choice", "Search", "choose", "default_solver", "search"]
@@ -78,12 +78,9 @@ class Search:
     afs: bool
 
     def solver_for(self, steps: int) -> Solver:
-        """Return the solver to use with a schedule: the student's, with the searched weights where there are some."""
-        return Weighted(self.weights[steps]) if steps in self.weights else self.solver
-
-    def denoiser_for(self, denoiser: Denoiser) -> Denoiser:
-        """Return the denoiser to use with the schedules: with `afs` the first call is answered analytically."""
-        return AnalyticalStart(denoiser, float(self.teacher.sigmas[0])) if self.afs else denoiser
+        """Return the solver for a schedule: the student's, with the searched weights and the analytical first step."""
+        solver = Weighted(self.weights[steps]) if steps in self.weights else self.solver
+        return AFS(solver) if self.afs else solver
 
 
 class _Laps:
@@ -220,7 +217,7 @@ def search(
     schedules = grids(cost, run.sigmas, wanted, coeff)
     laps("dp")
     found = Search(schedules, {}, {}, {}, cost, laps.seconds, 0.0, laps.calls, run, pilot, None, student, method, afs)
-    here = Student(found.denoiser_for(network), warm, run.x[-1], batch)
+    here = Student(network, warm, run.x[-1], batch, afs)
     if method == "gits" and afs:
         for k in progress(wanted, "first steps"):
             schedules[k] = with_free_step(here, schedules[k], run.sigmas, student)
@@ -264,7 +261,7 @@ def _judge(
         top = float(found.teacher.sigmas[0])
         fresh = _drawn(network, wanted, top, seed, "holdout", warm)
         run = teach(network, fresh, found.teacher.sigmas, found.pilot, batch, progress, "held-out teacher")
-    student = Student(found.denoiser_for(network), run.x[0], run.x[-1], batch)
+    student = Student(network, run.x[0], run.x[-1], batch)
     for k, grid in found.schedules.items():
         found.error[k] = error_of(student.errors(grid, found.solver_for(k)))
     laps("holdout", "holdout", len(run.x[0]))

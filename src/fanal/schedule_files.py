@@ -25,6 +25,7 @@ from fanal.sampling import Solver
 from fanal.schedule_search import BySteps, Error, Weighted, calls_of
 from fanal.schedule_search.weights import Rows, rows_of
 from fanal.schedules import check_sigmas
+from fanal.solvers import AFS
 
 __all__ = ["EXPORTS", "Entry", "Schedules", "entries_of", "export", "export_path", "read_schedules", "write_schedules"]
 
@@ -111,30 +112,29 @@ class Schedules:
             FanalError: a text names no solver.
         """
         made = {
-            k: build(entry.solver) if entry.weights is None else Weighted(entry.weights)
+            k: build(entry.solver) if entry.weights is None else _weighted(entry.weights, entry.solver)
             for k, entry in self.entries.items()
         }
         first = next(iter(made.values()))
         return first if all(solver == first for solver in made.values()) else BySteps(tuple(made.items()))
 
 
+def _weighted(weights: Rows, solver: str) -> Solver:
+    return AFS(Weighted(weights)) if solver.partition(":")[0] == "afs" else Weighted(weights)
+
+
 def entries_of(found: Search, solver: str) -> dict[int, Entry]:
     """Return what a search found as entries of a file.
 
     Args:
-        found: the search.
+        found: the search; with `afs` its grids have an interval more, and the solver is written `afs:solver=…`.
         solver: the student's solver, as on the command line.
-
-    Raises:
-        FanalError: the grids begin with an analytical first step, which only `Search.denoiser_for` knows how to take.
     """
-    if found.afs:
-        raise FanalError("grids with an analytical first step cannot be written: search with afs=False")
     return {
-        k: Entry(
+        len(sigmas) - 1: Entry(
             sigmas,
-            solver,
-            calls_of(found.solver_for(k), k),
+            f"afs:solver={solver}" if found.afs else solver,
+            calls_of(found.solver_for(k), len(sigmas) - 1),
             found.weights.get(k),
             found.error.get(k),
             found.picks.get(k, ""),

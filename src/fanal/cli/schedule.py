@@ -43,6 +43,9 @@ def schedule(
     seed: Annotated[int, typer.Option(help="Run seed of both.", min=0)] = 0,
     coeff: Annotated[float, typer.Option(help="GITS's γ: above 1 it moves nodes to smaller sigma.")] = 1.15,
     metric: Annotated[str, typer.Option(help="GITS's cost of a jump: dev, l1 or l2.")] = "dev",
+    afs: Annotated[
+        bool, typer.Option("--afs", help="Put a free interval before the others, by the analytical first step.")
+    ] = False,
     objective: Annotated[str, typer.Option(help="What a fit makes small: robust (typical miss) or mean.")] = "robust",
     teacher: Annotated[str, typer.Option(help="The teacher's solver.")] = "ipndm",
     teacher_steps: Annotated[int, typer.Option(help="Intervals of the teacher's grid.", min=2)] = 60,
@@ -75,6 +78,7 @@ def schedule(
             seed=seed,
             coeff=coeff,
             metric=metric,
+            afs=afs,
             objective=objective,
             teacher=teacher,
             teacher_steps=teacher_steps,

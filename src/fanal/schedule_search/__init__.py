@@ -7,7 +7,6 @@ from fanal.schedule_search.errors import error_of as error_of
 from fanal.schedule_search.fitting import Fit as Fit
 from fanal.schedule_search.fitting import fit as fit
 from fanal.schedule_search.paths import shortest as shortest
-from fanal.schedule_search.student import AnalyticalStart as AnalyticalStart
 from fanal.schedule_search.student import Replay as Replay
 from fanal.schedule_search.student import Student as Student
 from fanal.schedule_search.student import teach as teach

@@ -39,6 +39,7 @@ class ScheduleConfig:
     seed: int = 0
     coeff: float = 1.15
     metric: str = "dev"
+    afs: bool = False
     objective: str = "robust"
     teacher: str = "ipndm"
     teacher_steps: int = 60
@@ -113,6 +114,7 @@ def _found(config: ScheduleConfig, progress: Progress) -> tuple[Schedules, list[
         method=config.method,
         coeff=config.coeff,
         metric=config.metric,
+        afs=config.afs,
         **again,
     )
     calls = {"teacher": base.calls, **{k: v for k, v in found.breakdown.items() if k.isdecimal()}}
@@ -143,6 +145,8 @@ def search_schedules(
     there = [target for target in targets if target.exists()]
     if there and not overwrite:
         raise FanalError(f"{there[0]} exists; choose another --out or pass --overwrite")
+    if config.afs and ("+" in config.solver or "," in config.solver):
+        raise FanalError("the analytical first step goes with one solver with at most one field")
     if config.export and config.method == "fit-weights":
         raise FanalError(
             f"{', '.join(EXPORTS)} take grids, and --method fit-weights searches weights that belong to them: "

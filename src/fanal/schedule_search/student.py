@@ -11,30 +11,10 @@ from torch import Tensor
 from fanal.denoiser import Denoiser, Wrapper, take
 from fanal.runs import Progress, quiet
 from fanal.sampling import Solver, sample, trace
+from fanal.solvers import AFS
 from fanal.trajectory import Trajectory
 
-__all__ = ["AnalyticalStart", "Replay", "Student", "teach"]
-
-
-class AnalyticalStart(Wrapper):
-    """Answers at the first noise level without the network: `D = x − sigma·x/sqrt(1 + sigma²) `.
-
-    The analytical first step of Dockhorn et al. 2022: far above the data's own scale x is nearly pure noise.
-
-    Args:
-        denoiser: what to wrap.
-        sigma: the first noise level of the grid.
-    """
-
-    def __init__(self, denoiser: Denoiser, sigma: float) -> None:
-        super().__init__(denoiser)
-        self.sigma = sigma
-
-    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
-        """Return the analytical prediction at the first noise level, and the network's elsewhere."""
-        if sigma.ndim == 0 and float(sigma) == self.sigma:
-            return x - sigma / (1 + sigma**2).sqrt() * x
-        return self.denoiser(x, sigma)
+__all__ = ["Replay", "Student", "teach"]
 
 
 class Replay(Wrapper):
@@ -96,11 +76,14 @@ class Student:
         x: (B, *shape), the samples at the first sigma.
         ends: (B, *shape), the teacher's end points.
         batch: samples computed together; None: all.
+        afs: whether every solver takes its first step analytically, without a call.
     """
 
-    def __init__(self, denoiser: Denoiser, x: Tensor, ends: Tensor, batch: int | None = None) -> None:
+    def __init__(
+        self, denoiser: Denoiser, x: Tensor, ends: Tensor, batch: int | None = None, afs: bool = False
+    ) -> None:
         self.parts = [(take(denoiser, rows), x[rows]) for rows in _blocks(len(x), batch)]
-        self.ends = ends.flatten(1)
+        self.ends, self.afs = ends.flatten(1), afs
         self.entries = self.ends.shape[1]
 
     def residual(
@@ -113,7 +96,7 @@ class Student:
             solver: the student's solver.
             records: of an earlier run, to be answered from while nothing has changed.
         """
-        found, kept = [], []
+        found, kept, solver = [], [], self._solver(solver)
         for i, (denoiser, x) in enumerate(self.parts):
             replay = Replay(denoiser, records[i] if records else None)
             found.append(sample(replay, x, sigmas, solver).flatten(1))
@@ -122,5 +105,9 @@ class Student:
 
     def errors(self, sigmas: Tensor, solver: Solver) -> Float[Tensor, " b"]:
         """Return each sample's root mean square error per entry, float64 on the CPU."""
+        solver = self._solver(solver)
         off = torch.cat([sample(denoiser, x, sigmas, solver).flatten(1) for denoiser, x in self.parts]) - self.ends
         return (torch.linalg.vector_norm(off, dim=1) / self.entries**0.5).double().cpu()
+
+    def _solver(self, solver: Solver) -> Solver:
+        return AFS(solver) if self.afs else solver

@@ -70,10 +70,10 @@ def with_free_step(student: Student, grid: Tensor, sigmas: Tensor, solver: Solve
     """Insert the node at which the analytical first step ends: of those of the teacher's grid inside the first jump,
     the one from which the student ends nearest to the teacher in the mean. A first jump without any is left whole.
 
-    The student's denoiser must answer the first call analytically; every candidate costs its run.
+    Every candidate costs its run.
 
     Args:
-        student: samples and the teacher's end points.
+        student: samples and the teacher's end points, with `afs`.
         grid: the path that was found.
         sigmas: the teacher's grid.
         solver: the student's solver.
