@@ -23,25 +23,54 @@ class Expected:
         order: slope of log error against log step; of the marginal variance where `weak`.
         calls: network calls per interval that ends above 0 (with the solver's defaults).
         last: network calls of an interval that ends at 0.
+        first: calls of the first intervals, where they differ.
         options: how to turn its noise off, or which variant the order is for.
         encodes: whether it also runs up in sigma.
         weak: it always draws noise, so that only its law converges.
+        scales: the data's scale times c gives the samples times c, on the grid times c.
+        asks: the network is asked at the start of each interval; without that its first answer is no prediction.
+        refined: numbers of steps that show the order.
     """
 
     order: float
     calls: int
     last: int = 1
+    first: tuple[int, ...] = ()
     options: dict[str, object] = field(default_factory=dict)
     encodes: bool = True
     weak: bool = False
+    scales: bool = True
+    asks: bool = True
+    refined: tuple[int, ...] = (48, 96, 192)
+
+    def cost(self, intervals: int, zero: bool) -> int:
+        """Network calls over a grid."""
+        costs = [*self.first, *[self.calls] * intervals][:intervals]
+        return sum(costs[:-1]) + self.last if zero else sum(costs)
 
 
 EXPECTED = {
     "euler": Expected(order=1, calls=1),
     "heun": Expected(order=2, calls=2),
+    "dpm2": Expected(order=2, calls=2),
+    "rk4": Expected(order=4, calls=4),
+    "taylor2": Expected(order=2, calls=2, refined=(16, 32, 64)),
+    "dpms": Expected(order=3, calls=3),
+    "dpmpp2s": Expected(order=2, calls=2),
+    "dpmpp": Expected(order=2, calls=1),
+    "unipc": Expected(order=3, calls=1, options={"lower_final": "never"}),
+    "res": Expected(order=2, calls=1),
+    "spndm": Expected(order=2, calls=1, first=(2,)),
+    "pndm": Expected(order=2, calls=1, first=(4, 4, 4)),
+    "ipndm": Expected(order=2, calls=1),
+    "lms": Expected(order=2, calls=1, options={"order": 2}),
+    "deis": Expected(order=2, calls=1, options={"order": 2}, scales=False),
     "ddpm": Expected(order=1, calls=1, encodes=False, weak=True),
     "ancestral": Expected(order=1, calls=1, options={"eta": 0.0}, encodes=False),
     "churn": Expected(order=2, calls=2, options={"s_churn": 0.0}, encodes=False),
+    "sde": Expected(order=2, calls=1, options={"eta": 0.0}, encodes=False),
+    "dpmpp_sde": Expected(order=2, calls=2, options={"eta": 0.0}, encodes=False),
+    "afs": Expected(order=1, calls=1, first=(0,), encodes=False, scales=False, asks=False),
 }
 
 
@@ -57,6 +86,7 @@ def quiet(name: str):
 
 
 DETERMINISTIC = [name for name in SOLVERS if name not in EXPECTED or not EXPECTED[name].weak]
+ASKING = [name for name in DETERMINISTIC if name not in EXPECTED or EXPECTED[name].asks]
 ENCODERS = [name for name in DETERMINISTIC if name not in EXPECTED or EXPECTED[name].encodes]
 
 

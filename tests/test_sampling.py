@@ -228,7 +228,7 @@ def test_nan_is_named_by_step_sigma_and_seed(name):
         return D(x, sigma)
 
     grid = torch.tensor([10.0, 5.0, 1.0, 0.5, 0.1], dtype=F64)
-    at = next(t.span.i for t in trace(healthy, start(D), grid, solver, range(7, 11)) if seen[-1] <= 1.0)
+    at = next(t.span.i for t in trace(healthy, start(D), grid, solver, range(7, 11)) if seen and seen[-1] <= 1.0)
     with pytest.raises(NonFiniteError) as caught:
         sample(broken, start(D), grid, solver, range(7, 11))
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""Solvers that use nothing but the current interval."""
+"""Solvers that use nothing but the current interval, as Runge–Kutta methods in sigma."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from torch import Tensor
 
 from fanal.denoiser import Denoiser
 from fanal.sampling import Span, Step, finish, toward
+from fanal.solvers.arithmetic import Row, staged
+from fanal.solvers.coefficients import number
 
-__all__ = ["Euler", "Heun"]
+__all__ = ["RK4", "RK4_ROWS", "Euler", "Heun"]
+
+RK4_ROWS: tuple[Row, ...] = (
+    (0.5, (1.0,)),
+    (0.5, (0.0, 1.0)),
+    (1.0, (0.0, 0.0, 1.0)),
+    (1.0, (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+)
+"""The stages of the classical Runge–Kutta method of order 4."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Euler:
     def step(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...] = ()) -> Step:
         """Cross `span` with one call."""
         denoised = denoiser(x, span.sigma)
-        return Step(toward(x, denoised, span.sigma, span.sigma_next), denoised)
+        return Step(toward(x, denoised, number(span.sigma), number(span.sigma_next)), denoised)
 
 
 @dataclass(frozen=True)
@@ -38,9 +48,21 @@ class Heun:
         """Cross `span` with two calls, or one into sigma = 0."""
         if span.sigma_next == 0:
             return finish(denoiser, x, span)
+        sigma, sigma_next = number(span.sigma), number(span.sigma_next)
         denoised = denoiser(x, span.sigma)
-        y = toward(x, denoised, span.sigma, span.sigma_next)
-        again = denoiser(y, span.sigma_next)
-        weight = span.sigma / (2 * span.sigma_next)
-        blend = denoised + weight * (again - denoised)
-        return Step(toward(x, blend, span.sigma, span.sigma_next), denoised, info={"denoised_next": again})
+        again = denoiser(toward(x, denoised, sigma, sigma_next), span.sigma_next)
+        # (1 − w)·D + w·D': Euler's formula between the two, with the ratio 1 − w
+        blend = toward(denoised, again, 2 * sigma_next, 2 * sigma_next - sigma)
+        return Step(toward(x, blend, sigma, sigma_next), denoised, info={"denoised_next": again})
+
+
+@dataclass(frozen=True)
+class RK4:
+    """The classical Runge–Kutta method in sigma: fourth order, four calls, and one into sigma = 0."""
+
+    def step(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...] = ()) -> Step:
+        """Cross `span` with four calls, or one into sigma = 0."""
+        if span.sigma_next == 0:
+            return finish(denoiser, x, span)
+        x_next, denoised, _ = staged(denoiser, x, span, RK4_ROWS, predict="noise", log=False)
+        return Step(x_next, denoised)

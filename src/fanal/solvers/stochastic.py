@@ -16,9 +16,23 @@ from fanal.solvers.onestep import Euler, Heun
 __all__ = ["DDPM", "Ancestral", "Churn"]
 
 
-def _check_decreasing(span: Span, name: str) -> None:
+def check_decreasing(span: Span, name: str) -> None:
+    """Refuse to add noise on the way up.
+
+    Raises:
+        FanalError: sigma rises over the interval.
+    """
     if span.sigma_next > span.sigma:
         raise FanalError(f"{name} draws noise and only runs down in sigma; encode with a deterministic solver")
+
+
+def split(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """Return sigma_down and sigma_up of an ancestral step: where the deterministic part leads, and the noise.
+
+    `sigma_up = eta·sigma'·sqrt(1 − sigma'²/sigma²)`, `sigma_down² + sigma_up² = sigma'²`.
+    """
+    up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).sqrt()
+    return (sigma_next**2 - up**2).sqrt(), up
 
 
 @dataclass(frozen=True)
@@ -45,9 +59,8 @@ class Ancestral:
         """Cross `span`: the inner step to sigma_down, then noise."""
         if self.eta == 0 or span.sigma_next == 0:
             return self.solver.step(denoiser, x, span, memory)
-        _check_decreasing(span, "ancestral sampling")
-        sigma_up = self.eta * span.sigma_next * (1 - (span.sigma_next / span.sigma) ** 2).sqrt()
-        sigma_down = (span.sigma_next**2 - sigma_up**2).sqrt()
+        check_decreasing(span, "ancestral sampling")
+        sigma_down, sigma_up = split(span.sigma, span.sigma_next, self.eta)
         step = self.solver.step(denoiser, x, dataclasses.replace(span, sigma_next=sigma_down), memory)
         noisy = step.x_next + sigma_up * span.noise(x, "ancestral")
         return dataclasses.replace(step, x_next=noisy)
@@ -102,7 +115,7 @@ class Churn:
         gamma = min(self.s_churn / span.n, math.sqrt(2) - 1) if inside else 0.0
         if gamma == 0:
             return self.solver.step(denoiser, x, span, memory)
-        _check_decreasing(span, "churn")
+        check_decreasing(span, "churn")
         sigma_hat = span.sigma * (1 + gamma)
         x_hat = x + (sigma_hat**2 - span.sigma**2).sqrt() * self.s_noise * span.noise(x, "churn")
         step = self.solver.step(denoiser, x_hat, dataclasses.replace(span, sigma=sigma_hat), memory)
