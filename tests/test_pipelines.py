@@ -13,8 +13,7 @@ import torch
 
 import pipelines
 from fanal.adapters.pipelines import PipelineNetwork, PromptedPipeline, load_pipeline
-from fanal.denoiser import Counted, Labelled, Prompted
-from fanal.errors import FanalError
+from fanal.denoiser import Counted, Labelled
 from fanal.guidance import ClassifierFree
 from fanal.sampling import sample, toward, trace
 from fanal.seeding import noise
@@ -379,119 +378,6 @@ def test_a_scheduler_comes_through_its_folder(tmp_path):
     for name, value in pipe.scheduler.config.items():
         assert name.startswith("_") or net.pipeline.scheduler.config[name] == value
     assert net.grid(7).tolist() == load_pipeline(pipe).grid(7).tolist()
-
-
-def test_prompts_make_a_new_object_that_shares_the_network(pair):
-    both = pair("sd")
-    net = both.net
-    told = net.with_prompts(PROMPTS, NEGATIVE)
-    assert isinstance(net, Prompted)
-    assert not isinstance(pair("dit").net, Prompted)
-    assert (net.classes, told.classes, told.prompts) == (0, 2, tuple(PROMPTS))
-    assert told.network is net.network
-    x, sigma = torch.randn(3, *net.shape, generator=torch.Generator().manual_seed(1)), torch.tensor(2.0, dtype=F64)
-    with torch.no_grad():
-        free, empty = told(x, sigma), told(x, sigma, torch.tensor([2, 2, 2]))
-        torch.testing.assert_close(free, empty, rtol=0, atol=0)
-        torch.testing.assert_close(net(x, sigma), net.with_prompts(["x"])(x, sigma), rtol=0, atol=0)
-        mixed = told(x, sigma, torch.tensor([0, 2, 1]))
-        torch.testing.assert_close(mixed[1:2], free[1:2])
-        torch.testing.assert_close(mixed[0:1], told(x[:1], sigma, torch.tensor([0])))
-        assert float((mixed[0] - free[0]).abs().max()) > 1e-3
-        again = net.with_prompts([PROMPTS[0], "other"], NEGATIVE)
-        torch.testing.assert_close(again(x[:1], sigma, torch.tensor([0])), mixed[0:1])
-
-
-def test_per_sample_sigmas_are_those_of_single_samples(pair):
-    for name in ("ddim", "dit", "sd", "sdxl", "sd3", "flux", "score_sde_ve"):
-        net = pair(name).net
-        x = torch.randn(3, *net.shape, generator=torch.Generator().manual_seed(1))
-        sigma = torch.tensor([0.05, 1.0, 14.0], dtype=F64)
-        with torch.no_grad():
-            whole = net(x, sigma)
-            single = torch.cat([net(x[i : i + 1], sigma[i]) for i in range(3)])
-        torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-4)
-
-
-def test_gradients_reach_x(pair):
-    net = pair("sd3").net
-    x = torch.randn(1, *net.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    net(x, torch.tensor(1.0, dtype=F64)).square().sum().backward()
-    assert float(x.grad.abs().max()) > 0
-    assert all(parameter.grad is None for parameter in net.network.parameters())
-
-
-def test_another_size(pair, monkeypatch):
-    """Latents, time ids and the resolution's shift follow the size."""
-    both = pair("flux")
-    wide = both.net.with_size(32, 48)
-    assert wide.shape == (4, 16, 24)
-    assert both.net.shape == (4, 8, 8)
-    assert float(wide.grid(4)[1]) > float(both.net.grid(4)[1])  # more tokens, more noise
-    assert load_pipeline(both.pipe).shape == (4, 128, 128)  # the pipeline's default
-    large = pair("sdxl").net.with_size(24, 16)
-    assert large.shape == (4, 12, 8)
-    x = torch.randn(1, *large.shape, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        assert large.decode(large(x, torch.tensor(1.0, dtype=F64))).shape == (1, 3, 24, 16)
-
-
-MISTAKES = [
-    ("sd", lambda net: net(torch.zeros(1, 3, 8, 8), torch.tensor(1.0)), "have shape"),
-    ("sd", lambda net: net(torch.zeros(2, 4, 8, 8), torch.tensor([1.0, 2.0, 3.0])), "one entry per sample"),
-    ("sd", lambda net: net(torch.zeros(2, 4, 8, 8), torch.tensor([1.0, float("inf")])), "infinite for some"),
-    ("sd", lambda net: net.with_prompts("a dog"), "a list of texts"),
-    ("sd", lambda net: net.with_prompts([3]), "a list of texts"),
-    ("sd", lambda net: net.with_size(15, 16), "multiples of 2"),
-    ("sd", lambda net: net.grid(0), "at least 1"),
-    ("sd", lambda net: net.grid(5000), "cannot take 5000 steps"),
-    ("sd3", lambda net: net.with_size(64, 16), "at most 32"),
-    ("dit", lambda net: net.with_size(32, 32), "has one size"),
-    ("dit", lambda net: net(torch.zeros(1, 4, 8, 8), torch.tensor(1.0), torch.tensor([1001])), r"in \[0, 1000\)"),
-    ("dit", lambda net: net(torch.zeros(1, 4, 8, 8), torch.tensor(1.0), torch.tensor([-1])), r"in \[0, 1000\)"),
-    ("dit", lambda net: net(torch.zeros(1, 4, 8, 8), torch.tensor(1.0), torch.tensor([1.0])), "whole numbers"),
-    ("ddim", lambda net: net(torch.zeros(1, 3, 8, 8), torch.tensor(1.0), torch.tensor([1])), r"in \[0, 0\)"),
-    ("ddim", lambda net: net.with_size(15, 16), "multiples of 2"),
-]
-
-
-@pytest.mark.parametrize(("name", "mistake", "said"), MISTAKES)
-def test_mistakes_are_told(made, name, mistake, said):
-    with pytest.raises(FanalError, match=said):
-        mistake(made[name])
-
-
-@pytest.fixture(scope="module")
-def made():
-    """Networks of pipeline objects, for checks that change nothing."""
-    names = ("ddim", "dit", "sd", "sd3")
-    return {name: load_pipeline(pipelines.MAKERS[name]()) for name in names}
-
-
-def test_class_conditional_pixels():
-    """A UNet2DModel with a class embedding knows no unconditional sample."""
-    net = load_pipeline(pipelines.make_ddim(unet={"num_class_embeds": 5}))
-    assert net.classes == 5
-    x, sigma = torch.randn(2, *net.shape, generator=torch.Generator().manual_seed(1)), torch.tensor(1.0, dtype=F64)
-    with torch.no_grad():
-        own = net(x, sigma, torch.tensor([4, 0]))
-        raw = net.network(x / 2**0.5, net.process.time_of(sigma).float(), torch.tensor([4, 0])).sample
-    torch.testing.assert_close(own, x - raw)
-    with pytest.raises(FanalError, match="no unconditional sample"):
-        net(x, sigma)
-
-
-def test_networks_that_take_more_than_a_sample_are_refused():
-    from diffusers import LCMScheduler
-
-    with pytest.raises(FanalError, match="only plain denoisers"):
-        load_pipeline(pipelines.make_ddim(unet={"in_channels": 9}))
-    pipe = pipelines.make_sd()
-    pipe.scheduler = LCMScheduler()
-    with pytest.raises(FanalError, match="unknown scheduler 'LCMScheduler'"):
-        load_pipeline(pipe)
-    with pytest.raises(FanalError, match="unknown pipeline class 'dict'"):
-        load_pipeline({})
 
 
 def test_ddim_with_linspace_steps_beside_its_own_grid():

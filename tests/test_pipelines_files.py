@@ -1,16 +1,11 @@
-"""Folders and repositories of pipelines: what is read, from where, and what is refused without running anything."""
+"""Folders of pipelines: what is read, and what is refused without running anything."""
 
-import contextlib
 import functools
 import hashlib
-import http.server
 import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -18,14 +13,13 @@ import safetensors.torch
 import torch
 
 import pipelines
-from fanal.adapters.pipeline_files import PIPELINES, fetch, read_layout
+from fanal.adapters.pipeline_files import PIPELINES, read_layout
 from fanal.adapters.pipelines import load_pipeline
 from fanal.errors import FanalError
 
 pytest.importorskip("diffusers")
 
 F64 = torch.float64
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -400,147 +394,6 @@ def test_cards_and_fingerprints(originals, folder):
     changed = pipelines.make_ddim()
     changed.unet.conv_in.weight.add_(1e-3)
     assert load_pipeline(changed).fingerprint() != first
-
-
-def test_a_layout_is_read_without_importing_anything(originals):
-    """The check comes before the libraries: a process that only checks has not imported diffusers."""
-    code = (
-        "import sys, pathlib; from fanal.adapters.pipeline_files import read_layout; "
-        f"layout = read_layout(pathlib.Path({str(originals / 'sd')!r})); "
-        "assert 'diffusers' not in sys.modules and 'transformers' not in sys.modules; print(layout.kind)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "StableDiffusionPipeline", done.stderr
-
-
-# The hub.
-
-
-def hub_cache(root, name, folder):
-    """A filled cache as huggingface_hub lays it out: blobs, and a snapshot of links to them."""
-    place = root / f"models--{name.replace('/', '--')}"
-    snapshot = place / "snapshots" / COMMIT
-    (place / "blobs").mkdir(parents=True)
-    (place / "refs").mkdir()
-    (place / "refs/main").write_text(COMMIT)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-            shutil.copy(file, blob)
-            link = snapshot / file.relative_to(folder)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(os.path.relpath(blob, link.parent))
-
-
-def test_a_filled_cache_works_offline(originals, tmp_path, monkeypatch):
-    import huggingface_hub.constants as constants
-
-    hub_cache(tmp_path, "org/tiny", originals / "ddim")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    net = load_pipeline("hub:org/tiny")
-    torch.testing.assert_close(answer(net), answer(load_pipeline(originals / "ddim")), rtol=0, atol=0)
-    assert net.card()["source"] == {"format": "diffusers pipeline", "hub": "org/tiny", "revision": COMMIT}
-    assert load_pipeline("hub:org/tiny", revision=COMMIT).fingerprint() == net.fingerprint()
-    for name in ("org/other", "org/tiny/more", "tiny", "../tiny", "org/.."):
-        with pytest.raises(FanalError, match="cannot fetch hub:|expected hub:ORG/NAME"):
-            load_pipeline(f"hub:{name}")
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's protocol as a download needs."""
-
-    folder = Path()
-    asked: list[str] = []
-
-    def log_message(self, *args):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def send(self, data, **headers):
-        self.send_response(200)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def do_GET(self):
-        path = self.path.partition("?")[0]
-        files = [file for file in self.folder.rglob("*") if file.is_file()]
-        if path.startswith("/api/models/org/tiny/tree/"):
-            entries = [
-                {
-                    "type": "file",
-                    "path": file.relative_to(self.folder).as_posix(),
-                    "size": file.stat().st_size,
-                    "oid": hashlib.sha1(file.read_bytes()).hexdigest(),
-                }
-                for file in files
-            ]
-            self.send(json.dumps(entries).encode(), Content_Type="application/json")
-        elif path.startswith("/api/models/org/tiny"):
-            siblings = [{"rfilename": file.relative_to(self.folder).as_posix()} for file in files]
-            about = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings}
-            self.send(json.dumps(about).encode(), Content_Type="application/json")
-        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
-            name = path.removeprefix(f"/org/tiny/resolve/{COMMIT}/")
-            if self.command == "GET":
-                self.asked.append(name)
-            data = (self.folder / name).read_bytes()
-            etag = hashlib.sha1(data).hexdigest()
-            self.send(data, ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
-        else:
-            self.send_error(404)
-
-
-@contextlib.contextmanager
-def serving(folder):
-    handler = type("Served", (Hub,), {"folder": folder, "asked": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", handler.asked
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def test_another_server_by_hf_endpoint(folder, tmp_path):
-    """Only configurations, tokenizers and safetensors of known components are fetched, then nothing twice."""
-    place = folder("sd")
-    (place / "pipeline.py").write_text("raise SystemExit(3)")
-    (place / "unet/diffusion_pytorch_model.bin").write_bytes(b"x")
-    (place / "unet/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"x")
-    (place / "safety_checker").mkdir()
-    (place / "safety_checker/model.safetensors").write_bytes(b"x")
-    code = (
-        "from fanal.adapters.pipeline_files import fetch, read_layout; from fanal.errors import FanalError\n"
-        "folder = fetch('org/tiny'); print(read_layout(folder).kind); print(fetch('org/tiny') == folder)\n"
-        "try: fetch('org/none')\nexcept FanalError as error: print(error)"
-    )
-    with serving(place) as (address, asked):
-        env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    lines = done.stdout.splitlines()
-    assert lines[:2] == ["StableDiffusionPipeline", "True"], done.stderr
-    assert lines[2].startswith("cannot fetch hub:org/none")
-    assert len(asked) == len(set(asked))
-    assert "unet/diffusion_pytorch_model.safetensors" in asked
-    unwanted = [name for name in asked if name.endswith((".py", ".bin", "fp16.safetensors")) or "safety" in name]
-    assert unwanted == []
-
-
-def test_offline_without_a_cache_is_told(tmp_path, monkeypatch):
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FanalError, match=r"cannot fetch hub:org/tiny \(HF_HUB_OFFLINE is set\)"):
-        fetch("org/tiny")
 
 
 def test_sources_that_are_no_pipeline(tmp_path):
