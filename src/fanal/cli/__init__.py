@@ -10,10 +10,14 @@ from fanal.cli.convert import EPILOG as CONVERT
 from fanal.cli.convert import convert
 from fanal.cli.demo import EPILOG as DEMO
 from fanal.cli.demo import demo
+from fanal.cli.eval import EPILOG as EVAL
+from fanal.cli.eval import evaluate
 from fanal.cli.report import EPILOG as REPORT
 from fanal.cli.report import report
 from fanal.cli.sample import EPILOG as SAMPLE
 from fanal.cli.sample import sample
+from fanal.cli.schedule import EPILOG as SCHEDULE
+from fanal.cli.schedule import schedule
 from fanal.cli.train import EPILOG as TRAIN
 from fanal.cli.train import train
 
@@ -47,7 +51,9 @@ app.command("demo", epilog=DEMO)(demo)
 app.add_typer(models.app, name="models")
 app.command("sample", epilog=SAMPLE)(sample)
 app.command("train", epilog=TRAIN)(train)
+app.command("schedule", epilog=SCHEDULE)(schedule)
 app.command("convert", epilog=CONVERT)(convert)
+app.command("eval", epilog=EVAL)(evaluate)
 app.command("report", epilog=REPORT)(report)
 
 
