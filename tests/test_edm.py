@@ -9,7 +9,6 @@ import random
 import struct
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from fanal.adapters.storages import read_tensor
 from fanal.errors import FanalError
 from fanal.loading import card, fingerprint
 from fanal.nets import load_model
+from hostile import guarded, mutated, refusals, watched
 from toys import environment, fanal, record, refused, samples
 
 ADM = {"img_resolution": 4, "img_channels": 1, "label_dim": 2, "model_type": "DhariwalUNet"}
@@ -187,49 +187,6 @@ def test_the_corpus_is_live(tmp_path):
         assert canary.exists(), name
 
 
-GUARDED = """
-import json, resource, sys, time
-from pathlib import Path
-from fanal.adapters import load_edm
-from fanal.errors import FanalError
-
-folder, answers, seen = Path(sys.argv[1]), {}, []
-load_edm(folder / "good.pkl")  # whatever is imported late is imported now
-x = Path("/proc/self/statm").read_text().split()[0]
-limit = int(x) * resource.getpagesize() + 768 * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-names = ("exec", "compile", "import", "os.", "subprocess.", "pickle.", "marshal.", "socket.", "ctypes.dlopen")
-
-def watch(event, arguments):
-    if event.startswith(names) or event == "open" and arguments[1] not in ("rb", "r", None):
-        seen.append([event, repr(arguments)[:200]])
-
-files = sorted(folder.glob("*.pkl"))
-sys.addaudithook(watch)
-for file in files:
-    start = time.process_time()
-    try:
-        load_edm(file)
-        answer = "loaded"
-    except FanalError as error:
-        answer = "refused" if len(str(error)) < 2000 else "long"
-    except BaseException as error:
-        answer = type(error).__name__
-    answers[file.stem] = [answer, time.process_time() - start]
-events, seen = list(seen), []
-print(json.dumps({"answers": answers, "events": events}))
-"""
-
-
-def guarded(folder):
-    """Read every file of a folder in a process with little memory that records what the interpreter executes."""
-    (folder / "good.pkl").write_bytes(tiny_pickle())
-    code = [sys.executable, "-W", "ignore", "-c", GUARDED, str(folder)]
-    done = subprocess.run(code, capture_output=True, text=True, env=environment(), timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
-
-
 def test_hostile_files_are_refused_and_nothing_runs(tmp_path):
     folder = tmp_path / "files"
     folder.mkdir()
@@ -239,8 +196,8 @@ def test_hostile_files_are_refused_and_nothing_runs(tmp_path):
         (folder / f"{i}.pkl").write_bytes(raw)
     for i, raw in enumerate(harmless().values()):
         (folder / f"harmless{i}.pkl").write_bytes(raw)
-    told = guarded(folder)
-    answers = told["answers"]
+    told = guarded(folder, tiny_pickle(), "fanal.adapters", "load_edm")
+    answers = {name.removesuffix(".pkl"): answer for name, answer in told["answers"].items()}
     assert len(files) >= 190
     assert {names[i]: a for i, a in answers.items() if i in names and a[0] != "refused"} == {}
     assert {i: a for i, a in answers.items() if i not in names and a[0] != "loaded"} == {}
@@ -257,82 +214,26 @@ def test_every_truncation_is_refused(tmp_path, checkpoint):
             load_edm(path)
 
 
-def mutated(raw, source):
-    """One to four changes: a byte, a bit, a piece cut out, doubled or moved, numbers of the extreme kind."""
-    data = bytearray(raw)
-    for _ in range(source.randint(1, 4)):
-        at, many = source.randrange(len(data)), source.randint(1, 64)
-        choice = source.randrange(7)
-        if choice == 0:
-            data[at] = source.randrange(256)
-        elif choice == 1:
-            data[at] ^= 1 << source.randrange(8)
-        elif choice == 2:
-            del data[at : at + many]
-        elif choice == 3:
-            data[at:at] = data[at : at + many]
-        elif choice == 4:
-            data[at : at + 4] = source.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f"])
-        elif choice == 5:
-            there = source.randrange(len(data))
-            data[at : at + many] = data[there : there + many]
-        else:
-            data[at] = source.choice(b"RbQcioe(tust0\x81\x82\x92\x93\x94h")
-    return bytes(data)
+def whole(path):
+    assert all(bool(torch.isfinite(p).all()) for p in load_edm(path).parameters())
 
 
 def fuzz(tmp_path, count, seed):
-    """Read mutated checkpoints; the number that were refused. Anything else than loading or FanalError fails."""
+    """Read mutated checkpoints while one watches; the number that were refused."""
     source, path = random.Random(seed), tmp_path / "mutated.pkl"
-    small = {**TINY, "label_dim": 0}
-    raws = [tiny_pickle(), tiny_pickle("VEPrecond", small)]
-    refusals = 0
-    for i in range(count):
-        file = mutated(source.choice(raws), source)
-        path.write_bytes(file)
-        start = time.process_time()
-        try:
-            model = load_edm(path)
-            assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
-        except FanalError:
-            refusals += 1
-        assert time.process_time() - start < 10, i
-    return refusals
+    raws = [tiny_pickle(), tiny_pickle("VEPrecond", {**TINY, "label_dim": 0})]
+    path.write_bytes(raws[0])
+    whole(path)  # whatever is imported late is imported now
+    return watched(lambda: refusals(whole, path, (mutated(source.choice(raws), source) for _ in range(count))))
 
 
-EVENTS = []
-
-
-def _watch(event, arguments):
-    if EVENTS and event in ("exec", "os.system", "subprocess.Popen", "os.exec", "pickle.find_class", "marshal.loads"):
-        EVENTS.append(event)
-
-
-def watched(tmp_path, count, seed):
-    """Fuzz while the interpreter reports whatever it executes."""
-    (tmp_path / "good.pkl").write_bytes(tiny_pickle())
-    load_edm(tmp_path / "good.pkl")
-    if "hooked" not in globals():
-        sys.addaudithook(_watch)
-        globals()["hooked"] = True
-    EVENTS.append("on")
-    try:
-        refusals = fuzz(tmp_path, count, seed)
-    finally:
-        seen = EVENTS[1:]
-        EVENTS.clear()
-    assert seen == []
-    return refusals
-
-
-def test_the_watch_can_fail(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "fuzz", lambda *_: exec("1"))
+def test_the_watch_can_fail():
     with pytest.raises(AssertionError):
-        watched(tmp_path, 1, 0)
+        watched(lambda: exec("1"))
 
 
 def test_mutated_checkpoints_load_or_are_refused(tmp_path):
-    assert 500 < watched(tmp_path, 1500, 0) < 1500
+    assert 500 < fuzz(tmp_path, 1500, 0) < 1500
 
 
 def test_mutated_tensors_are_read_or_refused():
@@ -361,7 +262,7 @@ def test_mutated_tensors_are_read_or_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_many_mutated_checkpoints_load_or_are_refused(tmp_path, seed):
-    assert 1000 < watched(tmp_path, 4000, seed) < 4000
+    assert 1000 < fuzz(tmp_path, 4000, seed) < 4000
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def compare(expected: Shapes, found: Shapes) -> None:
     odd = sorted(expected.keys() ^ found.keys())
     if odd:
         what = "is missing" if odd[0] in expected else "is no part of this network"
-        raise FanalError(f"{len(odd)} tensors are missing or too many; the first, {odd[0][:80]!r}, {what}")
+        raise FanalError(f"the tensor {odd[0][:80]!r} {what}; in all, {len(odd)} are missing or too many")
     for name, shape in expected.items():
         if name == "label_emb.weight":
             shape = shape[::-1]

@@ -32,6 +32,7 @@ _PICKLE_BYTES = 2**23
 _DIRECTORY_BYTES, _ENTRIES = 2**22, 2**14
 _END, _FAR_END, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _END_SIZE, _FAR_END_SIZE, _LOCATOR_SIZE = 22, 56, 20
+_FULL = (2**16 - 1, 2**32 - 1, 2**32 - 1)  # "see the far end" in the near one
 _AXES, _LENGTH = 8, 2**31
 
 
@@ -125,16 +126,19 @@ def _check_directory(file: BinaryIO, size: int) -> None:
     end = tail[-_END_SIZE:]
     if len(tail) < _END_SIZE + _LOCATOR_SIZE or not end.startswith(_END):
         raise FanalError("the file is cut off: it does not end with the directory of a zip archive")
-    count, length = struct.unpack("<H", end[10:12])[0], struct.unpack("<I", end[12:16])[0]
+    count, length, start = struct.unpack("<HII", end[10:20])
+    place = size - _END_SIZE
     if tail.startswith(_LOCATOR):
-        place = size - _END_SIZE - _LOCATOR_SIZE - _FAR_END_SIZE
-        if struct.unpack("<Q", tail[8:16])[0] != place:
-            raise FanalError("the directory of the zip archive is not where torch.save puts it")
-        file.seek(place)
+        place -= _LOCATOR_SIZE + _FAR_END_SIZE
+        file.seek(max(0, place))
         record = file.read(_FAR_END_SIZE)
-        if not record.startswith(_FAR_END):
-            raise FanalError("the directory of the zip archive is damaged")
-        count, length = struct.unpack("<QQ", record[32:48])
+        if struct.unpack("<Q", tail[8:16])[0] != place or not record.startswith(_FAR_END):
+            raise FanalError("the directory of the zip archive is not where torch.save puts it")
+        near, (count, length, start) = (count, length, start), struct.unpack("<QQQ", record[32:56])
+        if any(own not in (far, full) for own, far, full in zip(near, (count, length, start), _FULL, strict=True)):
+            raise FanalError("the zip archive describes its directory in two ways")
+    if start + length != place:
+        raise FanalError("the directory of the zip archive is not where torch.save puts it")
     if count > _ENTRIES or length > _DIRECTORY_BYTES:
         raise FanalError(f"the zip archive announces {count} entries, described in {length} bytes: no state dict does")
     file.seek(0)
