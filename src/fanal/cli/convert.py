@@ -15,6 +15,7 @@ Examples:\n
   fanal convert adm:64x64_diffusion.pt imagenet64\n
   fanal convert adm:mine.pt,size=32,heads=4,order=legacy,schedule=linear mine\n
   fanal convert consistency:cd_bedroom256_lpips.pt bedroom\n
+  fanal convert hands32 hands32-diffusers --to diffusers\n
   fanal sample ./cifar10 --solver heun --steps 18 --label 3 --out cars
 """
 
@@ -23,11 +24,13 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="FILE.pkl or edm:FILE.pkl (EDM), adm:FILE.pt (guided-diffusion), consistency:FILE.pt.",
+            help="FILE.pkl or edm:FILE.pkl (EDM), adm:FILE.pt (guided-diffusion), consistency:FILE.pt; "
+            "with --to diffusers any model of fanal's own networks.",
             metavar="CHECKPOINT",
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Model folder to write.")],
+    to: Annotated[str, typer.Option(help="fanal: a model folder; diffusers: a pipeline's folder.")] = "fanal",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is at OUT.")] = False,
 ) -> None:
     """Turn a checkpoint into a model folder (safetensors and JSON) that every command accepts.
@@ -36,8 +39,25 @@ def convert(
     bit for bit.
     """
     with errors_shown():
+        if to != "fanal":
+            export(source, out, to, overwrite)
+            return
         from fanal.adapters import convert as run
 
         card = run(source, out, overwrite=overwrite)
         say(card["summary"])
         say(f"model: {out}; try: fanal sample {out if out.is_absolute() else f'./{out}'}")
+
+
+def export(model: str, out: Path, to: str, overwrite: bool) -> None:
+    """Write a model in another program's form."""
+    from fanal.errors import FanalError, unknown_name
+
+    if to != "diffusers":
+        raise unknown_name("--to", to, ("fanal", "diffusers"))
+    try:
+        from fanal.adapters.export import export_pipeline
+    except ImportError as error:
+        raise FanalError(f"--to diffusers needs diffusers ({error}): pip install 'fanal[diffusers]'") from error
+    export_pipeline(model, out, overwrite=overwrite)
+    say(f'pipeline: {out}; try: diffusers.DDIMPipeline.from_pretrained("{out}"), in Python')
