@@ -11,41 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clips import make_clip
 from fanal.errors import FanalError
 from fanal.metrics import Captions, Clip, choose_captions, clip_score, read_captions, write_captions
 from fanal.metrics.clip import Preparation
-
-WORDS = ["a", "cat", "dog", "on", "the", "mat", "two", "hands", "."]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A random CLIP of 30,000 parameters, saved as any CLIP is."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    folder = tmp_path_factory.mktemp("clip")
-    vocab = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", *(f"{w}</w>" for w in WORDS)])}
-    for word in WORDS:
-        for letter in word:
-            vocab.setdefault(letter, len(vocab))
-            vocab.setdefault(f"{letter}</w>", len(vocab))
-    merges = []
-    for word in WORDS:
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:
-            merges.append((parts[0], parts[1]))
-            parts = [parts[0] + parts[1], *parts[2:]]
-            vocab.setdefault(parts[0], len(vocab))
-    CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=8).save_pretrained(folder)
-    part = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**part, "vocab_size": len(vocab), "max_position_embeddings": 8, "eos_token_id": 1, "bos_token_id": 0}
-    config = CLIPConfig(text_config=text, vision_config={**part, "image_size": 30, "patch_size": 6}, projection_dim=12)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}).save_pretrained(folder)
-    return folder
+    return make_clip(tmp_path_factory.mktemp("clip"))
 
 
 def pictures(n, height, width, seed=0):
