@@ -202,15 +202,42 @@ def write(path, value):
 def test_sigmas_from_a_file(tmp_path):
     values = [14.6, 3.0, 0.5, 0.0]
     for name, value in (("list", values), ("object", {"sigmas": values, "about": "AYS"})):
-        sigmas, end = comfyui.FanalSigmasFromFile().load(write(tmp_path / name, value), SD)
+        sigmas, end = comfyui.FanalSigmasFromFile().load(write(tmp_path / name, value), 0, SD)
         assert torch.equal(sigmas, torch.tensor(values))
         assert end == "ends at 0"
-    sigmas, end = comfyui.FanalSigmasFromFile().load(write(tmp_path / "short", [14.6, 3, 0.03]), SD)
+    sigmas, end = comfyui.FanalSigmasFromFile().load(write(tmp_path / "short", [14.6, 3, 0.03]), 0, SD)
     assert "ends at sigma_min = 0.03" in end
-    sigmas, _ = comfyui.FanalSigmasFromFile().load(write(tmp_path / "far", "[Infinity, 4.0, 1.0, 0.0]"), FLOW)
+    sigmas, _ = comfyui.FanalSigmasFromFile().load(write(tmp_path / "far", "[Infinity, 4.0, 1.0, 0.0]"), 0, FLOW)
     assert torch.allclose(sigmas, torch.tensor([1.0, 0.8, 0.5, 0.0]))
     with pytest.raises(FanalError, match="choose flow time"):
-        comfyui.FanalSigmasFromFile().load(str(tmp_path / "far"), SD)
+        comfyui.FanalSigmasFromFile().load(str(tmp_path / "far"), 0, SD)
+
+
+def test_a_searched_schedule_with_its_solver(tmp_path):
+    """Both nodes on one file: the searched weights act, on the grid with as many steps."""
+    from fanal.schedule_files import Entry, Schedules, read_schedules, write_schedules
+
+    grids = {n: fanal.schedules.polynomial(n, 0.03, 14.6, zero=False) for n in (3, 4)}
+    rows = [[1.0], [1.4, -0.4], [1.5, -0.5]]
+    entries = {3: Entry(grids[3], "ipndm:order=2", 3, rows), 4: Entry(grids[4], "euler", 4)}
+    path = tmp_path / "searched.json"
+    write_schedules(path, Schedules("mixture:grid2", entries))
+    sigmas, end = comfyui.FanalSigmasFromFile().load(str(path), 3, SD)
+    assert "sigma_min = 0.03" in end
+    assert len(sigmas) == 4
+    (node,) = comfyui.FanalSamplerFromFile().load(str(path))
+    noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(7))
+    got = node.sample(
+        Guider(EPS()), sigmas, {"model_options": {}, "seed": 7}, lambda *_: None, noise, torch.zeros_like(noise)
+    )
+    solver = read_schedules(path).build_solver(fanal.config.build_solver)
+    x = noise.double() * (1 if sigmas[0] < 14.6 else float(sigmas[0]))
+    want = fanal.sample(mixture(), x, sigmas.double(), solver)
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-4)
+    plain = fanal.sample(mixture(), x, sigmas.double(), Euler())
+    assert not torch.allclose(want, plain, atol=1e-2)
+    with pytest.raises(FanalError, match="grids of 3, 4 steps"):
+        comfyui.FanalSigmasFromFile().load(str(path), 0, SD)
 
 
 @pytest.mark.parametrize(
@@ -247,11 +274,12 @@ def test_a_missing_file_and_a_changed_one(tmp_path):
     with pytest.raises(FanalError, match="cannot read sigmas from none.json"):
         comfyui.read_sigmas(tmp_path / "none.json")
     path = write(tmp_path / "sigmas.json", [2.0, 0.0])
-    before = comfyui.FanalSigmasFromFile.IS_CHANGED(path, SD)
-    assert before == comfyui.FanalSigmasFromFile.IS_CHANGED(path, SD)
+    before = comfyui.FanalSigmasFromFile.IS_CHANGED(path, 0, SD)
+    assert before == comfyui.FanalSigmasFromFile.IS_CHANGED(path, 0, SD)
     write(tmp_path / "sigmas.json", [3.0, 0.0])
-    assert before != comfyui.FanalSigmasFromFile.IS_CHANGED(path, SD)
-    assert comfyui.FanalSigmasFromFile.IS_CHANGED(str(tmp_path / "none.json"), SD) == ""
+    assert before != comfyui.FanalSigmasFromFile.IS_CHANGED(path, 0, SD)
+    assert comfyui.FanalSigmasFromFile.IS_CHANGED(path, 0, SD) != comfyui.FanalSigmasFromFile.IS_CHANGED(path, 0, FLOW)
+    assert comfyui.FanalSamplerFromFile.IS_CHANGED(str(tmp_path / "none.json")) == ""
 
 
 def test_the_nodes_say_what_comfyui_asks():
@@ -259,7 +287,7 @@ def test_the_nodes_say_what_comfyui_asks():
     import inspect
 
     mappings, titles = comfyui.NODE_CLASS_MAPPINGS, comfyui.NODE_DISPLAY_NAME_MAPPINGS
-    assert mappings.keys() == titles.keys() == {"FanalSampler", "FanalSigmas", "FanalSigmasFromFile"}
+    assert mappings.keys() == titles.keys() == {f"Fanal{s}{f}" for s in ("Sampler", "Sigmas") for f in ("", "FromFile")}
     for node in mappings.values():
         widgets = node.INPUT_TYPES()["required"]
         function = getattr(node, node.FUNCTION)

@@ -388,6 +388,31 @@ def test_sigmas_and_timesteps_of_the_pipelines_call():
         flow.set_timesteps(timesteps=[900, 500])
 
 
+def test_a_searched_schedule_with_its_solver(tmp_path):
+    """A schedule file gives the grid and the solver with its weights, as fanal.sample takes them."""
+    from fanal.config import build_solver
+    from fanal.schedule_files import Entry, Schedules, write_schedules
+
+    grid, path = fanal.schedules.polynomial(3, 0.05, 14.0, zero=False), tmp_path / "searched.json"
+    entry = Entry(grid, "ipndm:order=2", 3, [[1.0], [1.4, -0.4], [1.5, -0.5]])
+    write_schedules(path, Schedules("diffusers:tiny", {3: entry}))
+    scheduler = FanalScheduler.from_scheduler(own("sd"), str(path), schedule=str(path))
+    got, calls = run("sd", scheduler, steps=3)
+    x = pipelines_noise("sd") * (1 + grid[0] ** 2).sqrt()
+    want = fanal.sample(bound("sd"), x, grid, build_solver(str(path)))
+    assert near(got, network(bound("sd")).state_of(want, grid[-1]), 2e-5)
+    assert calls == 3
+    with pytest.raises(FanalError, match="a grid of 3 steps"):
+        run("sd", scheduler, steps=5)
+    short = FanalScheduler.from_scheduler(own("ddpm"), schedule=str(path))
+    short.set_timesteps(3)
+    write_schedules(
+        path, Schedules("diffusers:tiny", {3: Entry(fanal.schedules.polynomial(3, zero=False), "euler", 3)})
+    )
+    with pytest.raises(FanalError, match="outside"):
+        short.set_timesteps(3)
+
+
 def test_levels_that_the_network_does_not_know_are_told():
     scheduler = FanalScheduler.from_scheduler(own("sd"), sigmas=fanal.schedules.polynomial(5))
     with pytest.warns(UserWarning, match="nearest time.*to 80"):

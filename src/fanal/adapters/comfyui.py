@@ -24,6 +24,7 @@ from fanal.adapters.predictions import flow_time
 from fanal.config import build_schedule, build_solver
 from fanal.errors import FanalError
 from fanal.sampling import Solver
+from fanal.schedule_files import read_schedules
 from fanal.schedules import SCHEDULES, check_sigmas
 from fanal.solvers import SOLVERS
 
@@ -32,6 +33,7 @@ __all__ = [
     "NODE_CLASS_MAPPINGS",
     "NODE_DISPLAY_NAME_MAPPINGS",
     "FanalSampler",
+    "FanalSamplerFromFile",
     "FanalSigmas",
     "FanalSigmasFromFile",
     "comfy_sampler",
@@ -92,8 +94,12 @@ def _sigmas(grid: Float[Tensor, " n"], kind: str) -> Float[Tensor, " n"]:
     return grid.float()
 
 
-def read_sigmas(path: str | Path) -> Float[Tensor, " n"]:
-    """Read a grid from a JSON file: a list of numbers, or an object with such a list under `sigmas`.
+def read_sigmas(path: str | Path, steps: int = 0) -> Float[Tensor, " n"]:
+    """Read a grid from a JSON file: a list of numbers, an object with such a list under `sigmas`, or a schedule file.
+
+    Args:
+        path: the file.
+        steps: which grid of a schedule file; 0: its only one.
 
     Raises:
         FanalError: the file is missing, too large, not JSON, or what it holds is no decreasing grid.
@@ -107,6 +113,8 @@ def read_sigmas(path: str | Path) -> Float[Tensor, " n"]:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise FanalError(f"cannot read sigmas from {place.name}: {error}") from None
+    if isinstance(value, dict) and "schedules" in value:
+        return read_schedules(place).entry(steps).sigmas
     values = value.get("sigmas") if isinstance(value, dict) else value
     if (
         not isinstance(values, list)
@@ -114,7 +122,8 @@ def read_sigmas(path: str | Path) -> Float[Tensor, " n"]:
         or any(type(v) not in (int, float) for v in values)
     ):
         raise FanalError(
-            f"{place.name} must hold a list of 2 to {_NODES} numbers, or an object with such a list under 'sigmas'"
+            f"{place.name} must hold a list of 2 to {_NODES} numbers, an object with such a list under 'sigmas', or "
+            "what fanal schedule wrote"
         )
     try:
         grid = check_sigmas([float(v) for v in values])
@@ -123,6 +132,15 @@ def read_sigmas(path: str | Path) -> Float[Tensor, " n"]:
     if grid[0] < grid[1]:
         raise FanalError(f"{place.name} rises from {float(grid[0]):.6g}: a grid for sampling decreases")
     return grid
+
+
+def _hash_of(file: str) -> str:
+    """A hash of the start of a file, so that ComfyUI notices when it was replaced; empty where there is none."""
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.sha256(stream.read(_BYTES + 1)).hexdigest()
+    except OSError:
+        return ""
 
 
 class FanalSampler:
@@ -156,6 +174,36 @@ class FanalSampler:
         from comfy.samplers import KSAMPLER  # pyright: ignore[reportMissingImports]
 
         return (KSAMPLER(comfy_sampler(build_solver(_text(solver, options)), f"fanal_{solver}"), {}, {}),)
+
+
+class FanalSamplerFromFile:
+    """The solver of a schedule file, with its searched weights, as SAMPLER."""
+
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "load"
+    CATEGORY = "sampling/custom_sampling/samplers"
+    DESCRIPTION = "The solver that a file of fanal schedule was searched for, with its weights. Take its sigmas too."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Return the node's widgets."""
+        return {"required": {"file": ("STRING", {"default": "schedule.json"})}}
+
+    @classmethod
+    def IS_CHANGED(cls, file: str) -> str:
+        """Return a hash of the file."""
+        return _hash_of(file)
+
+    def load(self, file: str) -> tuple[Any]:
+        """Return the sampler.
+
+        Raises:
+            FanalError: the file is no schedule file.
+        """
+        from comfy.samplers import KSAMPLER  # pyright: ignore[reportMissingImports]
+
+        solver = read_schedules(file).build_solver(build_solver)
+        return (KSAMPLER(comfy_sampler(solver, "fanal_from_file"), {}, {}),)
 
 
 class FanalSigmas:
@@ -207,29 +255,34 @@ class FanalSigmasFromFile:
     RETURN_NAMES = ("sigmas", "end")
     FUNCTION = "load"
     CATEGORY = "sampling/custom_sampling/schedulers"
-    DESCRIPTION = "Sigmas from a JSON file: a list of numbers, or an object with such a list under 'sigmas'."
+    DESCRIPTION = (
+        "Sigmas from a JSON file: a list of numbers, an object with such a list under 'sigmas', or a file of fanal "
+        "schedule, where steps says which grid (0: the only one)."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's widgets."""
-        return {"required": {"file": ("STRING", {"default": "sigmas.json"}), "kind": (list(INPUT_KINDS),)}}
+        return {
+            "required": {
+                "file": ("STRING", {"default": "sigmas.json"}),
+                "steps": ("INT", {"default": 0, "min": 0, "max": _NODES - 1}),
+                "kind": (list(INPUT_KINDS),),
+            }
+        }
 
     @classmethod
-    def IS_CHANGED(cls, file: str, kind: str) -> str:
-        """Return a hash of the file, so that ComfyUI reads it again when it was replaced."""
-        try:
-            with open(file, "rb") as stream:
-                return hashlib.sha256(stream.read(_BYTES + 1)).hexdigest() + kind
-        except OSError:
-            return ""
+    def IS_CHANGED(cls, file: str, steps: int, kind: str) -> str:
+        """Return a hash of the file and the widgets."""
+        return f"{_hash_of(file)} {steps} {kind}"
 
-    def load(self, file: str, kind: str) -> tuple[Tensor, str]:
+    def load(self, file: str, steps: int, kind: str) -> tuple[Tensor, str]:
         """Return the sigmas, and in words whether they end at 0.
 
         Raises:
             FanalError: the file holds no grid.
         """
-        grid = read_sigmas(file)
+        grid = read_sigmas(file, steps)
         last = float(grid[-1])
         end = "ends at 0" if last == 0 else f"ends at sigma_min = {last:.6g}: that much noise is left in the sample"
         return _sigmas(grid, kind), end
@@ -237,6 +290,7 @@ class FanalSigmasFromFile:
 
 _NODES_BY_NAME: dict[str, tuple[type, str]] = {
     "FanalSampler": (FanalSampler, "fanal sampler"),
+    "FanalSamplerFromFile": (FanalSamplerFromFile, "fanal sampler from file"),
     "FanalSigmas": (FanalSigmas, "fanal sigmas"),
     "FanalSigmasFromFile": (FanalSigmasFromFile, "fanal sigmas from file"),
 }

@@ -125,16 +125,24 @@ def lay(
     return check_sigmas(native_sigmas(scheduler, process, count, settings))
 
 
-def place(grid: Float[Tensor, " n"], schedule: str | Callable[..., Tensor]) -> Float[Tensor, " n"]:
+def place(grid: Float[Tensor, " n"], schedule: str | Callable[..., Tensor], process: Process) -> Float[Tensor, " n"]:
     """Return as many nodes between the ends of a grid, where a schedule puts them; an infinite first one stays.
+
+    A schedule file has ends of its own: its grid with as many intervals is returned.
 
     Args:
         grid: gives the number of intervals, the largest finite sigma, the smallest positive one, and whether 0 follows.
         schedule: as on the command line, or a function `(steps, sigma_min, sigma_max, zero)`.
+        process: what a schedule file must fit.
 
     Raises:
         FanalError: the schedule is unknown, or there are too few intervals.
     """
+    if isinstance(schedule, str) and schedule.endswith(".json"):
+        searched = build_schedule(schedule, len(grid) - 1, process.sigma_min, process.sigma_max)
+        if len(searched) != len(grid):
+            raise FanalError(f"{schedule} has a grid of {len(searched) - 1} steps: pass it as num_inference_steps")
+        return searched
     far, zero = bool(torch.isinf(grid[0])), float(grid[-1]) == 0
     low, high, steps = float(grid[-2 if zero else -1]), float(grid[1 if far else 0]), len(grid) - 1 - far
     if not low < high:

@@ -78,12 +78,13 @@ class FanalScheduler(SchedulerMixin, ConfigMixin):
     used: the pipeline makes its first call at the start.
 
     Args:
-        solver: a solver, or its name as on the command line (`heun`, `churn:s_churn=20`).
+        solver: a solver, or as on the command line (`heun`, `churn:s_churn=20`, a schedule file).
         sigmas: the grid in x-space; it may begin at infinity, where flow matching starts. `num_inference_steps` must
             then be its number of intervals. None: what `schedule` says.
         schedule: name as on the command line (`polynomial:rho=5`), or a function `(steps, sigma_min, sigma_max, zero)`
-            that places the nodes between the ends of the replaced scheduler's grid. None: that very grid, with its
-            shift, spacing, and whatever a pipeline passes as `timesteps`, `sigmas` and `mu`.
+            that places the nodes between the ends of the replaced scheduler's grid; or a schedule file, which has its
+            own. None: that very grid, with its shift, spacing, and whatever a pipeline passes as `timesteps`, `sigmas`
+            and `mu`.
         seeds: one per sample, or the first of consecutive ones, for solvers that draw noise. None: from the initial
             seed of the pipeline's generator.
         scheduler: the diffusers scheduler to replace, or its configuration.
@@ -240,7 +241,7 @@ class FanalScheduler(SchedulerMixin, ConfigMixin):
                 )
             return own
         grid = lay(self.base, self.process, steps, timesteps, sigmas, mu)
-        return self._checked(grid if self.schedule is None else place(grid, self.schedule))
+        return self._checked(grid if self.schedule is None else place(grid, self.schedule, self.process))
 
     # The run.
 
