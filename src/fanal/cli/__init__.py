@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from fanal import __version__
-from fanal.cli import models
+from fanal.cli import bench, models
 from fanal.cli.convert import EPILOG as CONVERT
 from fanal.cli.convert import convert
 from fanal.cli.demo import EPILOG as DEMO
@@ -49,6 +49,7 @@ def _root(
 
 app.command("demo", epilog=DEMO)(demo)
 app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
 app.command("sample", epilog=SAMPLE)(sample)
 app.command("train", epilog=TRAIN)(train)
 app.command("schedule", epilog=SCHEDULE)(schedule)

@@ -29,7 +29,8 @@ square, which these few dominate."""
 _RIDGE = 1e-3  # price of moving all weights by 1 in total, in units of the first loss
 _FURTHEST = 0.7  # largest change of a parameter in one step
 _TRIES = 4
-_NOISE = 1.0  # standard errors that an iteration must gain to be followed by another
+_SMALL = 0.02  # share of the loss that an iteration must gain, or more than the gain's error, to have a successor
+_FREE = 3  # weights of a row that are fitted; those of older slopes, where a solver has any, stay
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,27 +64,26 @@ def judge(residual: Float[Tensor, "b d"], objective: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """Nodes and weights as one vector: θ of every interval, then the free weights row by row."""
+    """Nodes and weights as one vector: θ of every interval, then the weights of the newest slopes row by row."""
 
     top: float
     length: float
     theta: Tensor
     weights: Tensor
-    sizes: tuple[int, ...]
+    kept: Rows
     solver: Solver
 
     @classmethod
     def at(cls, sigmas: Tensor, solver: Solver, rows: Rows | None) -> _Point:
         logs = sigmas.log()
         share = -logs.diff() / (logs[0] - logs[-1])
-        flat = torch.tensor([v for row in rows or () for v in row], dtype=torch.float64)
-        sizes = tuple(map(len, rows or ()))
-        return cls(float(logs[0]), float(logs[0] - logs[-1]), share.log(), flat, sizes, solver)
+        flat = torch.tensor([v for row in rows or () for v in row[:_FREE]], dtype=torch.float64)
+        return cls(float(logs[0]), float(logs[0] - logs[-1]), share.log(), flat, rows or (), solver)
 
     def moved(self, step: Tensor) -> _Point:
         n = len(self.theta)
         parts = self.theta + step[:n], self.weights + step[n:]
-        return _Point(self.top, self.length, *parts, self.sizes, self.solver)
+        return _Point(self.top, self.length, *parts, self.kept, self.solver)
 
     def shares(self) -> Tensor:
         return torch.softmax(self.theta, 0)
@@ -95,8 +95,10 @@ class _Point:
         return self.top - self.length * total
 
     def rows(self) -> Rows | None:
-        parts = self.weights.split(self.sizes) if self.sizes else ()
-        return tuple(tuple(part.tolist()) for part in parts) or None
+        if not self.kept:
+            return None
+        parts = self.weights.split([min(len(row), _FREE) for row in self.kept])
+        return tuple((*part.tolist(), *row[_FREE:]) for part, row in zip(parts, self.kept, strict=True))
 
     def run(self) -> Solver:
         rows = self.rows()
@@ -161,6 +163,12 @@ def _direction(square: Tensor, slope: Tensor, mu: float, nodes: int) -> Tensor:
     return step * min(1.0, _FURTHEST / max(float(step.abs().max()), 1e-300))
 
 
+def _is_noise(gain: Tensor, before: Tensor) -> bool:
+    """Whether an iteration gained little, and less than the standard error of the gain over the samples."""
+    mean = float(gain.mean())
+    return mean < _SMALL * float(before.mean()) and len(gain) > 1 and mean < float(gain.std()) / len(gain) ** 0.5
+
+
 def fit(
     student: Student,
     sigmas: Tensor,
@@ -173,14 +181,14 @@ def fit(
     """Move the inner nodes of a grid, and its weights if there are any, until the student ends where the teacher does.
 
     Each iteration costs about N(N − 1)/2 calls per sample for the nodes of N one-call steps, as much again for each
-    slope with a free weight, and N for each trial. It stops early when nothing is gained, or when what was gained is
-    less than the standard error of that gain over the samples.
+    slope with a free weight, and N for each trial. It stops early when nothing is gained, or little that is also less
+    than the standard error of the gain over the samples.
 
     Args:
         student: samples, sampler and teacher's end points.
         sigmas: where to start; it must end above 0.
         solver: the student's solver; with `weights` it is replaced by `Weighted`.
-        weights: where the free weights start; None: the solver's own stay.
+        weights: where they start; those of the newest three slopes are free. None: the solver's own stay.
         objective: `robust` or `mean`.
         iterations: at most so many.
 
@@ -214,6 +222,6 @@ def fit(
                 point, residual, records, gain, mu = trial, found, kept, change, mu / 4
                 break
             mu *= 10
-        if gain is None or (len(gain) > 1 and float(gain.mean()) < _NOISE * float(gain.std()) / len(gain) ** 0.5):
+        if gain is None or _is_noise(gain, before):
             break
     return Fit(_grid(point.logs(), ends), point.rows(), start, judge(residual, objective))

@@ -1,0 +1,1 @@
+"""What `fanal bench` runs: comparisons that reproduce the tables of the documentation from seeds."""

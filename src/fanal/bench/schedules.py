@@ -1,0 +1,263 @@
+"""`fanal bench schedules`: fixed grids, GITS and fits against each other, on mixtures and on embedded models.
+
+Every problem is one block of a run folder: its searches on warm-up samples, and each sample's error on test samples
+that no search saw. Errors are distances to the end of the same trajectory by a reference of many small steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fanal.config import build_solver
+from fanal.denoiser import Model
+from fanal.errors import FanalError
+from fanal.exact import Mixture
+from fanal.files import write_tensors
+from fanal.gits import Search, search
+from fanal.loading import load
+from fanal.preparation import SEED_STRIDE
+from fanal.runs import Progress, Run, quiet
+from fanal.sampling import Solver, sample
+from fanal.schedule_search import Student, calls_of, starts
+from fanal.schedule_search.fitting import judge
+from fanal.schedules import logsnr
+from fanal.seeding import noise
+from fanal.solvers import RK4
+
+__all__ = ["BASELINES", "SchedulesConfig", "bench_schedules", "mixture"]
+
+BASELINES = ("gits", "polynomial", "logsnr", "quadratic")
+"""What a fit should beat: GITS as published, and three fixed grids."""
+
+_METHODS = {
+    "fit": ("fit", "robust"),
+    "fit-mean": ("fit", "mean"),
+    "weights": ("fit-weights", "robust"),
+}
+
+_SOLVERS = ("euler", "ipndm:order=3", "ipndm:order=4", "dpmpp:order=2", "unipc:order=2", "heun")
+
+
+@dataclass(frozen=True)
+class SchedulesConfig:
+    """What the comparison depends on; written to `run.json`.
+
+    Attributes:
+        mixtures: how many; mixture m of them is `mixture(first + m)`.
+        first: seed of the first mixture; those on which settings were chosen had other seeds.
+        models: embedded models.
+        solvers: as on the command line.
+        model_solvers: those that networks are sampled with.
+        calls: budgets of network calls; a solver takes the steps that they allow, if they divide.
+        model_calls: the same on networks.
+        warmup: samples of each search on a mixture.
+        test: test samples of a mixture.
+        model_warmup: samples of each search on a network, with the robust objective only.
+        model_test: test samples of a network.
+        seed: run seed of all samples.
+        repeats: how often GITS's stages are timed on each network.
+        threads: CPU threads.
+    """
+
+    mixtures: int = 10
+    first: int = 0
+    models: tuple[str, ...] = ("hands32", "shapes32")
+    solvers: tuple[str, ...] = _SOLVERS
+    model_solvers: tuple[str, ...] = ("euler", "ipndm:order=3", "dpmpp:order=2", "unipc:order=2")
+    calls: tuple[int, ...] = (5, 6, 8, 10)
+    model_calls: tuple[int, ...] = (5, 6, 8)
+    warmup: int = 256
+    test: int = 1024
+    model_warmup: int = 32
+    model_test: int = 128
+    seed: int = 0
+    repeats: int = 5
+    threads: int = 1
+
+    @classmethod
+    def quick(cls) -> SchedulesConfig:
+        """Return a size that takes seconds, for tests and a first look."""
+        return cls(mixtures=2, models=(), solvers=("euler", "ipndm:order=3"), calls=(5,), warmup=32, test=64)
+
+    def cells(self, network: bool = False) -> Iterator[tuple[str, int, int]]:
+        """Yield solver, calls and steps of every cell that the budgets allow, on mixtures or on networks."""
+        for text in self.model_solvers if network else self.solvers:
+            solver = build_solver(text)
+            for calls in self.model_calls if network else self.calls:
+                per = calls_of(solver, 1)
+                if calls % per == 0 and calls_of(solver, calls // per) == calls:
+                    yield text, calls, calls // per
+
+
+def mixture(seed: int, components: int = 6, dimensions: int = 48, std: float = 0.3) -> Mixture:
+    """Return a Gaussian mixture with random means, scaled to a root mean square entry of 0.5, and random weights.
+
+    Args:
+        seed: decides means and weights.
+        components: how many.
+        dimensions: of the space.
+        std: of every component.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(components, dimensions, dtype=torch.float64, generator=generator)
+    share = torch.rand(components, dtype=torch.float64, generator=generator) + 0.1
+    return Mixture(means * (0.5 / means.square().mean().sqrt()), share, std=std)
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """A model, and its samples: those of the searches and those of the test, with where they truly end."""
+
+    name: str
+    model: Model
+    warm: Tensor
+    test: Tensor
+    ends: Tensor
+
+    @classmethod
+    def make(cls, name: str, model: Model, warmup: int, test: int, seed: int, dtype: torch.dtype) -> _Problem:
+        def drawn(count: int, stream: str) -> Tensor:
+            seeds = range(seed * SEED_STRIDE, seed * SEED_STRIDE + count)
+            return noise(model.shape, seeds, model.sigma_max, stream=stream, dtype=dtype)
+
+        x = drawn(test, "bench test")
+        fine = logsnr(400 if dtype == torch.float64 else 80, model.sigma_min, model.sigma_max, zero=False)
+        ends = torch.cat([sample(model, part, fine, RK4()) for part in x.split(256)])
+        return cls(name, model, drawn(warmup, "bench warm-up"), x, ends)
+
+
+def _problems(config: SchedulesConfig) -> list[tuple[str, Callable[[], _Problem]]]:
+    """Name and maker of every problem."""
+
+    def closed(index: int) -> _Problem:
+        found = mixture(config.first + index)
+        return _Problem.make(f"mixture {index}", found, config.warmup, config.test, config.seed, torch.float64)
+
+    def network(name: str) -> _Problem:
+        return _Problem.make(name, load(name), config.model_warmup, config.model_test, config.seed, torch.float32)
+
+    made: list[tuple[str, Callable[[], _Problem]]] = [
+        (f"mixture {i}", lambda i=i: closed(i)) for i in range(config.mixtures)
+    ]
+    return made + [(name, lambda name=name: network(name)) for name in config.models]
+
+
+class _Bench:
+    """One problem's cells: errors by name, and notes about each search."""
+
+    def __init__(self, problem: _Problem, config: SchedulesConfig) -> None:
+        self.problem, self.config = problem, config
+        self.network = problem.warm.dtype == torch.float32
+        self.tensors: dict[str, Tensor] = {}
+        self.notes: dict[str, Any] = {"problem": problem.name, "cells": {}}
+        self.base: Search = search(problem.model, problem.warm, [2], batch=64 if self.network else None)
+        self.judge = Student(problem.model, problem.test, problem.ends, 256)
+        self.student = Student(problem.model, problem.warm, self.base.teacher.x[-1])
+        self.keep("teacher", self.base.teacher.sigmas, self.base.pilot)
+
+    def keep(self, name: str, sigmas: Tensor, solver: Solver, **about: Any) -> None:
+        """Measure a grid on the test samples."""
+        self.tensors[name] = self.judge.errors(sigmas, solver).float()
+        self.notes["cells"][name] = {"sigmas": sigmas.tolist(), **about}
+
+    def solver(self, text: str, cells: list[tuple[int, int]]) -> None:
+        """Measure the fixed grids, GITS and the fits of one solver.
+
+        Args:
+            text: the solver, as on the command line.
+            cells: pairs of calls and steps.
+        """
+        solver, steps = build_solver(text), [k for _, k in cells]
+        shared: dict[str, Any] = {"solver": solver, "teacher": self.base, "holdout": 0}
+        fixed = starts(self.base.teacher, steps)
+        found = {"gits": search(self.problem.model, 0, steps, **shared)}
+        free = calls_of(solver, 1) == 1
+        for name, (method, objective) in _METHODS.items():
+            if (method == "fit" or free) and (objective == "robust" or not self.network):
+                found[name] = search(self.problem.model, 0, steps, method=method, objective=objective, **shared)
+        for calls, k in cells:
+            for name in BASELINES[1:]:
+                self.keep(f"{text}|{calls}|{name}", fixed[k][name], solver)
+            for name, run in found.items():
+                sigmas, used = run.schedules[k], run.solver_for(k)
+                score = judge(self.student.residual(sigmas, used)[0], "robust")
+                about = {"calls": self.base.calls + run.breakdown.get(str(k), 0.0), "score": score}
+                about |= {"start": run.picks.get(k, ""), "weights": run.weights.get(k)}
+                self.keep(f"{text}|{calls}|{name}", sigmas, used, **about)
+
+    def time_gits(self) -> None:
+        """Time GITS's stages on 64 samples again and again, each time with its own teacher's run."""
+        laps: list[dict[str, float]] = []
+        for _ in range(self.config.repeats):
+            for metric in ("dev", "l2"):
+                warm = self.problem.warm.repeat(2, *[1] * (self.problem.warm.ndim - 1))[:64]
+                run = search(self.problem.model, warm, list(self.config.calls), metric=metric)
+                laps.append({"metric": metric, **run.seconds})  # pyright: ignore[reportArgumentType]
+        self.notes["seconds"] = laps
+
+
+def _work(make: Callable[[], _Problem], config: SchedulesConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    begin = time.perf_counter()
+    bench = _Bench(make(), config)
+    cells: dict[str, list[tuple[int, int]]] = {}
+    for text, calls, steps in config.cells(bench.network):
+        cells.setdefault(text, []).append((calls, steps))
+    for text, own in cells.items():
+        bench.solver(text, own)
+    if bench.network:
+        bench.time_gits()
+    bench.notes["wall"] = time.perf_counter() - begin
+    return bench.tensors, bench.notes
+
+
+def bench_schedules(
+    config: SchedulesConfig,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = quiet,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Compare schedules into a run folder: `run.json`, `errors.safetensors` and `tables.md`.
+
+    Args:
+        config: what to compare.
+        out: the run folder.
+        overwrite: replace a finished run.
+        progress: wraps the loop over problems.
+        say: takes one line for the user.
+
+    Raises:
+        FanalError: the configuration or the place does not work.
+    """
+    from fanal.bench.schedule_tables import results_of, tables
+
+    problems = _problems(config)
+    if not problems or not list(config.cells()):
+        raise FanalError("nothing to compare: give mixtures or models, and calls that the solvers can spend")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        with Run(out, "bench schedules", dataclasses.asdict(config), overwrite=overwrite) as run:
+            if run.resumed:
+                say(f"resuming: {run.resumed} problems are there already")
+            found = [
+                run.block(i, lambda make=problems[i][1]: _work(make, config))
+                for i in progress(range(len(problems)), "problems")
+            ]
+            results = results_of([(notes, tensors) for tensors, notes in found])
+            whole = {f"{notes['problem']}|{k}": v for tensors, notes in found for k, v in tensors.items()}
+            write_tensors(run.path("errors.safetensors"), whole)
+            run.path("tables.md").write_text(tables(results), encoding="utf-8")
+            run.describe({"results": results})
+            return run.finish()
+    finally:
+        torch.set_num_threads(threads)

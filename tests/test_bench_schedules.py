@@ -1,0 +1,125 @@
+"""The comparison of schedules: its figures are recomputed, its counts are by hand, and it resumes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import fanal as package
+from fanal.bench import schedules as bench
+from fanal.bench.schedule_tables import results_of, tables
+from fanal.bench.schedules import SchedulesConfig, bench_schedules, mixture
+from fanal.files import read_tensors
+from fanal.preparation import SEED_STRIDE
+from fanal.schedules import logsnr, polynomial
+from fanal.seeding import noise
+from fanal.solvers import RK4, Euler
+from toys import fanal
+
+TINY = SchedulesConfig(mixtures=1, models=(), solvers=("euler", "heun"), calls=(5, 6), warmup=8, test=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return bench_schedules(TINY, tmp_path_factory.mktemp("bench") / "run")
+
+
+def test_cells_spend_exactly_their_calls():
+    assert list(TINY.cells()) == [("euler", 5, 5), ("euler", 6, 6), ("heun", 6, 3)]
+
+
+def test_an_error_is_the_distance_to_the_true_end(folder):
+    """One cell again, from the parts: the mixture, the noise, the grid and the reference."""
+    errors, _ = read_tensors(folder / "errors.safetensors")
+    model = mixture(0)
+    x = noise(model.shape, range(16), 80.0, stream="bench test", dtype=torch.float64)
+    ends = package.sample(model, x, logsnr(400, zero=False), RK4())
+    off = package.sample(model, x, polynomial(5, zero=False), Euler()) - ends
+    expected = off.square().mean(1).sqrt().float()
+    torch.testing.assert_close(errors["mixture 0|euler|5|polynomial"], expected, rtol=1e-6, atol=1e-9)
+    finer = package.sample(model, x, logsnr(800, zero=False), RK4())
+    assert float((finer - ends).abs().max()) < 1e-6  # the reference is far below what is compared
+
+
+def test_mixtures_are_what_they_say():
+    first, again, other = mixture(3), mixture(3), mixture(4)
+    assert torch.equal(first.means, again.means)
+    assert not torch.equal(first.means, other.means)
+    assert float(first.means.square().mean().sqrt()) == pytest.approx(0.5)
+    assert (first.shape, len(first.means)) == ((48,), 6)
+
+
+def test_test_samples_are_no_warm_up_samples():
+    streams = [noise((3,), range(SEED_STRIDE, SEED_STRIDE + 4), stream=s) for s in ("bench test", "bench warm-up")]
+    assert not torch.isclose(*streams).any()
+
+
+def test_the_folder_has_every_figure(folder):
+    results = json.loads((folder / "run.json").read_text())["results"]
+    own = results["problems"]["mixture 0"]
+    assert own["euler|5|gits"]["calls"] == 60
+    assert own["euler|5|fit"]["calls"] > 60
+    assert own["euler|5|polynomial"]["rms"]["n"] == 16
+    assert "heun|6|fit" in own
+    assert "heun|6|weights" not in own
+    text = (folder / "tables.md").read_text()
+    assert "| heun, 6 |" in text
+    best = results["best"]["5"]["mixture 0"]
+    fits = ("fit", "fit-mean", "weights")
+    assert own[best["ours"]]["score"] == min(own[f"euler|5|{name}"]["score"] for name in fits)
+
+
+def made(values):
+    """Notes and errors of a problem with one cell, each method with a constant error."""
+    names = {f"euler|5|{name}": value for name, value in values.items()}
+    cells = {name: {"score": value, "calls": 60.0} for name, value in names.items()}
+    return cells, {name: torch.full((9,), float(value)) for name, value in names.items()}
+
+
+def test_wins_and_misses_are_counted():
+    found = []
+    for i, fit in enumerate((1, 3, 5)):  # below all four; below two; below none
+        values = {"gits": 2, "polynomial": 4, "logsnr": 4, "quadratic": 2.5, "fit": fit}
+        cells, errors = made({**values, "fit-mean": 1, "weights": 1})
+        found.append(({"problem": f"mixture {i}", "cells": cells}, errors))
+    results = results_of(found)
+    group = results["mixtures"]["cells"]["euler|5"]
+    assert group["wins"]["fit"]["rms"] == {"gits": 1, "polynomial": 2, "logsnr": 2, "quadratic": 1, "all": 1}
+    assert group["wins"]["weights"]["median"]["all"] == 3
+    assert group["methods"]["fit"]["rms"] == 3
+    short = {"gits": 1, "polynomial": 2, "logsnr": 2, "quadratic": 1}
+    assert results["mixtures"]["misses"] == [
+        {"cell": "euler|5", "method": "fit", "measure": measure, "wins": short} for measure in ("rms", "median")
+    ]
+    assert results["best"]["5"]["mixture 2"]["ratio"] == 2.0
+    assert "| euler, 5 | fit | rms | gits 1, polynomial 2, logsnr 2, quadratic 1 |" in tables(results)
+
+
+def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch, folder):
+    config = SchedulesConfig(mixtures=2, models=(), solvers=("euler",), calls=(5,), warmup=8, test=16)
+    work, done = bench._work, []
+
+    def stops(make, config):
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return work(make, config)
+
+    monkeypatch.setattr(bench, "_work", stops)
+    with pytest.raises(KeyboardInterrupt):
+        bench_schedules(config, tmp_path / "run")
+    monkeypatch.setattr(bench, "_work", work)
+    said = []
+    resumed = bench_schedules(config, tmp_path / "run", say=said.append)
+    assert said == ["resuming: 1 problems are there already"]
+    one, other = (read_tensors(f / "errors.safetensors")[0]["mixture 0|euler|5|fit"] for f in (resumed, folder))
+    assert torch.equal(one, other)
+
+
+def test_the_command_says_its_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(SchedulesConfig, "quick", classmethod(lambda cls: TINY))
+    told = fanal("bench", "schedules", "--quick", "--out", tmp_path / "run")
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "run" / "tables.md").read_text() in told.stdout
