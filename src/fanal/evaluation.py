@@ -22,6 +22,7 @@ from fanal.metrics.distances import Distance
 from fanal.metrics.features import Extractor, extractor, is_image
 from fanal.metrics.sources import Source, open_source
 from fanal.metrics.statistics import Statistics, read_statistics, write_statistics
+from fanal.processes import check_device
 from fanal.runs import Progress, Run, quiet
 from fanal.summary import as_json
 
@@ -125,6 +126,8 @@ def _open_real(config: EvalConfig) -> Source | Statistics | None:
     if path.suffix in _STATISTICS and (path.suffix == ".npz" or not _holds_samples(path)):
         if config.write_stats is not None:
             raise FanalError(f"{path} holds statistics already; --write-stats makes them from samples")
+        if config.real_count is not None:
+            raise FanalError(f"{path} holds statistics of a whole set: --real-count has no meaning there")
         return read_statistics(path)
     return open_source(config.real, split=config.split, count=config.real_count, size=config.size)
 
@@ -172,18 +175,27 @@ def _check_counts(setup: _Setup) -> None:
 
 
 def _extractor(config: EvalConfig, samples: Source | None, real: Source | Statistics | None) -> Extractor | None:
+    """The extractor, after it was tried on one sample of each side."""
     if real is None:
         return None
+    sources = [side for side in (samples, real) if side is not None and not isinstance(side, Statistics)]
+    first = [side.read(0, 1) for side in sources]
     spec = config.features
     if spec == "auto":
-        first = samples if samples is not None else real
-        assert not isinstance(first, Statistics)  # statistics alone are refused by the configuration
-        spec = "own" if is_image(tuple(first.read(0, 1).shape[1:])) else "pixels"
+        spec = "own" if is_image(tuple(first[0].shape[1:])) else "pixels"
     found = extractor(spec, config.device)
-    if isinstance(real, Statistics) and real.extractor and (found.name, found.sha256) != (real.extractor, real.sha256):
+    widths = [found(one).shape[1] for one in first]
+    if isinstance(real, Statistics):
+        if real.extractor and (found.name, found.sha256) != (real.extractor, real.sha256):
+            raise FanalError(
+                f"{config.real} was made with {real.label()}, and --features is {config.features}: statistics of "
+                "different extractors cannot be compared"
+            )
+        widths.append(len(real.mean))
+    if len(set(widths)) > 1:
         raise FanalError(
-            f"{config.real} was made with {real.label()}, and --features is {config.features}: statistics of different "
-            "extractors cannot be compared"
+            f"features of different lengths cannot be compared: {widths[0]} of {config.samples} and {widths[-1]} of "
+            f"{config.real}; give both the same size, or use --features own"
         )
     return found
 
@@ -207,13 +219,14 @@ def _captions(config: EvalConfig, samples: Source | None) -> Captions | None:
 
 
 def _prepare(config: EvalConfig) -> _Setup:
+    check_device(config.device)
     samples = None
     if config.samples is not None:
         samples = open_source(
             config.samples, tensor=config.tensor, split=config.samples_split, count=config.count, size=config.size
         )
-    elif config.tensor is not None:
-        raise FanalError("--tensor chooses among a run folder's samples, and none is given")
+    elif config.tensor is not None or config.count is not None:
+        raise FanalError("--tensor and --count are for the samples, and none are given; real ones take --real-count")
     real = _open_real(config)
     captions = _captions(config, samples)
     clip = Clip(config.clip, config.device) if config.clip is not None else None

@@ -30,7 +30,8 @@ def _figure(figure: dict[str, Any]) -> tuple[str, str]:
 def _show(folder: Path) -> None:
     from fanal.files import read_json
 
-    results = read_json(folder / "run.json")["results"]
+    record = read_json(folder / "run.json")
+    results = record["results"]
     rows = []
     for name, figure in results["figures"].items():
         n_real = "" if name == "clip" else figure["n_real"] or "?"
@@ -45,6 +46,8 @@ def _show(folder: Path) -> None:
         table(["figure", "value", "standard error", "samples", "real"], rows)
     for line in results["warnings"]:
         say(f"warning: {line}")
+    if record["config"]["write_stats"]:
+        say(f"statistics of {results['real']['n']} real samples: {record['config']['write_stats']}")
     say(f"run: {folder}")
 
 

@@ -18,6 +18,7 @@ from fanal.errors import FanalError, is_number
 from fanal.files import read_json
 from fanal.metrics.estimates import Estimate, mean
 from fanal.metrics.features import as_bytes
+from fanal.metrics.hub import fetch
 
 __all__ = ["Clip", "Preparation", "clip_score"]
 
@@ -155,14 +156,7 @@ def _folder_of(spec: str) -> Path:
         return folder
     if spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise FanalError(f"there is no folder {spec}; give one with a CLIP, or the hub's id, ORG/NAME")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise FanalError(_INSTALL) from error
-    try:
-        return Path(snapshot_download(spec, allow_patterns=_FILES))
-    except Exception as error:  # the hub's client raises whatever the network does
-        raise FanalError(f"cannot fetch {spec}: {error}") from error
+    return fetch(spec, _FILES)
 
 
 def _load(folder: Path, size: int) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fanal.errors import FanalError, unknown_name
+from fanal.metrics.hub import fetch
 from fanal.metrics.network import SIDE, load_network
 
 __all__ = [
@@ -132,20 +133,14 @@ class OwnFeatures:
         return self.net(gray_images(x).to(self.device)).cpu()
 
 
-def _from_hub(spec: str) -> Path:
-    """The local path of ORG/REPO/FILE on the Hugging Face hub, fetched once into its cache."""
-    organization, _, rest = spec.partition("/")
-    repository, _, file = rest.partition("/")
-    if not file:
-        raise FanalError(f"expected hub:ORG/REPO/FILE, got hub:{spec}")
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise FanalError("files of the hub need huggingface_hub: pip install 'fanal[diffusers]'") from error
-    try:
-        return Path(hf_hub_download(f"{organization}/{repository}", file))
-    except Exception as error:  # the hub's client raises whatever the network does
-        raise FanalError(f"cannot fetch {file} of {organization}/{repository}: {error}") from error
+def _local(path: str) -> Path:
+    """The file itself, or that of `hub:ORG/REPO/FILE`, fetched once into the hub's cache."""
+    if not path.startswith("hub:"):
+        return Path(path).expanduser()
+    parts = path.removeprefix("hub:").split("/", 2)
+    if len(parts) < 3 or not parts[2]:
+        raise FanalError(f"expected hub:ORG/REPO/FILE, got {path}")
+    return fetch("/".join(parts[:2]), parts[2])
 
 
 def _sha256(path: Path) -> str:
@@ -174,8 +169,7 @@ class TorchScript:
     """
 
     def __init__(self, path: str | Path, name: str = "torchscript", device: torch.device | str = "cpu") -> None:
-        text = str(path)
-        self.path = _from_hub(text.removeprefix("hub:")) if text.startswith("hub:") else Path(text).expanduser()
+        self.path = _local(str(path))
         self.name, self.sha256, self.device = name, _sha256(self.path), device
         try:
             with warnings.catch_warnings():
