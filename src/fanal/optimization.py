@@ -7,6 +7,7 @@ pieces that a batch is cut into changes what is learned, except for rounding.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import zlib
 from collections.abc import Callable, Iterator
@@ -287,7 +288,11 @@ class TrainingState:
 
     def fingerprint(self) -> dict[str, float | int]:
         """Describe the training samples, so that a resumed run notices when they have changed."""
-        return {"count": len(self.data), "sigma_data": self.model.sigma_data, "crc": self.data.crc()}
+        return {"count": len(self.data), "sigma_data": self.model.sigma_data, "crc": self._crc}
+
+    @functools.cached_property
+    def _crc(self) -> int:
+        return self.data.crc()
 
     def held_out_loss(self, model: Preconditioned | None = None) -> dict[str, Any]:
         """Measure averaged weights on held-out samples: at the recipe's noise levels, and at each of `LEVELS`."""

@@ -28,7 +28,7 @@ _SHORTEST = 2000  # iterations
 _FEW = 100  # views of each image from which on it is augmented
 _AUGMENT = 0.12  # as for CIFAR-10 in Karras et al. 2022
 
-# Up to which side: factor, widths, embedding, batch, iterations. One core takes 5 to 60 minutes.
+# Up to which side: factor, widths, embedding, batch, iterations. One core takes minutes to an hour and a half.
 _SMALL = {
     8: (1, (32, 64), 32, 64, 3000),
     16: (1, (32, 48, 64), 32, 32, 6000),
