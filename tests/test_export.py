@@ -158,6 +158,15 @@ def test_half_precision_is_computed_in_float32(hands):
     torch.testing.assert_close(noise.float(), pipe.unet(z.float(), 800).sample, rtol=0, atol=0.05)
 
 
+def test_it_can_be_described_without_memory(hands):
+    """As loaders do that look at sizes first; the times are real nevertheless."""
+    config = json.loads((hands / "unet" / "config.json").read_text())
+    with torch.device("meta"):
+        empty = FanalUNet.from_config(config)
+    assert {parameter.device.type for parameter in empty.parameters()} == {"meta"}
+    assert torch.equal(empty.times.sigmas, loaded(hands).unet.times.sigmas)
+
+
 def test_betas_are_the_documented_process():
     """ᾱ_t = 1/(1 + sigma_t²), every beta in (0, 1), and a range that ends at 0 begins at 0.002."""
     betas = torch.tensor(beta_table(0.002, 80.0), dtype=F64)

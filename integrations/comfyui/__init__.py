@@ -5,6 +5,6 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "fanal":
         raise
-    raise ModuleNotFoundError("install fanal into ComfyUI's Python: python -m pip install fanal", name="fanal") from None
+    raise ModuleNotFoundError("install fanal for ComfyUI's Python: python -m pip install fanal", name="fanal") from None
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

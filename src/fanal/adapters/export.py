@@ -114,10 +114,11 @@ class FanalUNet(ModelMixin, ConfigMixin):
             classes=num_class_embeds or 0,
             preconditioning=preconditioning,
         )
-        self.betas = beta_table(sigma_min, sigma_max, num_train_timesteps)
-        # The scheduler's own arithmetic, so that both mean the same sigma by a time, float32 rounding included.
-        alphas = DDIMScheduler(num_train_timesteps, trained_betas=self.betas).alphas_cumprod
-        self.times = Timesteps.of_alphas(alphas)
+        with torch.device("cpu"):  # also where the network itself is built without memory
+            self.betas = beta_table(sigma_min, sigma_max, num_train_timesteps)
+            # The scheduler's own arithmetic, so that both mean the same sigma by a time, float32 rounding included.
+            alphas = DDIMScheduler(num_train_timesteps, trained_betas=self.betas).alphas_cumprod
+            self.times = Timesteps.of_alphas(alphas)
         # What programs read off a UNet2DModel:
         widths = network.get("widths") or [network["model_channels"] * m for m in network["channel_mult"]]
         self.register_to_config(
