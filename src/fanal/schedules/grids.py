@@ -13,9 +13,10 @@ from fanal.errors import FanalError
 
 __all__ = [
     "SCHEDULES",
+    "Grid",
     "check_sigmas",
     "cosine",
-    "from_timesteps",
+    "double",
     "jump",
     "logsnr",
     "plain_sigmas",
@@ -30,7 +31,7 @@ Grid = Float[Tensor, " n"]
 _EPSILON = 1e-3  # where the VP time of [REG] sec. C.3 starts
 
 
-def _double(values: Tensor | Sequence[float]) -> Tensor:
+def double(values: Tensor | Sequence[float]) -> Tensor:
     """Return `values` in float64 on the CPU; Python's floats never pass through torch's float32 default."""
     return torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else torch.float64).to("cpu", torch.float64)
 
@@ -44,7 +45,7 @@ def check_sigmas(sigmas: Tensor | Sequence[float]) -> Grid:
     Raises:
         FanalError: it is not such a grid; the message names the entry.
     """
-    grid = _double(sigmas)
+    grid = double(sigmas)
     if grid.ndim != 1 or len(grid) < 2:
         raise FanalError(f"sigmas must be one-dimensional with at least two entries, got shape {tuple(grid.shape)}")
     values: list[float] = grid.tolist()
@@ -189,32 +190,6 @@ def cosine(
         return ((base / torch.cos(high + ramp * (low - high))) ** 2 - 1).clamp_min(0).sqrt()
 
     return _grid(steps, sigma_min, sigma_max, zero, at)
-
-
-def from_timesteps(
-    timesteps: Sequence[int] | Tensor, alphas_cumprod: Sequence[float] | Tensor, zero: bool = True
-) -> Grid:
-    """Sigmas of discrete VP timesteps: `sigma_t = sqrt((1 − ᾱ_t)/ᾱ_t)`, followed by 0 if `zero`.
-
-    Args:
-        timesteps: whole numbers, strictly decreasing, indices into `alphas_cumprod`.
-        alphas_cumprod: ᾱ_t in (0, 1), one per training step.
-        zero: append 0.
-
-    Raises:
-        FanalError: a timestep is outside the table, ᾱ is outside (0, 1), or the result is not a schedule.
-    """
-    table = _double(alphas_cumprod)
-    index = torch.as_tensor(timesteps)
-    if index.is_floating_point() or index.ndim != 1 or len(index) == 0:
-        raise FanalError("timesteps must be a list of whole numbers; convert fractional times to sigmas first")
-    if int(index.min()) < 0 or int(index.max()) >= len(table):
-        raise FanalError(f"timesteps must lie in [0, {len(table) - 1}], got {int(index.min())} to {int(index.max())}")
-    alpha = table[index]
-    if not bool(((alpha > 0) & (alpha < 1)).all()):
-        raise FanalError("alphas_cumprod must lie in (0, 1) at the timesteps; zero-terminal-SNR has no finite sigma")
-    sigmas = ((1 - alpha) / alpha).sqrt()
-    return check_sigmas(torch.cat([sigmas, sigmas.new_zeros(1)]) if zero else sigmas)
 
 
 def jump(sigmas: Tensor | Sequence[float], at: float) -> Grid:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fanal.adapters.predictions import Timesteps
 from fanal.denoiser import Denoiser
+from fanal.errors import FanalError
 from fanal.sampling import Span, Step, finish
 from fanal.solvers.arithmetic import Past, Row, check_choice, check_order, linear_step, staged
 from fanal.solvers.coefficients import number
@@ -46,6 +47,10 @@ class PNDM:
     def __post_init__(self) -> None:
         check_order("pndm", self.order, 4)
         check_choice("warmup of pndm", self.warmup, ("rk4", "heun"))
+        if self.times is not None and not isinstance(self.times, Timesteps):
+            raise FanalError(
+                f"times of pndm is a fanal.adapters.predictions.Timesteps, given in Python, got {self.times!r}"
+            )
 
     def _start(self, denoiser: Denoiser, x: Tensor, span: Span, past: Past) -> Step:
         """Cross `span` with the starting method, and remember the slope at its start."""
