@@ -194,6 +194,22 @@ def test_the_seed_decides_and_batches_do_not():
     assert not torch.isclose(a.teacher.x[0], sampled).any()  # nobody is judged on the noise it was fitted on
 
 
+def test_progress_sees_every_step_of_the_teacher_and_every_fit():
+    seen = []
+
+    def progress(items, what):
+        for item in items:
+            yield item
+            seen.append(what)
+
+    gits.search(mixture(), warm(mixture(), 6), [2, 3], method="fit", teacher=Euler(), batch=4, progress=progress)
+    assert {name: seen.count(name) for name in seen} == {
+        **dict.fromkeys(["teacher, 1 of 2", "teacher, 2 of 2"], 60),
+        "fitting": 2,
+        **dict.fromkeys(["held-out teacher, 1 of 2", "held-out teacher, 2 of 2"], 60),
+    }
+
+
 def test_an_analytical_first_step_is_free_and_helps():
     denoiser = Counted(mixture(d=48))
     x = warm(denoiser, 32)

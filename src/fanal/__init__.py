@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fanal import datasets as datasets
     from fanal import exact as exact
+    from fanal import gits as gits
     from fanal import guidance as guidance
     from fanal import hallucination as hallucination
     from fanal import metrics as metrics
@@ -43,6 +44,7 @@ _MODULES = frozenset(
     {
         "datasets",
         "exact",
+        "gits",
         "guidance",
         "hallucination",
         "metrics",

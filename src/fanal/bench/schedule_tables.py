@@ -26,10 +26,9 @@ def _figures(found: Found) -> dict[str, dict[str, dict[str, Any]]]:
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for notes, errors in found:
         own = out.setdefault(notes["problem"], {})
-        for name, values in errors.items():
-            about = notes["cells"][name]
+        for name, about in notes["cells"].items():
             extra = {key: about[key] for key in ("calls", "score", "start") if key in about}
-            own[name] = {**dataclasses.asdict(error_of(values)), **extra}
+            own[name] = {**dataclasses.asdict(error_of(errors[name])), **extra}
     return out
 
 
@@ -135,14 +134,15 @@ def _mixture_tables(results: dict[str, Any]) -> str:
     rows, wins = [], []
     for cell, row in cells.items():
         name = cell.replace("|", ", ")
-        rows.append([name, *(_pair(row["methods"].get(m)) for m in (*_BASELINES, *_FITS))])
+        calls = " / ".join(f"{row['methods'][m]['calls']:.0f}" for m in _FITS if m in row["methods"])
+        rows.append([name, *(_pair(row["methods"].get(m)) for m in (*_BASELINES, *_FITS)), calls])
         wins.append([name])
         for fit in _FITS:
             own = row["wins"].get(fit)
             marks = [",".join(str(own[m][b]) for b in (*_BASELINES, "all")) for m in ("rms", "median")] if own else []
             wins[-1].append(" / ".join(marks) or "–")
     text = f"RMS / median error on {count} mixtures, medians over them\n\n"
-    text += _table(["solver, calls", *_BASELINES, *_FITS], rows)
+    text += _table(["solver, calls", *_BASELINES, *_FITS, "calls of each search"], rows)
     text += f"\nWins of {count} against {', '.join(_BASELINES)}, and all of them: RMS / median error\n\n"
     text += _table(["solver, calls", *_FITS], wins)
     text += "\nBelow the goal\n\n"

@@ -11,6 +11,7 @@ from torch import Tensor
 from fanal.denoiser import Denoiser, Wrapper, take
 from fanal.runs import Progress, quiet
 from fanal.sampling import Solver, sample, trace
+from fanal.schedules import check_sigmas
 from fanal.solvers import AFS
 from fanal.trajectory import Trajectory
 
@@ -60,11 +61,12 @@ def teach(
     Raises:
         FanalError: as `fanal.trace`.
     """
-    parts = list(_blocks(len(x), batch))
-    runs = [
-        Trajectory.record(trace(take(denoiser, parts[i]), x[parts[i]], sigmas, solver))
-        for i in progress(range(len(parts)), what)
-    ]
+    parts, bars = list(_blocks(len(x), batch)), range(len(check_sigmas(sigmas)) - 1)
+    runs = []
+    for i, rows in enumerate(parts):
+        note = what if len(parts) == 1 else f"{what}, {i + 1} of {len(parts)}"
+        steps = trace(take(denoiser, rows), x[rows], sigmas, solver)
+        runs.append(Trajectory.record(step for _, step in zip(progress(bars, note), steps, strict=False)))
     return Trajectory(runs[0].sigmas, torch.cat([r.x for r in runs], 1), torch.cat([r.denoised for r in runs], 1))
 
 
