@@ -11,11 +11,28 @@ from torch import Tensor
 
 from fanal.errors import FanalError, unknown_name
 from fanal.hallucination.repair import REPAIRS, Repair
+from fanal.hallucination.rods import Guard
 from fanal.sampling import Solver
-from fanal.schedules import SCHEDULES
+from fanal.schedules import SCHEDULES, from_file, table, tables
+from fanal.schedules.files import holds_many
 from fanal.solvers import SOLVERS
 
-__all__ = ["build_repair", "build_schedule", "build_solver", "parse_options"]
+__all__ = ["NAMED", "build_repair", "build_schedule", "build_solver", "parse_options"]
+
+NAMED: dict[str, type] = {**SOLVERS, "rods": Guard}
+"""What the command line calls a solver: name → class; all solvers, and the guard around them."""
+
+
+def _parts(text: str) -> list[str]:
+    """Split at commas that are not in parentheses, which hold another solver's fields."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part]
 
 
 def parse_options(kind: str, text: str, known: Iterable[str], fields_of: Callable[[str], Iterable[str]]) -> tuple:
@@ -29,7 +46,7 @@ def parse_options(kind: str, text: str, known: Iterable[str], fields_of: Callabl
         raise unknown_name(kind, name, known)
     fields = list(fields_of(name))
     options: dict[str, str] = {}
-    for part in filter(None, rest.split(",")):
+    for part in _parts(rest):
         key, equals, value = part.partition("=")
         if not equals:
             raise FanalError(
@@ -57,14 +74,22 @@ def _value(text: str, default: Any, where: str) -> Any:
         if isinstance(default, tuple):
             low, high = text.split("..")
             return float(low), float(high)
+        if isinstance(default, str) and text.isdecimal():
+            return int(text)  # a field that takes a word or a number, such as lower_final
     except (ValueError, KeyError):
         raise FanalError(f"{where} must be like {default!r}, got {text!r}") from None
     return text
 
 
+def _unwrapped(text: str) -> str:
+    """Take off one pair of parentheses around a text."""
+    return text[1:-1] if text.startswith("(") and text.endswith(")") else text
+
+
 def build_solver(text: str) -> Solver:
     """Build a solver from `name` or `name:field=value,…`, e.g. `churn:s_churn=20` or `ancestral:solver=heun`.
 
+    A solver within a solver that has several fields stands in parentheses: `rods:solver=(dpmpp:order=3,predict=noise)`.
     A path that ends in `.json` is a schedule file: its solver, with its weights.
 
     Raises:
@@ -76,13 +101,18 @@ def build_solver(text: str) -> Solver:
 
         return read_schedules(text).build_solver(build_solver)
 
-    def fields_of(name: str) -> list[str]:
-        return [field.name for field in dataclasses.fields(SOLVERS[name]) if field.init]
+    def likes(name: str) -> dict[str, Any]:
+        # a field that is None by default says itself what its values look like
+        default, fields = NAMED[name](), dataclasses.fields(NAMED[name])
+        return {f.name: f.metadata.get("like", getattr(default, f.name)) for f in fields if f.init}
 
-    name, options = parse_options("solver", text, SOLVERS, fields_of)
-    default = SOLVERS[name]()
+    def fields_of(name: str) -> list[str]:
+        return list(likes(name))
+
+    name, options = parse_options("solver", text, NAMED, fields_of)
+    default = NAMED[name]()
     values = {
-        key: build_solver(value) if key == "solver" else _value(value, getattr(default, key), f"{name}:{key}")
+        key: build_solver(_unwrapped(value)) if key == "solver" else _value(value, likes(name)[key], f"{name}:{key}")
         for key, value in options.items()
     }
     return dataclasses.replace(default, **values)
@@ -113,20 +143,25 @@ def build_schedule(text: str, steps: int, sigma_min: float, sigma_max: float, *,
     """Build a grid from `name` or `name:field=value,…`, e.g. `polynomial:rho=5`.
 
     A path that ends in `.json` is a schedule file, which has its own ends: its grid of so many steps, or its only one.
+    A published table (`fanal.schedules.tables`) has its own ends too.
 
     Raises:
         FanalError: the name, a field or a value is not one of the schedule's.
     """
     if text.endswith(".json"):
+        if not holds_many(text):
+            return from_file(text)
         from fanal.schedule_files import read_schedules
 
         return read_schedules(text).grid(steps, sigma_min, sigma_max)
     own = {"steps", "sigma_min", "sigma_max", "zero"}
 
     def fields_of(name: str) -> list[str]:
-        return [key for key in inspect.signature(SCHEDULES[name]).parameters if key not in own]
+        return [] if name in tables else [k for k in inspect.signature(SCHEDULES[name]).parameters if k not in own]
 
-    name, options = parse_options("schedule", text, SCHEDULES, fields_of)
+    name, options = parse_options("schedule", text, [*SCHEDULES, *tables], fields_of)
+    if name in tables:
+        return table(name, steps)
     defaults = inspect.signature(SCHEDULES[name]).parameters
     values = {key: _value(value, defaults[key].default, f"{name}:{key}") for key, value in options.items()}
     try:

@@ -1,10 +1,11 @@
-"""Find the samples that went wrong and repair them: detectors, repairs, and calibration on other seeds."""
+"""Find the samples that went wrong and repair them: detectors, repairs, calibration on other seeds, and RODS."""
 
 from __future__ import annotations
 
 from fanal.hallucination import calibration as calibration
 from fanal.hallucination import detectors as detectors
 from fanal.hallucination import repair as repair
+from fanal.hallucination import rods as rods
 from fanal.hallucination.calibration import Calibration as Calibration
 from fanal.hallucination.calibration import calibrate as calibrate
 from fanal.hallucination.detectors import DETECTORS as DETECTORS

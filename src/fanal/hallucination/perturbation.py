@@ -1,0 +1,212 @@
+"""The perturbation of [RODS]: where the residual grows fastest around a point, and how fast that direction turns.
+
+With the residual `e = x − D(x, sigma)`, its unit vector ê and the Jacobian J of D, the three readings of v in
+[RODS] eq. 8 are e itself, the direction e/sigma and the score −e/sigma². They differ by powers of sigma, so one
+product serves all:
+
+    ∇‖e‖ = ê − Jᵀê,    δ = r·∇‖e‖/‖∇‖e‖‖,    H = ‖∇‖e‖(x + δ) − ∇‖e‖(x)‖ / sigma^p
+
+with p = 0, 1, 2 and r the radius. Perturbations are held fixed: no gradient flows through them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fanal.denoiser import Denoiser, expand
+from fanal.errors import FanalError, is_number
+from fanal.exact.gaussian import accumulator
+from fanal.solvers.arithmetic import check_choice
+from fanal.solvers.taylor import total_derivative
+
+__all__ = [
+    "PRODUCTS",
+    "READINGS",
+    "UNITS",
+    "Search",
+    "Slope",
+    "ascend",
+    "bend",
+    "differentiate",
+    "norms",
+    "radius",
+    "unit",
+]
+
+READINGS: dict[str, int] = {"residual": 0, "direction": 1, "score": 2}
+"""Reading of v → the power of sigma that divides ‖x − D‖."""
+
+UNITS: tuple[str, ...] = ("absolute", "sigma", "shell")
+"""What the radius is counted in: as it is, in sigma, or in sigma·√d, the norm of the noise."""
+
+PRODUCTS: tuple[str, ...] = ("backward", "forward", "difference")
+"""How a product with the Jacobian is formed."""
+
+
+def norms(v: Float[Tensor, "b *d"]) -> Float[Tensor, "b *ones"]:
+    """Return the norm of each sample, with the axes of v kept at length 1."""
+    return v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1))
+
+
+def unit(v: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+    """Return `v/‖v‖` of each sample; 0 stays 0."""
+    size = norms(v)
+    return v / torch.where(size > 0, size, torch.ones_like(size))
+
+
+def radius(rho: float, units: str, sigma: Tensor, x: Float[Tensor, "b *d"]) -> Tensor:
+    """Return the radius r of the perturbations: rho, `rho·sigma` or `rho·sigma·√d`, to multiply samples with."""
+    level = expand(sigma.to(x.device, accumulator(x)), x)
+    if units == "absolute":
+        return rho * torch.ones_like(level)
+    return rho * (math.sqrt(x[0].numel()) if units == "shell" else 1.0) * level
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slope:
+    """What one product says about a point.
+
+    Attributes:
+        denoised: D(x, sigma), without a graph.
+        residual: x − D, in float64 (float32 on mps).
+        gradient: ∇‖x − D‖, of the same kind.
+        products: Jacobian products that it took.
+    """
+
+    denoised: Float[Tensor, "b *d"]
+    residual: Float[Tensor, "b *d"]
+    gradient: Float[Tensor, "b *d"]
+    products: int
+
+
+def _backward(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """D and Jᵀê, the exact gradient's part, by one vector–Jacobian product."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        denoised = denoiser(leaf, sigma)
+        if not denoised.requires_grad:
+            raise FanalError(
+                "the denoiser's answer has no gradient with respect to x (it runs without gradients, or is constant): "
+                'use product="difference"'
+            )
+        away = unit(x.detach().to(accumulator(x)) - denoised.detach())
+        (pulled,) = torch.autograd.grad(denoised, leaf, away.to(denoised.dtype), materialize_grads=True)
+    return denoised.detach(), pulled
+
+
+def _forward(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """D and Jê, by one Jacobian–vector product along the slope, sigma held fixed."""
+    with torch.no_grad():
+        denoised, moved = total_derivative(lambda y, _: denoiser(y, sigma), x, sigma)
+        level = expand(sigma.to(x.device, accumulator(x)), x)
+        size = norms(x.to(accumulator(x)) - denoised)
+        return denoised, moved * torch.where(size > 0, level / size, torch.zeros_like(size))
+
+
+def _difference(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """D and Jê, by the difference quotient along the residual; one more call."""
+    with torch.no_grad():
+        denoised = denoiser(x, sigma)
+        residual = x - denoised
+        step = torch.finfo(x.dtype).eps ** (1 / 3)  # relative to ‖e‖; balances truncation and rounding
+        size = step * norms(residual.to(accumulator(x)))
+        moved = denoiser(x + step * residual, sigma).to(size.dtype) - denoised
+        return denoised, torch.where(size > 0, moved / size, torch.zeros_like(moved))
+
+
+def differentiate(denoiser: Denoiser, x: Float[Tensor, "b *d"], sigma: Tensor, product: str = "backward") -> Slope:
+    """Return D and `∇‖x − D‖ = ê − Jᵀê`, whatever the caller's gradient mode; nothing returned has a graph.
+
+    "backward" is exact: one call with a vector–Jacobian product. "forward" (a call, and one with a tangent) and
+    "difference" (two calls) form Jê in place of Jᵀê. The exact denoiser's Jacobian is a covariance over sigma² and so
+    symmetric, a network's nearly so.
+
+    Args:
+        denoiser: D(x, sigma).
+        x: the points.
+        sigma: their noise level, () or (B,), above 0.
+        product: one of `PRODUCTS`.
+
+    Raises:
+        FanalError: the denoiser cannot be differentiated that way.
+    """
+    form = {"backward": _backward, "forward": _forward, "difference": _difference}[product]
+    denoised, pulled = form(denoiser, x, sigma)
+    residual = x.detach().to(accumulator(x)) - denoised
+    return Slope(denoised, residual, unit(residual) - pulled, int(product != "difference"))
+
+
+def ascend(size: Tensor, gradient: Float[Tensor, "b *d"], start: Tensor | None = None) -> Float[Tensor, "b *d"]:
+    """Return a gradient step of length `size`, taken back to the sphere of that radius.
+
+    `δ' = r·u(δ + r·u(g))` with u(v) = v/‖v‖; from the center it is `r·u(g)`, the one step of [RODS] B.4.
+
+    Args:
+        size: r, as `radius` gives it.
+        gradient: g, at the perturbed point.
+        start: the perturbation before, δ; None: 0, the center.
+    """
+    step = unit(gradient)
+    return size * (step if start is None else unit(start + size * step))
+
+
+def bend(here: Slope, there: Slope, sigma: Tensor, v: str) -> Float[Tensor, " b"]:
+    """Return the index `‖∇‖v(x + δ)‖ − ∇‖v(x)‖‖` ([RODS] eq. 8) from the slopes at both points."""
+    turned = (there.gradient - here.gradient).flatten(1).norm(dim=1)
+    return turned / sigma.to(turned.device, turned.dtype) ** READINGS[v]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a perturbation is found.
+
+    Attributes:
+        rho: radius, in `rho_units`.
+        rho_units: one of `UNITS`.
+        steps: number of gradient steps.
+        product: one of `PRODUCTS`.
+
+    Raises:
+        FanalError: a field is none of these.
+    """
+
+    rho: float
+    rho_units: str
+    steps: int
+    product: str
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.rho) and self.rho >= 0):
+            raise FanalError(f"rods needs a finite radius rho >= 0, got {self.rho!r}")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise FanalError(f"rods needs a whole number of gradient steps >= 1, got {self.steps!r}")
+        check_choice("rho_units of rods", self.rho_units, UNITS)
+        check_choice("product of rods", self.product, PRODUCTS)
+
+    def size(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the radius at this noise level."""
+        return radius(self.rho, self.rho_units, sigma, x)
+
+    def cas(self, denoiser: Denoiser, x: Tensor, sigma: Tensor, here: Slope) -> tuple[Tensor, int]:
+        """Return the perturbation that makes ‖v(x + δ)‖ largest, and the products spent beyond the one in `here`."""
+        size, spent = self.size(x, sigma), 0
+        delta = ascend(size, here.gradient)
+        for _ in range(self.steps - 1):
+            there = differentiate(denoiser, x + delta.to(x.dtype), sigma, self.product)
+            delta, spent = ascend(size, there.gradient, delta), spent + there.products
+        return delta.to(x.dtype), spent
+
+    def sas(self, denoiser: Denoiser, x: Tensor, sigma: Tensor, residual: Tensor) -> Tensor:
+        """Return the perturbation that makes −log p largest: uphill, along the residual `x − D`."""
+        size = self.size(x, sigma)
+        delta = ascend(size, residual)
+        for _ in range(self.steps - 1):
+            y = x + delta.to(x.dtype)
+            with torch.no_grad():
+                delta = ascend(size, y - denoiser(y, sigma), delta)
+        return delta.to(x.dtype)
