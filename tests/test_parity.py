@@ -11,7 +11,7 @@ from fanal.exact import Mixture
 from fanal.sampling import sample
 from fanal.schedules import from_timesteps, polynomial
 from fanal.seeding import noise
-from fanal.solvers import DDPM, Ancestral, Churn, Euler, Heun
+from fanal.solvers import AFS, DDPM, DEIS, DPM2, IPNDM, LMS, Ancestral, Churn, DPMpp, DPMpp2S, Euler, Heun, UniPC
 from problems import mixture
 
 F64 = torch.float64
@@ -19,33 +19,50 @@ PEERS = json.loads((Path(__file__).parent / "figures" / "peers_mixture2d.json").
 SEEDS = range(5)
 
 
+LOWER = {True: "always", False: "never"}
+
+OURS = {
+    "euler": lambda o: Euler(),
+    "heun": lambda o: Heun(),
+    "edm_sampler": lambda o: Heun(),
+    "dpm2": lambda o: DPM2(o.get("r", 0.5)),
+    "dpm_2": lambda o: DPM2(),
+    "ipndm": lambda o: IPNDM(o["max_order"]),
+    "deis_tab": lambda o: DEIS(o["max_order"], points=10_000),
+    "dpmpp": lambda o: DPMpp(o["max_order"], lower_final=LOWER[o["lower_order_final"]]),
+    "unipc": lambda o: UniPC(o["max_order"], o["variant"], LOWER[o["lower_order_final"]]),
+    "dpmpp_2m": lambda o: DPMpp(2, lower_final="never"),
+    "lms": lambda o: LMS(o["order"], finish=False),
+    "dpmpp_2s_ancestral": lambda o: DPMpp2S(),
+    "dpmpp_3m_sde": lambda o: DPMpp(3, "taylor", "never"),
+}
+"""The peers' samplers, with the options of the recorded runs, in our fields."""
+
+
 def ours(name, case):
-    """Our grid and solver for a recorded run; None where we have no counterpart."""
-    solver = {"euler": Euler(), "heun": Heun(), "edm_sampler": Heun()}.get(name)
-    options = dict(case["options"])
-    to_zero = options.pop("denoise_to_zero", False)
-    if solver is None or options:
-        return None
-    return case["sigmas"] + [0.0] * to_zero, solver
+    """Our grid and solver for a recorded run."""
+    solver = OURS[name](case["options"])
+    if case["options"].get("afs"):
+        solver = AFS(solver)
+    return case["sigmas"] + [0.0] * case["options"].get("denoise_to_zero", False), solver
 
 
-RECORDED = [(case, *found) for case in PEERS["cases"] if (found := ours(case["sampler"], case))]
+RECORDED = [(case, *ours(case["sampler"], case)) for case in PEERS["cases"]]
 
 
 def test_the_recorded_figures_are_those_we_mean():
-    assert sorted((case["peer"], case["sampler"]) for case, _, _ in RECORDED) == [
-        ("diff-sampler", "euler"),
-        ("diff-sampler", "euler"),
-        ("diff-sampler", "heun"),
-        ("diff-sampler", "heun"),
-        ("edm", "edm_sampler"),
-        ("k-diffusion", "euler"),
-        ("k-diffusion", "heun"),
-    ]
+    """All 37, and every option of theirs is understood."""
+    assert len(RECORDED) == 37
+    known = {"afs", "denoise_to_zero", "r", "max_order", "lower_order_final", "variant", "order", "eta"}
+    for case, _, _ in RECORDED:
+        assert {k for k, v in case["options"].items() if (k, v) not in (("predict_x0", True), ("thr", "off"))} <= known
+        assert case["options"].get("eta", 0.0) == 0.0
 
 
 @pytest.mark.parametrize(
-    ("case", "sigmas", "solver"), RECORDED, ids=[f"{c['peer']}-{c['sampler']}-{len(s)}" for c, s, _ in RECORDED]
+    ("case", "sigmas", "solver"),
+    RECORDED,
+    ids=[f"{c['peer']}-{c['sampler']}-{'-'.join(map(str, c['options'].values()))}" for c, _, _ in RECORDED],
 )
 def test_recorded_figures_of_peers(case, sigmas, solver):
     """To 1e-10 of the largest entry, and with as many network calls."""
