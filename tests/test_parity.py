@@ -10,13 +10,12 @@ from fanal.denoiser import Counted
 from fanal.exact import Mixture
 from fanal.sampling import sample
 from fanal.schedules import from_timesteps, polynomial
-from fanal.seeding import noise
 from fanal.solvers import AFS, DDPM, DEIS, DPM2, IPNDM, LMS, Ancestral, Churn, DPMpp, DPMpp2S, Euler, Heun, UniPC
+from peers import SEEDS, begin, drive_times, drive_ve, fresh
 from problems import mixture
 
 F64 = torch.float64
 PEERS = json.loads((Path(__file__).parent / "figures" / "peers_mixture2d.json").read_text())
-SEEDS = range(5)
 
 
 LOWER = {True: "always", False: "never"}
@@ -88,26 +87,6 @@ def test_peers_use_our_grids():
 @pytest.fixture(scope="module")
 def diffusers():
     return pytest.importorskip("diffusers")
-
-
-def fresh(i, stream="ancestral"):
-    """The noise that our solver draws at step i."""
-    return noise((2,), SEEDS, step=i, stream=stream, dtype=F64)
-
-
-def begin(sigma):
-    return noise((2,), SEEDS, float(sigma), dtype=F64)
-
-
-def drive_ve(scheduler, D, x, prediction, **options):
-    """Run a scheduler whose samples live in x-space, the way a pipeline does."""
-    for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, t)
-        sigma = scheduler.sigmas[scheduler.step_index].to(F64)
-        denoised = D(scaled * (sigma**2 + 1).sqrt(), sigma)
-        output = denoised if prediction == "sample" else (x - denoised) / sigma
-        x = scheduler.step(output, t, x, **options).prev_sample
-    return x
 
 
 @pytest.mark.parametrize("steps", [5, 18])
@@ -195,17 +174,6 @@ def vp(scheduler, steps):
     return scheduler, from_timesteps(scheduler.timesteps, scheduler.alphas_cumprod)
 
 
-def drive_vp(scheduler, D, x, grid, prediction, step):
-    """Run a scheduler whose samples are `z = √ᾱ·x`."""
-    z = x / (1 + grid[0] ** 2).sqrt()
-    for i, t in enumerate(scheduler.timesteps):
-        x = z * (1 + grid[i] ** 2).sqrt()
-        denoised = D(x, grid[i])
-        output = denoised if prediction == "sample" else (x - denoised) / grid[i]
-        z = step(i, output, t, z).prev_sample
-    return z  # ᾱ = 1 at the end
-
-
 @pytest.mark.parametrize("prediction", ["sample", "epsilon"])
 @pytest.mark.parametrize("steps", [10, 50])
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
@@ -218,7 +186,7 @@ def test_diffusers_ddim(diffusers, eta, steps, prediction):
         return scheduler.step(output, t, z, eta=eta, variance_noise=fresh(i) if eta else None)
 
     theirs, mine = Counted(mixture()), Counted(mixture())
-    want = drive_vp(scheduler, theirs, begin(grid[0]), grid, prediction, step)
+    want = drive_times(scheduler, theirs, begin(grid[0]), grid, prediction, step)
     got = sample(mine, begin(grid[0]), grid, Euler() if eta == 0 else Ancestral(eta=eta), SEEDS)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
     assert mine.calls == theirs.calls == steps
@@ -234,7 +202,7 @@ def test_diffusers_ddpm(diffusers, steps, monkeypatch):
     drawn = iter(range(steps))
     monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: fresh(next(drawn)))
     theirs, mine = Counted(mixture()), Counted(mixture())
-    want = drive_vp(
+    want = drive_times(
         scheduler, theirs, begin(grid[0]), grid, "sample", lambda i, output, t, z: scheduler.step(output, t, z)
     )
     got = sample(mine, begin(grid[0]), grid, DDPM(), SEEDS)
