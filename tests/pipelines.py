@@ -187,7 +187,7 @@ def make_dit(scheduler="DDIMScheduler", learned=True, **options):
     return _quiet(DiTPipeline(transformer, _vae(), _scheduler(scheduler, options, **defaults)))
 
 
-def make_sd(prediction_type="epsilon", scheduler="DDIMScheduler", **options):
+def make_sd(prediction_type="epsilon", scheduler="DDIMScheduler", unet=None, **options):
     """Stable Diffusion 1.x (epsilon) or 2.x (v_prediction), latents 4 × 8 × 8, images 16 × 16."""
     from diffusers import StableDiffusionPipeline
 
@@ -201,7 +201,7 @@ def make_sd(prediction_type="epsilon", scheduler="DDIMScheduler", **options):
             vae=_vae(),
             text_encoder=encoder,
             tokenizer=tokenizer,
-            unet=_unet_condition(),
+            unet=_unet_condition(**unet or {}),
             scheduler=_scheduler(scheduler, options, **defaults),
             safety_checker=None,
             feature_extractor=None,

@@ -62,8 +62,8 @@ class Family(Protocol):
         """Return the shape of one sample at this height and width."""
         ...
 
-    def classes(self, pipeline: Any) -> tuple[int, int | None]:
-        """Return the number of classes and the label that means none of them (None: there is none)."""
+    def classes(self, pipeline: Any) -> tuple[int, bool]:
+        """Return the number of classes, and whether the label after the last one means no condition."""
         ...
 
     def encode(self, pipeline: Any, prompt: str, negative: str | None, tokens: int | None) -> tuple[Table, Table]:
@@ -152,9 +152,9 @@ class Prompted:
     text: bool = True
     guidance: float = 1.0
 
-    def classes(self, pipeline: Any) -> tuple[int, int | None]:
-        """Return no classes: the prompts that are bound are the labels."""
-        return 0, 0
+    def classes(self, pipeline: Any) -> tuple[int, bool]:
+        """Return no classes: the prompts that are bound are the labels, and the negative one follows them."""
+        return 0, True
 
     def settings(self, pipeline: Any, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
         """Give nothing more."""

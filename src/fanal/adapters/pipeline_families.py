@@ -39,12 +39,12 @@ class Pixels(Silent):
         multiple(size, 2 ** (len(config.block_out_channels) - 1))
         return (same_channels(config), *size)
 
-    def classes(self, pipeline: Any) -> tuple[int, int | None]:
+    def classes(self, pipeline: Any) -> tuple[int, bool]:
         """Return the size of the class embedding; UNet2DModel has no label for no class."""
         config = pipeline.unet.config
         if config.class_embed_type is not None:
             raise FanalError(f"a UNet2DModel with class_embed_type={config.class_embed_type!r} is not read")
-        return int(config.num_class_embeds or 0), None
+        return int(config.num_class_embeds or 0), False
 
     def predict(self, pipeline: Any, z: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Call the U-Net; a learned time embedding takes whole times only."""
@@ -72,10 +72,9 @@ class ClassLatents(Silent):
         side = pipeline.transformer.config.sample_size
         return same_channels(pipeline.transformer.config), side, side
 
-    def classes(self, pipeline: Any) -> tuple[int, int | None]:
+    def classes(self, pipeline: Any) -> tuple[int, bool]:
         """Return the number of labels; the label after the last means no class."""
-        count = int(pipeline.transformer.config.num_embeds_ada_norm)
-        return count, count
+        return int(pipeline.transformer.config.num_embeds_ada_norm), True
 
     def predict(self, pipeline: Any, z: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Call the transformer."""

@@ -51,6 +51,7 @@ class PipelineNetwork:
         sigma_min: noise level of the network's first time.
         sigma_max: noise level of its last time; infinite for flow matching and zero terminal SNR.
         classes: number of class labels; 0 without classes.
+        unconditional: whether a network with classes also knows no class.
         guidance_input: the guidance scale that a distilled network takes as an input (Flux, latent consistency).
 
     Args:
@@ -79,7 +80,7 @@ class PipelineNetwork:
         self.size = self.family.size(pipeline) if size is None else size
         self.shape = self.family.shape(pipeline, self.size)
         self.sigma_min, self.sigma_max = self.process.sigma_min, self.process.sigma_max
-        self.classes, self.no_class = self.family.classes(pipeline)
+        self.classes, self.unconditional = self.family.classes(pipeline)
         self.guidance_input = self.family.guidance
 
     @property
@@ -133,7 +134,7 @@ class PipelineNetwork:
             raise FanalError(f"labels must be {len(x)} whole numbers, one per sample, got {tuple(labels.shape)}")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= self.classes:
             raise FanalError(f"labels must be in [0, {self.classes}), got {int(labels.min())} to {int(labels.max())}")
-        if self.classes and self.no_class is None and bool((labels == self.classes).any()):
+        if self.classes and not self.unconditional and bool((labels == self.classes).any()):
             raise FanalError("this network knows no unconditional sample: give a label for each")
         return labels.to(x.device)
 
