@@ -40,7 +40,8 @@ def sample(
     schedule: Annotated[
         str | None,
         typer.Option(
-            help="name or name:field=value,… (polynomial = Karras, logsnr, uniform, …), or native: a pipeline's own. "
+            help="name or name:field=value,… (polynomial = Karras, logsnr, uniform, …), or native: a pipeline's own, "
+            "or FILE.json, from fanal schedule. "
             "Default: native for a diffusers pipeline, else polynomial."
         ),
     ] = None,
