@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from fanal.schedules import check_sigmas
 __all__ = ["KDiffusionModel", "KDiffusionSampler", "from_k_diffusion", "sampler"]
 
 
+@runtime_checkable
 class KDiffusionModel(Protocol):
     """A model as k-diffusion wraps it: sigma has shape (B,), and the answer is the denoised prediction."""
 
@@ -34,6 +35,7 @@ class KDiffusionModel(Protocol):
         ...
 
 
+@runtime_checkable
 class KDiffusionSampler(Protocol):
     """A sampler as k-diffusion writes them."""
 

@@ -65,7 +65,7 @@ def denoised_at(output: Tensor, x: Float[Tensor, "b *d"], sigma: Tensor, process
     return denoised_of(output.to(x.dtype), x, sigma, process.prediction)
 
 
-def sigma_at(time: Float[Tensor, "*n"], process: Process) -> Float[Tensor, "*n"]:
+def sigma_at(time: Tensor, process: Process) -> Float[Tensor, "*n"]:
     """Return the noise level of a network's time, float64 on the CPU: the inverse of `Process.time_of`."""
     if process.times is not None:
         return process.times.sigma_of(time)
