@@ -308,6 +308,23 @@ def test_a_fit_finds_the_best_grid_of_a_problem_with_one_node(run):
     assert found.score < found.start
 
 
+def test_a_trial_that_leaves_the_range_of_numbers_is_no_gain():
+    denoiser, calls = mixture(), []
+
+    class Fails(Student):
+        def residual(self, sigmas, solver, records=None):
+            calls.append(sigmas)
+            if len(calls) > 4:  # the start, and one run for each of three inner nodes
+                raise FanalError("not finite")
+            return super().residual(sigmas, solver, records)
+
+    student = Fails(denoiser, warm(denoiser), torch.zeros(8, 12, dtype=torch.float64))
+    found = fit(student, logsnr(4, zero=False), Euler())
+    assert len(calls) == 4 + 4  # four tries, each more careful than the last
+    assert found.score == found.start
+    torch.testing.assert_close(found.sigmas, logsnr(4, zero=False), rtol=1e-12, atol=0)
+
+
 def test_weights_are_read_off_a_solver():
     grid = logsnr(5, zero=False)
     read = weights_of(Euler(), grid)

@@ -64,6 +64,7 @@ class SchedulesConfig:
         model_test: test samples of a network.
         seed: run seed of all samples.
         repeats: how often GITS's stages are timed on each network.
+        reference: steps of the fourth-order reference on mixtures; networks get a fifth of them.
         threads: CPU threads.
     """
 
@@ -71,21 +72,24 @@ class SchedulesConfig:
     first: int = 0
     models: tuple[str, ...] = ("hands32", "shapes32")
     solvers: tuple[str, ...] = _SOLVERS
-    model_solvers: tuple[str, ...] = ("euler", "ipndm:order=3", "dpmpp:order=2", "unipc:order=2")
+    model_solvers: tuple[str, ...] = ("ipndm:order=3", "dpmpp:order=2")
     calls: tuple[int, ...] = (5, 6, 8, 10)
     model_calls: tuple[int, ...] = (5, 6, 8)
     warmup: int = 256
     test: int = 1024
     model_warmup: int = 32
-    model_test: int = 128
+    model_test: int = 64
     seed: int = 0
-    repeats: int = 5
+    repeats: int = 3
+    reference: int = 400
     threads: int = 1
 
     @classmethod
     def quick(cls) -> SchedulesConfig:
         """Return a size that takes seconds, for tests and a first look."""
-        return cls(mixtures=2, models=(), solvers=("euler", "ipndm:order=3"), calls=(5,), warmup=32, test=64)
+        return cls(
+            mixtures=2, models=(), solvers=("euler", "ipndm:order=3"), calls=(5,), warmup=32, test=64, reference=200
+        )
 
     def cells(self, network: bool = False) -> Iterator[tuple[str, int, int]]:
         """Yield solver, calls and steps of every cell that the budgets allow, on mixtures or on networks."""
@@ -123,13 +127,15 @@ class _Problem:
     ends: Tensor
 
     @classmethod
-    def make(cls, name: str, model: Model, warmup: int, test: int, seed: int, dtype: torch.dtype) -> _Problem:
+    def make(cls, name: str, model: Model, sizes: tuple[int, int, int], seed: int, dtype: torch.dtype) -> _Problem:
+        warmup, test, steps = sizes
+
         def drawn(count: int, stream: str) -> Tensor:
             seeds = range(seed * SEED_STRIDE, seed * SEED_STRIDE + count)
             return noise(model.shape, seeds, model.sigma_max, stream=stream, dtype=dtype)
 
         x = drawn(test, "bench test")
-        fine = logsnr(400 if dtype == torch.float64 else 80, model.sigma_min, model.sigma_max, zero=False)
+        fine = logsnr(steps, model.sigma_min, model.sigma_max, zero=False)
         ends = torch.cat([sample(model, part, fine, RK4()) for part in x.split(256)])
         return cls(name, model, drawn(warmup, "bench warm-up"), x, ends)
 
@@ -138,11 +144,12 @@ def _problems(config: SchedulesConfig) -> list[tuple[str, Callable[[], _Problem]
     """Name and maker of every problem."""
 
     def closed(index: int) -> _Problem:
-        found = mixture(config.first + index)
-        return _Problem.make(f"mixture {index}", found, config.warmup, config.test, config.seed, torch.float64)
+        sizes = config.warmup, config.test, config.reference
+        return _Problem.make(f"mixture {index}", mixture(config.first + index), sizes, config.seed, torch.float64)
 
     def network(name: str) -> _Problem:
-        return _Problem.make(name, load(name), config.model_warmup, config.model_test, config.seed, torch.float32)
+        sizes = config.model_warmup, config.model_test, max(1, config.reference // 5)
+        return _Problem.make(name, load(name), sizes, config.seed, torch.float32)
 
     made: list[tuple[str, Callable[[], _Problem]]] = [
         (f"mixture {i}", lambda i=i: closed(i)) for i in range(config.mixtures)

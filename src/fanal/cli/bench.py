@@ -19,6 +19,8 @@ app = typer.Typer(help="Run the comparisons behind the documentation's tables.",
 def schedules(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-schedules"),
     quick: Annotated[bool, typer.Option("--quick", help="Two mixtures and two solvers: seconds, not minutes.")] = False,
+    mixtures: Annotated[int, typer.Option(help="Number of mixtures.", min=0)] = 10,
+    models: Annotated[str, typer.Option(help="Embedded models, with commas; empty: none.")] = "hands32,shapes32",
     seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
 ) -> None:
@@ -31,6 +33,8 @@ def schedules(
 
         from fanal.bench.schedules import SchedulesConfig, bench_schedules
 
-        config = dataclasses.replace(SchedulesConfig.quick() if quick else SchedulesConfig(), seed=seed)
+        names = tuple(name for name in models.split(",") if name)
+        chosen = SchedulesConfig.quick() if quick else SchedulesConfig(mixtures=mixtures, models=names)
+        config = dataclasses.replace(chosen, seed=seed)
         folder = bench_schedules(config, out, overwrite=overwrite, progress=progress, say=say)
         say((folder / "tables.md").read_text(encoding="utf-8"))

@@ -147,7 +147,7 @@ def _normal(point: _Point, slopes: Tensor, residual: Tensor, tau: float, objecti
     v = torch.ones_like(norms) if objective == "mean" else tau / (norms**2 + tau**2).sqrt()
     scaled = (slopes * v.sqrt()[:, None] / len(v) ** 0.5).flatten(1)
     target = (residual * v.sqrt()[:, None] / len(v) ** 0.5).flatten()
-    square, slope = (scaled @ scaled.T).double().cpu(), (scaled @ target).double().cpu()
+    square, slope = (scaled @ scaled.T).cpu().double(), (scaled @ target).cpu().double()
     inner, n = len(point.theta) - 1, len(point.weights)
     chain = torch.zeros(inner + n, inner + 1 + n, dtype=torch.float64)
     chain[:inner, : inner + 1] = point.chain()
@@ -215,7 +215,11 @@ def fit(
         before, gain = _losses(residual, tau, objective), None
         for _ in range(_TRIES):
             trial = point.moved(_direction(square, slope, mu, n))
-            found, kept = student.residual(_grid(trial.logs(), ends), trial.run(), records)
+            try:
+                found, kept = student.residual(_grid(trial.logs(), ends), trial.run(), records)
+            except FanalError:  # two nodes fell together, or the run left the range of numbers
+                mu *= 10
+                continue
             change = before - _losses(found, tau, objective)
             price = ridge * float((trial.weights - home).square().sum() - (point.weights - home).square().sum())
             if float(change.mean()) > price:

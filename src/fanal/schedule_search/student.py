@@ -109,7 +109,7 @@ class Student:
         """Return each sample's root mean square error per entry, float64 on the CPU."""
         solver = self._solver(solver)
         off = torch.cat([sample(denoiser, x, sigmas, solver).flatten(1) for denoiser, x in self.parts]) - self.ends
-        return (torch.linalg.vector_norm(off, dim=1) / self.entries**0.5).double().cpu()
+        return (torch.linalg.vector_norm(off, dim=1) / self.entries**0.5).cpu().double()
 
     def _solver(self, solver: Solver) -> Solver:
         return AFS(solver) if self.afs else solver
