@@ -102,6 +102,14 @@ def mixture() -> Mixture:
     return Mixture(means, [0.4, 0.3, 0.2, 0.1], std=torch.tensor([0.4, 0.5, 0.35, 0.6]))
 
 
+def scattered(dim: int = 48, seed: int = 0) -> Mixture:
+    """Six components of std 0.3 with random weights and means of RMS entry 0.5: what the peers were compared on."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(6, dim, generator=generator, dtype=torch.float64)
+    weights = torch.rand(6, generator=generator, dtype=torch.float64) + 0.05
+    return Mixture(means / (means**2).mean().sqrt() / 2, weights, std=0.3)
+
+
 def start(denoiser, count: int = 4, sigma: float = 10.0, dtype=torch.float64):
     """A batch of pure noise at sigma."""
     return noise(denoiser.shape, range(count), sigma, dtype=dtype)
