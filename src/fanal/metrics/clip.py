@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class Preparation:
     std: tuple[float, ...]
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> Preparation:
         """Read `preprocessor_config.json`, or the part of `processor_config.json` that says the same.
 
         Raises:
@@ -88,7 +88,7 @@ class Preparation:
             raise FanalError(f"{path}: {error}") from error
 
     @classmethod
-    def _of(cls, content: dict[str, Any]) -> Self:
+    def _of(cls, content: dict[str, Any]) -> Preparation:
         size = content.get("size", 224) if content.get("do_resize", True) else None
         shortest, exact = None, None
         if isinstance(size, dict) and "shortest_edge" in size:
