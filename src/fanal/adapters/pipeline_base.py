@@ -7,7 +7,7 @@ Encoded prompts are tables: row p for prompt p, the last row for no condition (t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -36,6 +36,7 @@ class Condition:
     size: tuple[int, int]
 
 
+@runtime_checkable
 class Family(Protocol):
     """A kind of pipeline."""
 

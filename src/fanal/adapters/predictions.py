@@ -8,9 +8,9 @@ fanal works in x-space, `x = x0 + sigma·n`. A process scales it, `z = s·x`:
 | `vp` | `x/√(1 + sigma²)` | sample, epsilon: as above; v_prediction: `x/(1 + sigma²) − sigma/√(1 + sigma²)·out` |
 | `flow` | `x/(1 + sigma)` | flow_prediction: `(x − sigma·out)/(1 + sigma)`, out = noise − x0 |
 
-At infinite sigma x does not exist; there x stands for the unit noise z itself (see `fanal.sampling.depart`), the input is
-z in each process, and the limits hold: sample `out`, v_prediction `−out`, flow_prediction `z − out`. A noise prediction
-says nothing about x0 there.
+At infinite sigma x does not exist; there x stands for the unit noise z itself (see `fanal.sampling.depart`), the input
+is z in each process, and the limits hold: sample `out`, v_prediction `−out`, flow_prediction `z − out`. A noise
+prediction says nothing about x0 there.
 
 Sources: [GEO] prop. 7, [REG] lemma 4 (one process up to scale); Salimans & Ho 2022, arXiv:2202.00512, app. D (v);
 Lipman et al. 2023, arXiv:2210.02747 (flow).

@@ -7,7 +7,7 @@ import json
 import stat
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast, runtime_checkable
 
 from fanal.datasets.decoding import SUFFIXES, Unusable
 from fanal.errors import FanalError
@@ -22,6 +22,7 @@ _RATIO, _RATIO_FROM = 200, 2**20  # image files hardly shrink: this much smaller
 _CLASSES = 2**16
 
 
+@runtime_checkable
 class Source(Protocol):
     """Named image files."""
 

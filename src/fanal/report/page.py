@@ -245,9 +245,7 @@ def _render(folder: Path, record: dict[str, Any], samples: dict[str, Tensor]) ->
         by_kind=[(name, _plain({"a": value}, "a", 2)) for name, value in results.get("auc_by_verdict", {}).items()],
         sheets=_sheets(samples, record),
         strips=_strips(folder, samples, record),
-        lines_figure=figures.risk_lines(
-            samples["per_step"], [float(s) for s in results["sigmas"]], seeds, wrong, threshold
-        ),
+        lines_figure=figures.risk_lines(samples["per_step"], levels, seeds, wrong, threshold),
         histogram=figures.risk_histogram(samples["risk"], wrong, threshold),
         calibration=calibration,
         facts=_facts(record),

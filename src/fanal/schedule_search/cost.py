@@ -8,7 +8,7 @@ Every candidate jump from node i to node j is one Euler step from the teacher's 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ Metric = Callable[[Tensor, Tensor], Tensor | float]
 _ENTRIES = 2**18  # of the differences that l1 and l2 hold at a time: they should stay in the processor's cache
 
 
+@runtime_checkable
 class _Row(Protocol):
     def __call__(self, i: int, d: Tensor) -> Tensor:
         """Return the costs of the jumps from node i along slope d to the nodes i+1, i+2, …: (G − 1 − i,), float64."""
