@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import fanal
 import pipelines
 from fanal.adapters.pipeline_files import PIPELINES, read_layout
 from fanal.adapters.pipelines import load_pipeline
@@ -363,6 +364,31 @@ def test_stable_diffusion_3_without_t5(tmp_path):
     width = told.shape[1] - 256  # the CLIP part; T5's is zero
     torch.testing.assert_close(table["text"][:1, :width], told[:, :width])
     assert float(table["text"][:, width:].abs().max()) == 0
+
+
+def test_a_folder_that_fanal_exported(tmp_path):
+    """fanal's own network and scheduler are known names too; the replaced scheduler's grid is read."""
+    from fanal.adapters.export import export_pipeline
+    from fanal.adapters.scheduler import FanalScheduler
+
+    export_pipeline("digits8", tmp_path / "digits")
+    own, back = fanal.load("digits8"), load_pipeline(tmp_path / "digits")
+    assert (back.shape, back.classes, back.unconditional) == (tuple(own.shape), 10, True)
+    labels = torch.tensor([3, 10])
+    for sigma in back.grid(4)[:-1]:
+        x = torch.randn(2, *own.shape, generator=torch.Generator().manual_seed(0)) * float(sigma)
+        with torch.no_grad():
+            mine, theirs = back(x, sigma, labels), own(x, sigma, labels)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4 * max(1.0, float(sigma)))
+    pipe = pipelines.make_sd3()
+    grid = load_pipeline(pipe).grid(5)
+    pipe.scheduler = FanalScheduler.from_scheduler(pipe.scheduler, "heun")
+    pipe.save_pretrained(tmp_path / "sd3")
+    for source in (pipe, tmp_path / "sd3"):
+        assert load_pipeline(source).grid(5).tolist() == grid.tolist()
+    edit(tmp_path / "sd3/scheduler/scheduler_config.json", replaces="MyScheduler")
+    with pytest.raises(FanalError, match="unknown replaced scheduler 'MyScheduler'"):
+        load_pipeline(tmp_path / "sd3")
 
 
 def test_a_network_that_does_not_say_its_size(folder):

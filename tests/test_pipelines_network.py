@@ -1,5 +1,8 @@
 """What a pipeline's network is as a denoiser: prompts, classes, sizes, gradients, and how mistakes are told."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -123,3 +126,13 @@ def test_networks_that_take_more_than_a_sample_are_refused():
         load_pipeline(pipe)
     with pytest.raises(FanalError, match="unknown pipeline class 'dict'"):
         load_pipeline({})
+
+
+def test_the_table_of_families_names_tests_that_exist():
+    """Each cell of the documentation's table is a claim; the test it names must be there."""
+    root = Path(__file__).parent
+    text = (root.parent / "docs/pipelines.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    known = {name for file in root.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
+    assert len(named) > 15
+    assert named <= known

@@ -40,11 +40,11 @@ class Pixels(Silent):
         return (same_channels(config), *size)
 
     def classes(self, pipeline: Any) -> tuple[int, bool]:
-        """Return the size of the class embedding; UNet2DModel has no label for no class."""
+        """Return the size of the class embedding; UNet2DModel has no label for no class, an exported network has."""
         config = pipeline.unet.config
         if config.class_embed_type is not None:
             raise FanalError(f"a UNet2DModel with class_embed_type={config.class_embed_type!r} is not read")
-        return int(config.num_class_embeds or 0), False
+        return int(config.num_class_embeds or 0), type(pipeline.unet).__name__ == "FanalUNet"
 
     def predict(self, pipeline: Any, z: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Call the U-Net; a learned time embedding takes whole times only."""

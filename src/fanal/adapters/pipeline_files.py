@@ -27,8 +27,8 @@ _VAE = ("AutoencoderKL",)
 _CONDITION = ("UNet2DConditionModel",)
 
 PIPELINES: dict[str, dict[str, tuple[str, ...]]] = {
-    "DDPMPipeline": {"unet": ("UNet2DModel",)},
-    "DDIMPipeline": {"unet": ("UNet2DModel",)},
+    "DDPMPipeline": {"unet": ("UNet2DModel", "FanalUNet")},
+    "DDIMPipeline": {"unet": ("UNet2DModel", "FanalUNet")},
     "ScoreSdeVePipeline": {"unet": ("UNet2DModel",)},
     "DiTPipeline": {"transformer": ("DiTTransformer2DModel", "Transformer2DModel"), "vae": _VAE},
     "StableDiffusionPipeline": {"unet": _CONDITION, "vae": _VAE, "text_encoder": _TEXT, "tokenizer": _CLIP},
@@ -61,6 +61,7 @@ PIPELINES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """The pipelines that are read, and for each component beside the scheduler the classes it may have."""
 
+_OWN = {"FanalUNet": "fanal.adapters.export", "FanalScheduler": "fanal.adapters.scheduler"}
 _OPTIONAL = {"text_encoder_3", "tokenizer_3"}
 _SKIPPED = {"safety_checker", "feature_extractor", "image_encoder", "image_processor", "watermark"}
 _SETTINGS = {"StableDiffusionXLPipeline": ("force_zeros_for_empty_prompt",)}
@@ -88,7 +89,7 @@ class Component:
 
     Attributes:
         name: e.g. `unet`.
-        library: `diffusers` or `transformers`.
+        library: `diffusers`, `transformers`, or fanal's own export.
         kind: name of its class.
         config: its configuration, checked; {} for tokenizers.
         files: the files that loading it reads.
@@ -177,9 +178,9 @@ def _component(
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
         raise FanalError(f"model_index.json: {name} should be [library, class], got {str(entry)[:80]}")
     library, kind = str(entry[0]), str(entry[1])
-    known = classes or tuple(SCHEDULERS)
+    known = classes or (*SCHEDULERS, "FanalScheduler")
     text = name.startswith(("text_encoder", "tokenizer"))
-    if library != ("transformers" if text else "diffusers"):
+    if library != _OWN.get(kind, "transformers" if text else "diffusers"):
         raise FanalError(f"model_index.json: {name} comes from {library[:60]!r}, which is not loaded")
     if kind not in known:
         raise unknown_name(f"class of {name}", kind[:60], known)
@@ -194,9 +195,18 @@ def _component(
     _refuse(config, f"{name}/{file.name}")
     _bounded(config, f"{name}/{file.name}")
     if name == "scheduler":
-        return Component(name, library, kind, config, (file,))
+        return _scheduler(kind, config, file, tuple(SCHEDULERS))
     weights = _weights(place, allow_bin, variant)
     return Component(name, library, kind, config, (file, *weights), sum(_size(w) for w in weights))
+
+
+def _scheduler(kind: str, config: dict[str, Any], file: Path, known: tuple[str, ...]) -> Component:
+    """A scheduler; of fanal's own, the one that it replaces, whose settings it keeps."""
+    if kind == "FanalScheduler":
+        kind = str(config.get("replaces"))
+        if kind not in known:
+            raise unknown_name("replaced scheduler", kind[:60], known)
+    return Component("scheduler", "diffusers", kind, config, (file,))
 
 
 def _no_code(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -86,11 +87,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _build(layout: Layout, component: Component, dtype: torch.dtype, variant: str | None) -> Any:
-    import diffusers
-    import transformers
-
-    library = diffusers if component.library == "diffusers" else transformers
-    kind = getattr(library, _RENAMED.get(component.kind, component.kind))
+    text = component.library == "transformers"
+    kind = getattr(importlib.import_module(component.library), _RENAMED.get(component.kind, component.kind))
     place = str(layout.folder / component.name)
     if component.name == "scheduler":
         return kind.from_config(component.config)
@@ -98,15 +96,15 @@ def _build(layout: Layout, component: Component, dtype: torch.dtype, variant: st
         return kind.from_pretrained(place, local_files_only=True, trust_remote_code=False)
     _check_memory(kind, component, place)
     options: dict[str, Any] = {
-        "torch_dtype" if library is diffusers else "dtype": dtype,
+        "dtype" if text else "torch_dtype": dtype,
         "use_safetensors": component.files[-1].suffix == ".safetensors",
     }
     if component.name == "vae" and dtype == torch.float16 and component.config.get("force_upcast", True):
         options["torch_dtype"] = torch.float32
-    if library is diffusers:
-        options["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
-    else:
+    if text:
         options |= {"trust_remote_code": False, "attn_implementation": "sdpa"}
+    else:
+        options["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
     net, told = kind.from_pretrained(place, variant=variant, local_files_only=True, output_loading_info=True, **options)
     missing = sorted(told["missing_keys"]) + sorted(str(key) for key in told.get("mismatched_keys", ()))
     if missing:
@@ -117,10 +115,10 @@ def _build(layout: Layout, component: Component, dtype: torch.dtype, variant: st
 def _check_memory(kind: Any, component: Component, place: str) -> None:
     """Build the network without memory, and refuse it where it has more numbers than its files have bytes."""
     with torch.device("meta"):
-        if component.library == "diffusers":
-            net = kind.from_config(component.config)
-        else:
+        if component.library == "transformers":
             net = kind(kind.config_class.from_pretrained(place, local_files_only=True))
+        else:
+            net = kind.from_config(component.config)
     count = sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers()))
     if count > component.bytes + _SLACK:
         raise FanalError(f"its config.json describes {count:,} numbers, its weights hold {component.bytes:,} bytes")

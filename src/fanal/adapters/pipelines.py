@@ -75,7 +75,7 @@ class PipelineNetwork:
     ) -> None:
         self.pipeline, self.layout = pipeline, layout
         self.family: Family = _family_of(pipeline)
-        self.process = process_of(pipeline.scheduler)
+        self.process = process_of(self.scheduler)
         self.source = source or {"object": type(pipeline).__name__}
         self.size = self.family.size(pipeline) if size is None else size
         self.shape = self.family.shape(pipeline, self.size)
@@ -87,6 +87,12 @@ class PipelineNetwork:
     def network(self) -> Any:
         """The module that denoises."""
         return getattr(self.pipeline, self.family.network)
+
+    @property
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler; of a `FanalScheduler`, the one that it replaces."""
+        own = self.pipeline.scheduler
+        return own.base if type(own).__name__ == "FanalScheduler" else own
 
     def __call__(
         self, x: Float[Tensor, "b c h w"], sigma: Tensor, labels: Int[Tensor, " b"] | None = None, /
@@ -167,7 +173,7 @@ class PipelineNetwork:
         if steps < 1:
             raise FanalError(f"steps must be at least 1, got {steps}")
         settings = self.family.settings(self.pipeline, self.shape, steps)
-        return native_sigmas(self.pipeline.scheduler, self.process, steps, settings)
+        return native_sigmas(self.scheduler, self.process, steps, settings)
 
     def state_of(self, x: Float[Tensor, "b c h w"], sigma: Tensor) -> Tensor:
         """Return what the pipeline's loop holds as `latents` at this x: x, `x/√(1 + sigma²)` or `x/(1 + sigma)`."""
@@ -178,7 +184,7 @@ class PipelineNetwork:
 
         That is unit noise up to a factor near 1: the loop's first state over the scheduler's `init_noise_sigma`.
         """
-        spacing = self.pipeline.scheduler.config.get("timestep_spacing", "")
+        spacing = self.scheduler.config.get("timestep_spacing", "")
         return self.family.pack(latents_of(x, sigma, self.process, spacing))
 
     def decode(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b 3 h w"]:
@@ -201,7 +207,7 @@ class PipelineNetwork:
 
     def card(self) -> dict[str, Any]:
         """Return what a user should know, as plain JSON values; an infinite sigma is the text `inf`."""
-        net, config = self.network, self.pipeline.scheduler.config
+        net, config = self.network, self.scheduler.config
         count = sum(parameter.numel() for parameter in net.parameters())
         size = "x".join(map(str, self.shape))
         process, about = self.process, type(self.pipeline).__name__
@@ -215,7 +221,7 @@ class PipelineNetwork:
             "size": list(self.size),
             "classes": self.classes,
             "parameters": count,
-            "scheduler": {"class": type(self.pipeline.scheduler).__name__, "clips": bool(config.get("clip_sample"))},
+            "scheduler": {"class": type(self.scheduler).__name__, "clips": bool(config.get("clip_sample"))},
             "diffusers_version": self.layout.version if self.layout else "",
             "components": self._components(),
         }
