@@ -196,15 +196,21 @@ class Timesteps:
         return float(self.sigmas[-1])
 
     def time_of(self, sigma: Tensor) -> Float[Tensor, "*b"]:
-        """Return the (fractional) time of a noise level, float64; levels outside of the table get its ends."""
-        levels = self.sigmas.numpy()
-        where = sigma.detach().to("cpu", torch.float64).numpy()
-        finite = levels[np.isfinite(levels)]
-        with np.errstate(divide="ignore"):
-            time = np.interp(np.log(where), np.log(finite), np.arange(len(finite), dtype=np.float64))
-            if len(finite) < len(levels):
-                time = np.where(where > finite[-1], len(levels) - 1 - finite[-1] / where, time)
-        return torch.as_tensor(time, dtype=torch.float64)
+        """Return the (fractional) time of a noise level, float64; levels outside of the table get its ends.
+
+        Derivatives to sigma pass, forward and backward: solvers may differentiate a network along its trajectory.
+        """
+        where = sigma.to("cpu", torch.float64)
+        levels = self.sigmas[torch.isfinite(self.sigmas)]
+        logs, last = levels.log(), len(levels) - 1
+        log = where.log().clamp(logs[0], logs[-1])
+        below = (torch.searchsorted(logs, log.detach().contiguous(), right=True) - 1).clamp(0, max(last - 1, 0))
+        above = (below + 1).clamp(max=last)
+        gap = (logs[above] - logs[below]) if last else logs.new_ones(())
+        time = below + (log - logs[below]) / gap
+        if last + 1 < len(self.sigmas):
+            time = torch.where(where > levels[-1], last + 1 - levels[-1] / where, time)
+        return time
 
     def sigma_of(self, time: Tensor) -> Float[Tensor, "*b"]:
         """Return the noise level of a (fractional) time, float64: the inverse of `time_of`."""
