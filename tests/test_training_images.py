@@ -128,12 +128,14 @@ def test_the_size_follows_the_images_and_the_device():
     assert {side: preset_side(side, "cuda") for side in (40, 50, 64, 4000)} == {40: 40, 50: 32, 64: 64, 4000: 64}
 
 
-def test_presets_follow_the_number_of_images(tmp_path):
+def test_presets_follow_the_number_of_images(tmp_path, monkeypatch):
     draw(tmp_path / "few", count=12, side=16)
     few = preset(get("folder:few"))
-    assert (few.iterations, few.held_out_count, few.conditional, few.label_dropout) == (2000, 4, True, 0.1)
+    assert (few.iterations, few.held_out_count, few.conditional, few.label_dropout) == (800, 4, True, 0.1)
     assert few.augment > 0
     assert few.net.augment_dim == 9
+
+    assert preset(get("folder:few"), "cuda").iterations == 800
 
     class Many(Folder):
         def count(self, split):
@@ -142,6 +144,9 @@ def test_presets_follow_the_number_of_images(tmp_path):
     dataset = get("folder:few")
     many = preset(Many(**{name: getattr(dataset, name) for name in Folder.__dataclass_fields__}))
     assert (many.iterations, many.held_out_count, many.augment) == (6000, 256, 0.0)
+    monkeypatch.setattr(Many, "count", lambda self, split: 200)
+    some = preset(Many(**{name: getattr(dataset, name) for name in Folder.__dataclass_fields__}))
+    assert (some.iterations, some.iterations * some.batch / 200) == (3750, 600)
     assert preset(dataset, conditional=False).conditional is False
     draw(tmp_path / "one", count=12, side=16, classes=("disc",))
     assert preset(get("folder:one")).conditional is False

@@ -23,9 +23,11 @@ SIDES = (8, 128)
 
 _USUAL = (8, 16, 32, 64)
 _LARGEST_UNASKED = {"cuda": 64, "cpu": 32}
-_VIEWS = 2000  # of each image, at most: a small set is learned in less time
-_SHORTEST = 2000  # iterations
-_FEW = 100  # views of each image from which on it is augmented
+# Views of each image, at most. On 100 digits the held-out loss of the small network is least after about 600 with
+# augmentation and 300 without; on 1,438 digits, seen 130 times, augmentation only slows it down.
+_VIEWS = {"cpu": 600, "cuda": 2000}
+_SHORTEST = 800  # iterations
+_AUGMENTED = 150  # views from which on images are augmented
 _AUGMENT = 0.12  # as for CIFAR-10 in Karras et al. 2022
 
 # Up to which side: factor, widths, embedding, batch, iterations. One core takes minutes to an hour and a half.
@@ -110,8 +112,8 @@ def _fits(side: int) -> bool:
 def preset(dataset: Folder, device: str | torch.device = "cpu", conditional: bool | None = None) -> Recipe:
     """Return a recipe for a folder of images.
 
-    On a GPU the network is a `SongUNet` in bf16, elsewhere a small `UNet`. A small set gets fewer iterations, at
-    most 2000 views of each image, and one that is seen more than 100 times is augmented.
+    On a GPU the network is a `SongUNet` with dropout in bf16, elsewhere a small `UNet`. A small set gets fewer
+    iterations, and is augmented.
 
     Args:
         dataset: the images.
@@ -129,7 +131,7 @@ def preset(dataset: Folder, device: str | torch.device = "cpu", conditional: boo
         )
     net, batch, iterations = _large(side) if large else _small(side)
     images = dataset.count("train")
-    iterations = min(iterations, max(_SHORTEST, _VIEWS * images // batch))
+    iterations = min(iterations, max(_SHORTEST, _VIEWS["cuda" if large else "cpu"] * images // batch))
     told = len(dataset.classes) > 1 if conditional is None else conditional
     recipe = Recipe(
         dataset.name,
@@ -146,7 +148,7 @@ def preset(dataset: Folder, device: str | torch.device = "cpu", conditional: boo
         threads=min(8, torch.get_num_threads()),
         precision="bf16" if large else "float32",
     )
-    return change(recipe, {"augment": _AUGMENT}) if iterations * batch > _FEW * images else recipe
+    return change(recipe, {"augment": _AUGMENT}) if iterations * batch > _AUGMENTED * images else recipe
 
 
 def _levels(side: int, factor: int, most: int) -> int:
