@@ -293,6 +293,15 @@ def test_every_command_takes_both_forms(tmp_path, monkeypatch):
     assert record(tmp_path / "a")["config"]["model"] == spec
 
 
+def test_a_consistency_function_samples_in_one_step(tmp_path):
+    spec = SPECS["consistency"][0].format(save(tmp_path / "net.pt", state(axes=2, classes=0)))
+    told = fanal("sample", spec, "--count", 3, "--steps", 1, "--out", tmp_path / "run")
+    assert told.exit_code == 0, told.output
+    assert record(tmp_path / "run")["network"]["evaluations"] == 3
+    expected = load_adm(spec)(images(3, 80.0), torch.tensor(80.0))
+    torch.testing.assert_close(samples(tmp_path / "run")["x"], expected)
+
+
 def test_loading_binds_labels_counts_and_samples(tmp_path):
     path = save(tmp_path / "a.pt", state(outputs=6))
     bare, bound = (package.load(f"adm:{path},{SETTINGS}", labels=labels) for labels in (None, 1))
