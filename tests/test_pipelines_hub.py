@@ -1,6 +1,7 @@
 """Pipelines from the hub: a filled cache without a network, and another server."""
 
 import contextlib
+import fnmatch
 import hashlib
 import http.server
 import json
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import pipelines
-from fanal.adapters.pipeline_files import fetch
+from fanal.adapters.pipeline_files import _patterns, fetch
 from fanal.adapters.pipelines import load_pipeline
 from fanal.errors import FanalError
 
@@ -149,6 +150,35 @@ def test_another_server_by_hf_endpoint(tmp_path):
     assert "unet/diffusion_pytorch_model.safetensors" in asked
     unwanted = [name for name in asked if name.endswith((".py", ".bin", "fp16.safetensors")) or "safety" in name]
     assert unwanted == []
+
+
+NAMES = [
+    "model_index.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+    "unet/modeling.py",
+    "tokenizer/vocab.json",
+    "tokenizer/tokenizer.py",
+    "v1-5-pruned.ckpt",
+    "README.md",
+]
+ALWAYS = {0, 1, 8, 10}
+
+
+@pytest.mark.parametrize(
+    ("allow_bin", "variant", "more"),
+    [(False, None, {2, 3}), (True, None, {2, 3, 7}), (False, "fp16", {4, 5})],
+)
+def test_what_is_fetched_of_a_repository(allow_bin, variant, more):
+    patterns = _patterns(["unet", "tokenizer"], allow_bin, variant)
+    chosen = {i for i, name in enumerate(NAMES) if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
+    assert chosen == ALWAYS | more
 
 
 def test_offline_without_a_cache_is_told(tmp_path, monkeypatch):
