@@ -535,6 +535,14 @@ def test_gradients_reach_the_start_with_the_perturbation_held_fixed():
     torch.testing.assert_close(step.x_next, fixed.detach(), rtol=1e-12, atol=1e-12)
 
 
+def test_it_runs_in_inference_mode():
+    D, guard = fanal.load("grid2"), rods.Guard(Heun(), rho=0.1, threshold=0.0)
+    with torch.inference_mode():
+        x = fanal.noise((2,), range(4), 80.0) * 1
+        found = sample(D, x, GRID, guard)
+    assert torch.equal(found, sample(D, fanal.noise((2,), range(4), 80.0), GRID, guard))
+
+
 def test_what_it_found_is_recorded_and_saved(tmp_path):
     D, guard = mixture(), rods.Guard(Heun(), rho=0.1, threshold=1e-3, **INSIDE)
     kept = Trajectory.record(trace(D, start(D), GRID, guard))

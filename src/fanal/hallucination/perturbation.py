@@ -86,9 +86,9 @@ class Slope:
 
 def _backward(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """D and Jᵀê, the exact gradient's part, by one vector–Jacobian product."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        denoised = denoiser(leaf, sigma)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()  # copies, because tensors made in inference mode carry no graph
+        denoised = denoiser(leaf, sigma.detach().clone())
         if not denoised.requires_grad:
             raise FanalError(
                 "the denoiser's answer has no gradient with respect to x (it runs without gradients, or is constant): "
@@ -123,8 +123,9 @@ def differentiate(denoiser: Denoiser, x: Float[Tensor, "b *d"], sigma: Tensor, p
     """Return D and `∇‖x − D‖ = ê − Jᵀê`, whatever the caller's gradient mode; nothing returned has a graph.
 
     "backward" is exact: one call with a vector–Jacobian product. "forward" (a call, and one with a tangent) and
-    "difference" (two calls) form Jê in place of Jᵀê. The exact denoiser's Jacobian is a covariance over sigma² and so
-    symmetric, a network's nearly so.
+    "difference" (two calls) form Jê in place of Jᵀê: the same for the exact denoiser, whose Jacobian is a covariance
+    over sigma². A network's is not symmetric, so there they are approximations; the difference of float32 predictions
+    also has rounding in it, which drowns the index at small sigma.
 
     Args:
         denoiser: D(x, sigma).
