@@ -139,7 +139,7 @@ def preset(dataset: Folder, device: str | torch.device = "cpu", conditional: boo
         iterations,
         batch,
         learning_rate=2e-4 if large else 1.5e-3,
-        warmup=500 if large else 0,
+        warmup=min(500, iterations // 10) if large else 0,
         ema=0.9995 if large else 0.999,
         noise_levels=LogNormal(-0.8, 1.2),
         conditional=told,
