@@ -122,6 +122,25 @@ def test_classes_in_turn(tmp_path, monkeypatch):
     torch.testing.assert_close(samples(tmp_path / "run")["x"], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_settings_of_a_spec(sd):
+    """Precision and size are part of the spec, so that every command takes them."""
+    _, spec, _ = sd
+    plain, other = library.load(spec), library.load(f"{spec},dtype=bfloat16,size=32x24")
+    assert network_of(other).network.dtype == torch.bfloat16
+    assert other.shape == (plain.shape[0], plain.shape[1] * 32 // 16, plain.shape[2] * 24 // 16)
+    x = noise(other.shape, range(2), 1.5)
+    assert other(x, torch.tensor(1.5)).dtype == torch.float32
+    for text, words in (
+        ("dtype=float8", "unknown dtype 'float8'"),
+        ("size=32", "size is HEIGHTxWIDTH in pixels"),
+        ("sise=32x32", "unknown field of pipeline diffusers 'sise': did you mean 'size'"),
+        ("revision=main", "unknown field of pipeline diffusers 'revision'"),
+        ("variant=fp16", "fp16"),
+    ):
+        with pytest.raises(FanalError, match=words):
+            library.load(f"{spec},{text}")
+
+
 def test_an_object_is_a_model_too():
     pipe = pipelines.make_ddim()
     model = library.load(pipe)

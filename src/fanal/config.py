@@ -17,7 +17,7 @@ from fanal.schedules import SCHEDULES, from_file, table, tables
 from fanal.schedules.files import holds_many
 from fanal.solvers import SOLVERS
 
-__all__ = ["NAMED", "build_repair", "build_schedule", "build_solver", "parse_options"]
+__all__ = ["NAMED", "build_repair", "build_schedule", "build_solver", "parse_options", "split_settings"]
 
 NAMED: dict[str, type] = {**SOLVERS, "rods": Guard}
 """What the command line calls a solver: name → class; all solvers, and the guard around them."""
@@ -33,6 +33,15 @@ def _parts(text: str) -> list[str]:
         else:
             parts[-1] += letter
     return [part for part in parts if part]
+
+
+def split_settings(text: str) -> tuple[str, str]:
+    """Split `PLACE,field=value,…` into the place, which may hold commas, and the settings."""
+    parts = text.split(",")
+    last = len(parts)
+    while last > 1 and "=" in parts[last - 1]:
+        last -= 1
+    return ",".join(parts[:last]), ",".join(parts[last:])
 
 
 def parse_options(kind: str, text: str, known: Iterable[str], fields_of: Callable[[str], Iterable[str]]) -> tuple:

@@ -24,6 +24,7 @@ __all__ = ["Conditions", "bind", "card", "embedded", "fingerprint", "load", "ope
 
 _CHECKPOINTS = ("edm:", "adm:", "consistency:")  # the kinds of fanal.adapters.CHECKPOINTS
 _PIPELINES = ("diffusers:", "hub:")
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def _models_folder() -> Path:
@@ -282,6 +283,38 @@ def bind(network: Model, wanted: Conditions, name: str = "the model") -> Model:
     return ClassifierFree(bound, Labelled(counted, told.classes), wanted.guidance)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _pipeline(spec: str | object, allow_bin: bool, device: torch.device) -> Model:
+    """A diffusers pipeline from an object, or from a spec with its settings."""
+    from fanal.adapters.pipelines import load_pipeline
+
+    if not isinstance(spec, str):
+        return load_pipeline(spec, allow_bin=allow_bin, device=device)
+    from fanal.config import parse_options, split_settings
+
+    place, text = split_settings(spec)
+    kind = spec.partition(":")[0]
+    known = ("dtype", "size", "variant", "revision") if kind == "hub" else ("dtype", "size", "variant")
+    _, given = parse_options("pipeline", f"{kind}:{text}", (kind,), lambda name: known)
+    dtype = given.get("dtype", "float32")
+    if dtype not in _DTYPES:
+        raise unknown_name("dtype", dtype, _DTYPES)
+    size = None
+    if "size" in given:
+        sides = given["size"].split("x")
+        if len(sides) != 2 or not all(side.isascii() and side.isdigit() and len(side) < 6 for side in sides):
+            raise FanalError(f"size is HEIGHTxWIDTH in pixels, as in size=512x768, got {given['size']!r:.40}")
+        size = (int(sides[0]), int(sides[1]))
+    return load_pipeline(
+        place.removeprefix("diffusers:"),
+        allow_bin=allow_bin,
+        device=device,
+        dtype=getattr(torch, dtype),
+        revision=given.get("revision"),
+        variant=given.get("variant"),
+        size=size,
+    )
+
+
 def open_network(spec: str | object, *, device: torch.device | str = "cpu", allow_bin: bool = False) -> Model:
     """Open the network of a spec, or of a diffusers pipeline object, without conditions; see `load`.
 
@@ -295,10 +328,7 @@ def open_network(spec: str | object, *, device: torch.device | str = "cpu", allo
         reason = str(error).splitlines()[0]
         raise FanalError(f"device {str(device)!r} is not to be had here ({reason}); try --device cpu") from error
     if not isinstance(spec, str) or spec.startswith(_PIPELINES):
-        from fanal.adapters.pipelines import load_pipeline
-
-        source = spec.removeprefix("diffusers:") if isinstance(spec, str) else spec
-        return load_pipeline(source, allow_bin=allow_bin, device=where)
+        return _pipeline(spec, allow_bin, where)
     if allow_bin:
         raise FanalError(f"{spec} is no diffusers pipeline: allow_bin (--allow-bin) has no meaning for it")
     return _network(str(spec), where)
@@ -317,11 +347,11 @@ def load(
     """Load a model and bind its conditions; the result counts its network calls (`.calls`, `.evaluations`).
 
     Args:
-        spec: an embedded model (`hands32`), a folder that `fanal train` or `fanal convert` wrote, a closed form
-            (`mixture:grid2`, `gaussian:digits8`), a diffusers pipeline (`diffusers:DIR`, `hub:ORG/NAME`, or the
-            pipeline object), an official checkpoint (`edm:FILE.pkl`, `adm:FILE.pt`, `consistency:FILE.pt`, read
-            without running what is in it), or `python:MODULE:FUNC`, whose FUNC() returns a denoiser with
-            `shape`, `sigma_min` and `sigma_max`.
+        spec: an embedded model (`hands32`); a folder that `fanal train` or `fanal convert` wrote; a closed form
+            (`mixture:grid2`, `gaussian:digits8`); a diffusers pipeline (`diffusers:DIR`, `hub:ORG/NAME`, with settings
+            as in `diffusers:DIR,dtype=float16,variant=fp16,size=512x768`, or the pipeline object); an official
+            checkpoint (`edm:FILE.pkl`, `adm:FILE.pt`, `consistency:FILE.pt`, read without running what is in it); or
+            `python:MODULE:FUNC`, whose FUNC() returns a denoiser with `shape`, `sigma_min` and `sigma_max`.
         labels: class labels for a conditional model: one for all samples, or one per sample; None: unconditional.
         prompt: for a text-to-image model: a text for all samples, or a list with one per sample.
         negative: what guidance leads away from, for a text-to-image model.

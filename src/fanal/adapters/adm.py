@@ -31,7 +31,7 @@ _OPTIONS = {
 _HEADS = frozenset({"heads", "head_channels"})
 _WORDS = {"order": ("legacy", "new"), "schedule": ("cosine", "linear"), "model": ("consistency", "edm")}
 # What the two repositories publish, by channels, multipliers and blocks per level.
-_PUBLISHED: dict[str, dict[tuple[int, tuple[float, ...], int], dict[str, Any]]] = {
+_PUBLISHED: dict[str, dict[tuple[int, tuple[int | float, ...], int], dict[str, Any]]] = {
     "adm": {
         (192, (1, 2, 3, 4), 3): {"head_channels": 64, "order": "new", "schedule": "cosine"},
         (256, (1, 1, 2, 3, 4), 2): {"heads": 4, "order": "legacy", "schedule": "linear"},
@@ -146,14 +146,10 @@ class _Plan:
 
 def _split(spec: str) -> tuple[str, Path, dict[str, Any]]:
     """The kind, the file and the settings of a spec."""
-    from fanal.config import parse_options
+    from fanal.config import parse_options, split_settings
 
     kind, _, rest = spec.partition(":")
-    parts = rest.split(",")
-    last = len(parts)
-    while last > 1 and "=" in parts[last - 1]:
-        last -= 1
-    path, text = ",".join(parts[:last]), ",".join(parts[last:])
+    path, text = split_settings(rest)
     if not path:
         raise FanalError(f"expected {kind}:FILE.pt, got {spec!r}")
     _, options = parse_options("checkpoint", f"{kind}:{text}", _OPTIONS, lambda name: _OPTIONS[name])
@@ -180,7 +176,7 @@ def _plan(spec: str) -> _Plan:
         settings = _settings(kind, path, sizes, given)
         config = DhariwalUNetConfig(
             model_channels=sizes.base,
-            channel_mult=cast(tuple[int, ...], sizes.mults),
+            channel_mult=sizes.mults,
             channel_mult_emb=sizes.embedding,
             num_blocks=sizes.blocks,
             attn_resolutions=tuple(settings["size"] >> level for level in sizes.attends),

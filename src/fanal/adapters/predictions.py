@@ -181,8 +181,6 @@ class Timesteps:
             FanalError: ᾱ is no such table.
         """
         alpha = torch.as_tensor(alphas_cumprod).to("cpu", torch.float64)
-        # Rescaled tables end a rounding error above 0.
-        alpha = torch.where(alpha < 1e-7, torch.zeros_like(alpha), alpha)
         return cls(((1 - alpha) / alpha).sqrt())
 
     @property
