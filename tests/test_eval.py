@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 
@@ -16,7 +15,7 @@ from fanal.datasets import get
 from fanal.errors import FanalError
 from fanal.evaluation import EvalConfig, evaluate
 from fanal.files import write_json, write_tensors
-from fanal.metrics import OwnFeatures, Pixels, as_bytes, open_source, read_captions, read_statistics
+from fanal.metrics import OwnFeatures, Pixels, as_bytes, open_samples, read_captions, read_statistics
 from test_metrics_text import tiny  # noqa: F401 (a fixture)
 from toys import fanal, part_of, record, refused
 
@@ -136,8 +135,8 @@ def test_the_first_repair_has_its_name_too(tmp_path, run):
 def test_decoded_images_go_before_latents(tmp_path):
     images = color(20)
     write_tensors(tmp_path / "s.safetensors", {"x": torch.randn(20, 4, 2, 2), "image": images})
-    assert torch.equal(open_source("s.safetensors").read(3, 7), images[3:7])
-    assert open_source("s.safetensors", tensor="x").read(0, 2).shape == (2, 4, 2, 2)
+    assert torch.equal(open_samples("s.safetensors").read(3, 7), images[3:7])
+    assert open_samples("s.safetensors", tensor="x").read(0, 2).shape == (2, 4, 2, 2)
 
 
 def test_points_are_compared_as_they_are(tmp_path):
@@ -177,10 +176,10 @@ def test_a_folder_and_a_zip_of_pictures_are_the_tensor(tmp_path, hands):
 
 def test_pictures_come_in_the_order_of_their_numbers(tmp_path):
     images = color(12)
-    source = open_source(str(save(tmp_path / "p", images)))
+    source = open_samples(str(save(tmp_path / "p", images)))
     assert source.names == tuple(str(i) for i in range(12))
     assert torch.equal(source.read(0, 12), images)
-    assert torch.equal(open_source("p", count=5).read(3, 99), images[3:5])
+    assert torch.equal(open_samples("p", count=5).read(3, 99), images[3:5])
 
 
 def test_gray_deep_turned_and_transparent_pictures_are_read(tmp_path):
@@ -190,51 +189,46 @@ def test_gray_deep_turned_and_transparent_pictures_are_read(tmp_path):
     Image.fromarray(gray).save(folder / "0.png")
     Image.fromarray(gray.astype(np.uint16) * 257).save(folder / "1.png")
     Image.fromarray(np.stack([gray, np.full_like(gray, 255)], 2), "LA").save(folder / "2.png")
-    assert torch.equal(open_source("p").read(0, 3), torch.from_numpy(np.stack([gray] * 3))[:, None])
+    assert torch.equal(open_samples("p").read(0, 3), torch.from_numpy(np.stack([gray] * 3))[:, None])
     Image.fromarray(np.stack([gray] * 3, 2)).save(folder / "3.png")
-    assert open_source("p").read(0, 4).shape == (4, 3, 8, 8)
+    assert open_samples("p").read(0, 4).shape == (4, 3, 8, 8)
     wide = Image.fromarray(np.arange(32, dtype=np.uint8).reshape(4, 8))
     (tmp_path / "q").mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6
     wide.save(tmp_path / "q" / "0.png", exif=exif)
-    assert torch.equal(open_source("q").read(0, 1)[0, 0], torch.from_numpy(np.rot90(np.asarray(wide), -1).copy()))
+    upright = np.rot90(np.asarray(wide), -1)[2:6].copy()
+    assert torch.equal(open_samples("q").read(0, 1)[0, 0], torch.from_numpy(upright))
 
 
 def test_pictures_of_many_sizes_need_one(tmp_path):
     folder = save(tmp_path / "p", color(2, 20))
     Image.fromarray(color(1, 30)[0].permute(1, 2, 0).numpy()).crop((0, 0, 30, 22)).save(folder / "z.png")
     with pytest.raises(FanalError, match=r"differ in size .*--size N"):
-        open_source("p")
-    found = open_source("p", size=16).read(0, 3)
+        open_samples("p")
+    found = open_samples("p", size=16).read(0, 3)
     assert found.shape == (3, 3, 16, 16)
     middle = Image.open(folder / "z.png").crop((4, 0, 26, 22)).resize((16, 16), Image.Resampling.LANCZOS)
     assert torch.equal(found[2], torch.from_numpy(np.array(middle)).permute(2, 0, 1))
 
 
-def test_a_zip_that_lies_or_bursts_is_refused(tmp_path, monkeypatch):
+def test_a_zip_that_lies_or_bursts_is_refused(tmp_path):
     def zipped(name, content):
         with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(name, content)
 
     zipped("a.png", b"no picture")
-    with pytest.raises(FanalError, match=r"cannot read the image .*a\.png"):
-        open_source("z.zip")
+    with pytest.raises(FanalError, match=r"a\.png is no png, jpg"):
+        open_samples("z.zip")
     zipped("__MACOSX/._a.png", b"x")
     with pytest.raises(FanalError, match="no images in"):
-        open_source("z.zip")
-    huge = io.BytesIO()
-    Image.new("1", (20000, 20000)).save(huge, "PNG")
-    zipped("a.png", huge.getvalue())
-    with pytest.raises(FanalError, match="cannot read the image"):
-        open_source("z.zip")
-    monkeypatch.setattr("fanal.metrics.sources._MEMBER_BYTES", 1000)
-    zipped("a.png", b"\0" * 5000)
-    with pytest.raises(FanalError, match="takes 5000 bytes, at most 1000"):
-        open_source("z.zip")
+        open_samples("z.zip")
+    zipped("a.png", b"\0" * 2**23)
+    with pytest.raises(FanalError, match=r"a\.png is too large"):
+        open_samples("z.zip")
     (tmp_path / "z.zip").write_bytes(b"PK\3\4 cut off")
-    with pytest.raises(FanalError, match="cannot read"):
-        open_source("z.zip")
+    with pytest.raises(FanalError, match="no whole zip file"):
+        open_samples("z.zip")
 
 
 # Statistics

@@ -20,7 +20,7 @@ from fanal.metrics.clip import Clip, clip_score
 from fanal.metrics.comparison import METRICS, cautions
 from fanal.metrics.distances import Distance
 from fanal.metrics.features import Extractor, extractor, is_image
-from fanal.metrics.sources import Source, open_source
+from fanal.metrics.samples import Samples, open_samples
 from fanal.metrics.statistics import Statistics, read_statistics, write_statistics
 from fanal.processes import check_device
 from fanal.runs import Progress, Run, quiet
@@ -39,7 +39,7 @@ class EvalConfig:
     """What an evaluation depends on; written to `run.json`.
 
     Attributes:
-        samples: what to judge, as `fanal.metrics.open_source` takes it; None: only write statistics.
+        samples: what to judge, as `fanal.metrics.open_samples` takes it; None: only write statistics.
         real: what to compare with: the same, or a file of statistics; None: only CLIP.
         metrics: keys of `METRICS`, and "clip"; (): "fid", "kid", "pr", "dc" as far as `real` has what they need, and
             "clip" where captions are given.
@@ -49,7 +49,7 @@ class EvalConfig:
         samples_split: part of a data set that is `samples`.
         count: number of samples; None: all.
         real_count: number of real ones; None: all.
-        size: side of the square that images of folders and zips are cropped and resized to.
+        size: side of the square that the images of folders and zips are resized to.
         captions: file of captions.
         clip: folder or hub id of a CLIP.
         caption_seed: choose one caption per image, and as many as there are samples, with this seed; None: the file
@@ -111,14 +111,14 @@ class _Setup:
 
     config: EvalConfig
     names: tuple[str, ...]
-    samples: Source | None
-    real: Source | Statistics | None
+    samples: Samples | None
+    real: Samples | Statistics | None
     extract: Extractor | None
     clip: Clip | None
     captions: Captions | None
 
 
-def _open_real(config: EvalConfig) -> Source | Statistics | None:
+def _open_real(config: EvalConfig) -> Samples | Statistics | None:
     """The real side: statistics where a file holds them, else samples."""
     if config.real is None:
         return None
@@ -129,7 +129,7 @@ def _open_real(config: EvalConfig) -> Source | Statistics | None:
         if config.real_count is not None:
             raise FanalError(f"{path} holds statistics of a whole set: --real-count has no meaning there")
         return read_statistics(path)
-    return open_source(config.real, split=config.split, count=config.real_count, size=config.size)
+    return open_samples(config.real, split=config.split, count=config.real_count, size=config.size)
 
 
 def _holds_samples(path: Path) -> bool:
@@ -142,7 +142,7 @@ def _holds_samples(path: Path) -> bool:
         return False  # read_statistics says what is wrong
 
 
-def _names(config: EvalConfig, real: Source | Statistics | None) -> tuple[str, ...]:
+def _names(config: EvalConfig, real: Samples | Statistics | None) -> tuple[str, ...]:
     """The figures to compute, in the order of `METRICS`."""
     wanted = set(config.metrics)
     if not wanted and config.samples is not None:
@@ -174,7 +174,7 @@ def _check_counts(setup: _Setup) -> None:
                 raise FanalError(f"{name} needs at least {metric.least} {what}, got {n}")
 
 
-def _extractor(config: EvalConfig, samples: Source | None, real: Source | Statistics | None) -> Extractor | None:
+def _extractor(config: EvalConfig, samples: Samples | None, real: Samples | Statistics | None) -> Extractor | None:
     """The extractor, after it was tried on one sample of each side."""
     if real is None:
         return None
@@ -200,7 +200,7 @@ def _extractor(config: EvalConfig, samples: Source | None, real: Source | Statis
     return found
 
 
-def _captions(config: EvalConfig, samples: Source | None) -> Captions | None:
+def _captions(config: EvalConfig, samples: Samples | None) -> Captions | None:
     """One caption per sample, in the samples' order."""
     if config.captions is None or samples is None:
         return None
@@ -222,7 +222,7 @@ def _prepare(config: EvalConfig) -> _Setup:
     check_device(config.device)
     samples = None
     if config.samples is not None:
-        samples = open_source(
+        samples = open_samples(
             config.samples, tensor=config.tensor, split=config.samples_split, count=config.count, size=config.size
         )
     elif config.tensor is not None or config.count is not None:
@@ -269,7 +269,7 @@ class _Blocks:
         self.used += math.ceil(n / self.size)
         return torch.cat(parts)
 
-    def statistics(self, source: Source, extract: Extractor, what: str) -> Statistics:
+    def statistics(self, source: Samples, extract: Extractor, what: str) -> Statistics:
         """Extract features and their statistics."""
         rows = self.collect(len(source), what, lambda start, stop: extract(source.read(start, stop)).float())
         return Statistics.of(rows, extract.name, extract.sha256)
@@ -315,7 +315,7 @@ def _work(setup: _Setup, run: Run, progress: Progress) -> dict[str, Any]:
     if extract is not None:
         side = setup.real
         real = side if isinstance(side, Statistics) else None
-        if isinstance(side, Source):
+        if isinstance(side, Samples):
             real = blocks.statistics(side, extract, "features of real samples")
     if extract is not None and real is not None and setup.samples is not None:
         x = blocks.statistics(setup.samples, extract, "features of samples")
@@ -335,7 +335,7 @@ def _work(setup: _Setup, run: Run, progress: Progress) -> dict[str, Any]:
     return _about(setup, real) | {"figures": found, "warnings": warnings, "seconds": seconds}
 
 
-def _clip(clip: Clip, captions: Captions, samples: Source, blocks: _Blocks) -> dict[str, Any]:
+def _clip(clip: Clip, captions: Captions, samples: Samples, blocks: _Blocks) -> dict[str, Any]:
     def work(start: int, stop: int) -> Tensor:
         return clip(samples.read(start, stop), captions.texts[start:stop])
 

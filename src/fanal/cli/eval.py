@@ -90,7 +90,7 @@ def evaluate(
     count: Annotated[int | None, typer.Option(help="Number of samples; default: all.", min=1)] = None,
     real_count: Annotated[int | None, typer.Option(help="Number of real ones; default: all.", min=1)] = None,
     size: Annotated[
-        int | None, typer.Option(help="Crop images of folders and zips to squares and resize them.", min=1)
+        int | None, typer.Option(help="Resize the images of folders and zips.", min=1)
     ] = None,
     captions: Annotated[
         Path | None, typer.Option(help="Captions: .txt (a line each), .tsv (id, caption) or .json (COCO).")

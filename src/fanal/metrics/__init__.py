@@ -29,8 +29,8 @@ from fanal.metrics.kernels import median_distance as median_distance
 from fanal.metrics.kernels import mmd as mmd
 from fanal.metrics.manifolds import density_coverage as density_coverage
 from fanal.metrics.manifolds import precision_recall as precision_recall
-from fanal.metrics.sources import Source as Source
-from fanal.metrics.sources import open_source as open_source
+from fanal.metrics.samples import Samples as Samples
+from fanal.metrics.samples import open_samples as open_samples
 from fanal.metrics.statistics import Statistics as Statistics
 from fanal.metrics.statistics import read_statistics as read_statistics
 from fanal.metrics.statistics import write_statistics as write_statistics

@@ -1,42 +1,35 @@
-"""Where samples come from: run folders, images in folders and zips, and data sets; read block by block."""
+"""Samples to compare: of run folders, images in folders and zips, and data sets; read block by block."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar, cast, runtime_checkable
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fanal.datasets import DATASETS, Dataset, get
 from fanal.datasets.base import check_count
+from fanal.datasets.decoding import Unusable, bombs_raise, decode, header
+from fanal.datasets.sources import Source as Files
+from fanal.datasets.sources import source as files_of
 from fanal.errors import FanalError, unknown_name
 from fanal.files import read_json
 
-__all__ = ["Drawn", "Images", "Kept", "Source", "open_source"]
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-_GRAY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"}
-_MEMBER_BYTES = 2**28  # one picture of a zip, unpacked
-_MEMBERS = 2**21
-_ORIENTATION = 0x0112  # Exif: 5 to 8 lie on their side
+__all__ = ["Drawn", "Images", "Kept", "Samples", "open_samples"]
 
 T = TypeVar("T")
 
 
 @runtime_checkable
-class Source(Protocol):
+class Samples(Protocol):
     """Samples that can be read in any pieces, always the same."""
 
     @property
@@ -173,16 +166,15 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """The images of a folder (and its subfolders) or of a zip file, in the order of their names.
+    """The images of a folder (and its subfolders) or of a zip file, in the order of their names, as bytes.
 
-    All become bytes of one size: with `size`, the middle square, resized (Lanczos); else they must have one size.
+    Each is cut to its middle square. With `size` it is resized (Lanczos); else all squares must have one size.
     """
 
+    files: Files
     path: Path
-    files: tuple[str, ...]
-    channels: int
-    size: int | None
-    identity: str
+    order: tuple[str, ...]
+    shape: tuple[int, ...]
 
     @classmethod
     def open(cls, path: Path, size: int | None, count: int | None) -> Images:
@@ -191,34 +183,40 @@ class Images:
         Raises:
             FanalError: there are no images, one cannot be read, or they differ in size and no size is given.
         """
-        files, identity = _list(path)
-        if not files:
-            raise FanalError(f"no images in {path}: looked for {', '.join(sorted(_SUFFIXES))}")
-        files = files[: len(files) if count is None else check_count(count, len(files), "images")]
-        headers = _each(path, files, _header)
-        first = headers[0][1]
-        other = next((i for i, (_, shape) in enumerate(headers) if shape != first), None)
+        files = files_of(path)
+        order = sorted(files.names, key=_natural)
+        order = order[: len(order) if count is None else check_count(count, len(order), "images")]
+        heads = [_look(files, path, name, header) for name in order]
+        other = next((i for i, head in enumerate(heads) if head.side != heads[0].side), None)
         if other is not None and size is None:
             raise FanalError(
-                f"the images of {path} differ in size ({files[0]}: {first}, {files[other]}: {headers[other][1]}); "
-                "--size N crops and resizes them"
+                f"the images of {path} differ in size ({order[0]}: {heads[0].side}, {order[other]}: "
+                f"{heads[other].side}); --size N resizes them"
             )
-        channels = 1 if all(mode in _GRAY for mode, _ in headers) else 3
-        return cls(path, tuple(files), channels, size, identity)
+        side = heads[0].side if size is None else size
+        return cls(files, path, tuple(order), (1 if all(head.gray for head in heads) else 3, side, side))
 
     @property
     def about(self) -> dict[str, str | int]:
         """The folder or the zip."""
-        return {"source": str(self.path), "n": len(self)} | ({"size": self.size} if self.size else {})
+        return {"source": str(self.path), "size": self.shape[-1], "n": len(self)}
 
     @property
     def names(self) -> tuple[str, ...]:
         """File names without folders and suffixes."""
-        return tuple(Path(name).stem for name in self.files)
+        return tuple(PurePosixPath(name).stem for name in self.order)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the names, sizes and times of the files."""
+        places = [self.path / name for name in self.order] if self.path.is_dir() else [self.path]
+        stats = [place.stat() for place in places]
+        text = "\n".join([*self.order, *(f"{s.st_size} {s.st_mtime_ns}" for s in stats)])
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.files)
+        return len(self.order)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return images as bytes.
@@ -226,87 +224,27 @@ class Images:
         Raises:
             FanalError: one cannot be read.
         """
-        parts = _each(self.path, self.files[start:stop], lambda image: _pixels(image, self.channels, self.size))
-        return torch.from_numpy(np.stack(parts))
+
+        def pixels(stream: BinaryIO) -> np.ndarray:
+            return decode(stream, self.shape, np.dtype(np.uint8))
+
+        return torch.from_numpy(
+            np.stack([_look(self.files, self.path, name, pixels) for name in self.order[start:stop]])
+        )
 
 
-def _list(path: Path) -> tuple[list[str], str]:
-    """Names of the images, and a hash that changes when they do."""
+def _look(files: Files, path: Path, name: str, read: Callable[[BinaryIO], T]) -> T:
+    """Return what `read` makes of an image."""
     try:
-        if path.is_dir():
-            found = [f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file()]
-            stats = {str(f.relative_to(path)): f.stat() for f in found}
-            marks = {name: f"{s.st_size} {s.st_mtime_ns}" for name, s in stats.items()}
-        else:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.infolist()
-            if len(members) > _MEMBERS:
-                raise FanalError(f"{path} holds {len(members)} files, more than {_MEMBERS}")
-            hidden = re.compile(r"(^|/)[._]")
-            marks = {
-                m.filename: f"{m.file_size} {m.CRC}"
-                for m in members
-                if Path(m.filename).suffix.lower() in _SUFFIXES and not hidden.search(m.filename)
-            }
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise FanalError(f"cannot read {path}: {error}") from error
-    names = sorted(marks, key=_natural)
-    text = "\n".join(f"{name} {marks[name]}" for name in names)
-    return names, hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        with bombs_raise(), files.open(name) as stream:
+            return read(stream)
+    except Unusable as error:
+        raise FanalError(f"{path / name} {error}; remove or replace it") from error
 
 
-def _each(path: Path, names: list[str] | tuple[str, ...], look: Callable[[Image.Image], T]) -> list[T]:
-    """Open images one by one, and return what `look` sees in each."""
-    archive = None if path.is_dir() else zipfile.ZipFile(path)
-    found = []
-    try:
-        for name in names:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow only warns up to twice it
-                    with Image.open(path / name if archive is None else _member(archive, name)) as image:
-                        found.append(look(image))
-            except FanalError:
-                raise
-            except Exception as error:  # Pillow's decoders and zipfile raise whatever their parsers meet
-                raise FanalError(f"cannot read the image {path / name}: {error}; remove or replace it") from error
-    finally:
-        if archive is not None:
-            archive.close()
-    return found
-
-
-def _header(image: Image.Image) -> tuple[str, tuple[int, int]]:
-    """Mode, width and height, as they will be when the image stands upright."""
-    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return image.mode, (image.height, image.width) if turned else image.size
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
-    size = archive.getinfo(name).file_size
-    if size > _MEMBER_BYTES:
-        raise FanalError(f"{name} of {archive.filename} takes {size} bytes, at most {_MEMBER_BYTES}")
-    with archive.open(name) as entry:
-        return cast(BinaryIO, io.BytesIO(entry.read(_MEMBER_BYTES)))
-
-
-def _pixels(image: Image.Image, channels: int, size: int | None) -> np.ndarray:
-    picture = ImageOps.exif_transpose(image)
-    if picture.mode.startswith("I"):  # 16 bits per pixel, which Pillow may keep in 32
-        deep = np.asarray(picture.convert("I"), dtype=np.float64) / 257
-        picture = Image.fromarray(deep.round().clip(0, 255).astype(np.uint8))
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    if size is not None:
-        (w, h), side = picture.size, min(picture.size)
-        left, top = (w - side) // 2, (h - side) // 2
-        picture = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    values = np.asarray(picture)
-    return values[None] if channels == 1 else np.ascontiguousarray(values.transpose(2, 0, 1))
-
-
-def open_source(
+def open_samples(
     spec: str, *, tensor: str | None = None, split: str = "held out", count: int | None = None, size: int | None = None
-) -> Source:
+) -> Samples:
     """Open samples: a data set, a run folder, a `.safetensors` file, or images in a folder or a `.zip`.
 
     Args:
@@ -314,7 +252,7 @@ def open_source(
         tensor: which tensor of a run; None: `image` (bytes) where there is one, else `x`.
         split: which part of a data set.
         count: how many samples, from the first; None: all (of a data set that is drawn: what it gives by itself).
-        size: side of the square that images are cropped and resized to.
+        size: side of the square that images are resized to.
 
     Raises:
         FanalError: there is nothing of that kind there, an option does not fit it, or it cannot be read.
