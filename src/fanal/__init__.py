@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fanal import pictures as pictures
     from fanal import report as report
     from fanal import schedules as schedules
+    from fanal import sde as sde
     from fanal import solvers as solvers
     from fanal import training as training
     from fanal.denoiser import Counted as Counted
@@ -52,6 +53,7 @@ _MODULES = frozenset(
         "pictures",
         "report",
         "schedules",
+        "sde",
         "solvers",
         "training",
     }

@@ -64,7 +64,7 @@ class Sizes:
     scale_shift: bool
 
     @property
-    def mults(self) -> tuple[float, ...]:
+    def mults(self) -> tuple[int | float, ...]:
         """Multipliers of the channels, whole where they can be."""
         return tuple(w // self.base if w % self.base == 0 else w / self.base for w in self.widths)
 

@@ -50,7 +50,7 @@ class DhariwalUNetConfig:
     """
 
     model_channels: int = 192
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    channel_mult: tuple[int | float, ...] = (1, 2, 3, 4)
     channel_mult_emb: int = 4
     num_blocks: int = 3
     attn_resolutions: tuple[int, ...] = (32, 16, 8)

@@ -148,7 +148,7 @@ class Convolution(nn.Module):
         after: int,
         kernel: int,
         resample: int = 0,
-        taps: Sequence[float] = (1, 1),
+        taps: Sequence[int | float] = (1, 1),
         fused: bool = False,
     ) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class Block(nn.Module):
         *,
         heads: int = 0,
         dropout: float = 0.0,
-        taps: Sequence[float] = (1, 1),
+        taps: Sequence[int | float] = (1, 1),
         eps: float = 1e-5,
         adm: bool = True,
         scale_shift: bool = True,

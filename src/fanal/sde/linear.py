@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,12 +87,14 @@ class LinearProcess:
             return self.inverse(level).clamp(self.t_min, self.t_max)
         from scipy.optimize import elementwise
 
-        def beyond(t: np.ndarray, target: np.ndarray) -> np.ndarray:
+        def beyond(t: Any, target: Any) -> Any:
             return self.sigma(torch.as_tensor(t).clamp(self.t_min, self.t_max)).numpy() - target
 
         close = {"xatol": _CLOSE * (self.t_max - self.t_min), "xrtol": _CLOSE, "fatol": 0.0, "frtol": 0.0}
         ends = (np.float64(self.t_min), np.float64(self.t_max))
         found = elementwise.find_root(beyond, ends, args=(level.numpy(),), tolerances=close, maxiter=_ITERATIONS)
+        if not np.all(found.success):
+            raise FanalError(f"no time with sigma from {float(level.min()):.6g} to {float(level.max()):.6g} was found")
         return torch.as_tensor(np.asarray(found.x), dtype=torch.float64).reshape(level.shape)
 
     def perturb(
