@@ -20,7 +20,7 @@ Point = tuple[float, float]
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return round numbers that span [low, high], about `count` of them inside."""
-    step = 10 ** math.floor(math.log10((high - low) / count))
+    step = 10.0 ** math.floor(math.log10((high - low) / count))
     step *= next(k for k in (1, 2, 5, 10) if (high - low) / (step * k) <= count)
     return [step * k for k in range(math.floor(low / step), math.ceil(high / step) + 1)]
 

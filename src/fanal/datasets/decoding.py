@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +50,9 @@ def bombs_raise() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(stream: BinaryIO) -> Iterator[Image.Image]:
+def _opened(stream: io.BufferedIOBase) -> Iterator[Image.Image]:
     try:
-        with Image.open(stream, formats=_FORMATS) as image:
+        with Image.open(cast(IO[bytes], stream), formats=_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Unusable(
@@ -71,7 +72,7 @@ def _opened(stream: BinaryIO) -> Iterator[Image.Image]:
         raise Unusable(f"is damaged or cut short ({reason:.120})") from error
 
 
-def header(stream: BinaryIO) -> Header:
+def header(stream: io.BufferedIOBase) -> Header:
     """Read an image's header.
 
     Raises:
@@ -81,7 +82,7 @@ def header(stream: BinaryIO) -> Header:
         return Header(min(image.size), image.mode in _GRAY, image.mode in _DEEP)
 
 
-def decode(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+def decode(stream: io.BufferedIOBase, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Read an image upright, cut out its central square and resize it.
 
     Args:

@@ -7,7 +7,7 @@ import json
 import stat
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from fanal.datasets.decoding import SUFFIXES, Unusable
 from fanal.errors import FanalError
@@ -36,7 +36,7 @@ class Source(Protocol):
         """The content of `dataset.json`, if there is one."""
         ...
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> io.BufferedIOBase:
         """Open an image.
 
         Raises:
@@ -96,7 +96,7 @@ class Directory:
         except OSError as error:
             raise FanalError(f"cannot read {path}: {error.strerror or error}") from error
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> io.BufferedIOBase:
         """Open an image."""
         try:
             return (self.path / name).open("rb")
@@ -169,7 +169,7 @@ class Archive:
         except Exception as error:  # zlib, bz2, lzma and zipfile each have their own
             raise Unusable(f"is damaged in the zip file ({error})") from error
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> io.BufferedIOBase:
         """Open an image."""
         return io.BytesIO(self._read(name, _MEMBER_BYTES))
 
