@@ -10,13 +10,15 @@ which is one Jacobian–vector product. GENIE (Dockhorn et al. 2022, arXiv:2210.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from fanal.denoiser import Denoiser, slope
 from fanal.errors import FanalError
@@ -28,6 +30,17 @@ __all__ = ["Taylor2", "generalized", "implied", "total_derivative"]
 Field = Callable[[Tensor, Tensor], Tensor]
 
 
+class _Contiguous(TorchFunctionMode):
+    """Group normalization has a forward mode for contiguous inputs only, and attention blocks give it others."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.group_norm, torch.nn.functional.group_norm):
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 def _along(field: Field, x: Tensor, sigma: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     """The field, and its derivative as sigma grows and x moves by `direction`.
 
@@ -37,15 +50,15 @@ def _along(field: Field, x: Tensor, sigma: Tensor, direction: Tensor) -> tuple[T
         FanalError: an operation in the network has no forward mode.
     """
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _Contiguous():
             value, derivative, *_ = torch.func.jvp(field, (x, sigma), (direction, torch.ones_like(sigma)))
             return value, derivative
     except (NotImplementedError, RuntimeError) as error:
-        if "forward" not in str(error).lower():
+        if isinstance(error, torch.OutOfMemoryError):
             raise
         raise FanalError(
-            f"the network has an operation without forward-mode derivative ({str(error).splitlines()[0]}); "
-            "use a solver that needs none, such as heun"
+            f"the network cannot be differentiated in forward mode ({str(error).splitlines()[0][:200]}): use a solver "
+            "that needs no derivative, such as heun"
         ) from error
 
 
