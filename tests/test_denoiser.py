@@ -102,3 +102,17 @@ def test_temperature_keeps_the_dtype_and_refuses_an_empty_window():
     assert Temperature(D, 0.3)(start(D).float(), ONE).dtype == torch.float32
     with pytest.raises(FanalError, match="window"):
         Temperature(D, 0.1, window=(2.0, 1.0))
+
+
+def test_backward_products_are_counted():
+    """One for each vector–Jacobian product, through guidance too; none without gradients."""
+    net = Counted(gaussian())
+    x, sigma = start(gaussian(), 4, 2.0), torch.tensor(2.0, dtype=torch.float64)
+    with torch.no_grad():
+        net(x, sigma)
+    assert net.products == 0
+    free = x.requires_grad_()
+    denoised = Temperature(net, 0.1)(free, sigma)
+    for seen in (1, 2):
+        torch.autograd.grad(denoised.square().sum(), free, retain_graph=True)
+        assert (net.calls, net.products) == (2, seen)

@@ -175,7 +175,7 @@ class Wrapper:
 
 
 class Counted(Wrapper):
-    """Counts network calls: `calls` counts batches, `evaluations` counts samples.
+    """Counts network calls: `calls` counts batches, `evaluations` counts samples, `products` backward passes.
 
     Wrap the network itself, inside every other wrapper, so that nothing escapes the count.
     """
@@ -184,6 +184,10 @@ class Counted(Wrapper):
         super().__init__(denoiser)
         self.calls = 0
         self.evaluations = 0
+        self.products = 0
+
+    def _product(self, gradient: Tensor) -> None:
+        self.products += 1
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, /) -> Tensor:
         """Count, then ask the wrapped denoiser; labels go to networks that take them as a third argument.
@@ -193,7 +197,10 @@ class Counted(Wrapper):
         sigma = sigma if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float64)
         self.calls += 1
         self.evaluations += len(x)
-        return self.denoiser(x, sigma) if labels is None else cast(Conditional, self.denoiser)(x, sigma, labels)
+        denoised = self.denoiser(x, sigma) if labels is None else cast(Conditional, self.denoiser)(x, sigma, labels)
+        if isinstance(denoised, Tensor) and denoised.requires_grad:
+            denoised.register_hook(self._product)
+        return denoised
 
 
 def take(denoiser: Denoiser, rows: Tensor) -> Denoiser:

@@ -102,7 +102,7 @@ def _work(setup: Setup, rows: range, calibration: Calibration | None) -> tuple[d
             tensors[f"rounds.{name}"] = after.rounds
             _add(setup, tensors, f".{name}", after.x)
     counts = counters(model)
-    spent = {"calls": sum(c.calls for c in counts), "evaluations": sum(c.evaluations for c in counts)}
+    spent = {key: sum(getattr(count, key) for count in counts) for key in ("calls", "evaluations", "products")}
     return tensors, {"seconds": seconds, "samples": len(seeds), **spent}
 
 
@@ -158,12 +158,13 @@ def _write(run: Run, setup: Setup, whole: dict[str, Tensor]) -> None:
 
 
 def _identity(config: SampleConfig, network: Model) -> dict[str, str]:
-    """What decides the numbers beside the configuration: the content of the model and the captions, and the device."""
+    """What decides the numbers beside the configuration: the content of the files it names, and the device."""
     where = torch.device(config.device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
     own = network.fingerprint() if isinstance(network, Native) else fingerprint(config.model)
-    captions = {} if config.captions is None else {"captions": sha256_of(config.captions)}
-    return {"model": own, "device": name, **captions}
+    places = {key: getattr(config, key) for key in ("captions", "schedule", "solver")}
+    files = {key: place for key, place in places.items() if place and (key == "captions" or place.endswith(".json"))}
+    return {"model": own, "device": name, **{key: sha256_of(place) for key, place in files.items()}}
 
 
 def generate(
@@ -222,6 +223,7 @@ def generate(
                     "calls": sum(n["calls"] for n in notes),
                     "evaluations": sum(n["evaluations"] for n in notes),
                     "calibration": 0 if calibration is None or from_card else calibration.evaluations,
+                    **({"products": products} if (products := sum(n["products"] for n in notes)) else {}),
                 },
                 "seconds": sum(_total(n["seconds"]) for n in notes),
                 "results": _results(setup, whole, notes, calibration),

@@ -16,6 +16,8 @@ Examples:\n
   fanal sample digits8 --label 3 --guidance 2 --out threes\n
   fanal sample diffusers:my-pipeline --prompt "a red boat" --guidance 5 --steps 30 --count 4 --out boats\n
   fanal sample mixture:grid2 --solver churn:s_churn=20 --schedule logsnr --count 5000 --out grid\n
+  fanal sample hands32 --solver ipndm:order=3 --schedule quadratic --steps 8 --no-zero --out few\n
+  fanal sample grid2 --solver rods:rho=0.1,window=16..32 --out robust\n
   fanal sample python:mymodule:make_denoiser --steps 30 --out mine
 """
 
@@ -35,8 +37,12 @@ def sample(
     ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("fanal-sample"),
     solver: Annotated[
-        str, typer.Option(help="name or name:field=value,… (euler = DDIM, heun, ddpm, ancestral, churn).")
-    ] = ("euler"),
+        str,
+        typer.Option(
+            help="name or name:field=value,… (euler = DDIM, heun, ipndm, dpmpp, unipc, deis, …, stochastic, rods), "
+            "or a schedule file with a searched solver."
+        ),
+    ] = "euler",
     schedule: Annotated[
         str | None,
         typer.Option(
