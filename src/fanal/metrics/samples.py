@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -225,7 +226,7 @@ class Images:
             FanalError: one cannot be read.
         """
 
-        def pixels(stream: BinaryIO) -> np.ndarray:
+        def pixels(stream: BufferedIOBase) -> np.ndarray:
             return decode(stream, self.shape, np.dtype(np.uint8))
 
         return torch.from_numpy(
@@ -233,7 +234,7 @@ class Images:
         )
 
 
-def _look(files: Files, path: Path, name: str, read: Callable[[BinaryIO], T]) -> T:
+def _look(files: Files, path: Path, name: str, read: Callable[[BufferedIOBase], T]) -> T:
     """Return what `read` makes of an image."""
     try:
         with bombs_raise(), files.open(name) as stream:
