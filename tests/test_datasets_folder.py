@@ -141,3 +141,12 @@ def test_bad_folders_are_refused(tmp_path):
     save(tmp_path / "sub" / "other.png", flat(1))
     with pytest.raises(FanalError, match="loose"):
         get(f"folder:{tmp_path}")
+
+
+def test_sixteen_bits_are_rounded_not_cut(tmp_path):
+    """A level of 16 bits becomes the nearest one of 8."""
+    from fanal.datasets.decoding import decode
+
+    Image.fromarray(np.full((4, 4), 257 * 99 + 200, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with open(tmp_path / "deep.png", "rb") as file:
+        assert np.unique(decode(file, (1, 4, 4), np.dtype(np.uint8))).tolist() == [100]

@@ -18,6 +18,7 @@ from fanal.denoiser import Counted, Denoiser, Labelled, Model, Native, Prompted,
 from fanal.errors import FanalError, unknown_name
 from fanal.files import sha256_of
 from fanal.guidance import ClassifierFree
+from fanal.processes import check_device
 
 __all__ = ["Conditions", "bind", "card", "embedded", "fingerprint", "load", "open_network"]
 
@@ -321,12 +322,7 @@ def open_network(spec: str | object, *, device: torch.device | str = "cpu", allo
     Raises:
         FanalError: nothing of that name exists, the file is damaged, or the device is not there.
     """
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise FanalError(f"device {str(device)!r} is not to be had here ({reason}); try --device cpu") from error
+    where = check_device(device)
     if not isinstance(spec, str) or spec.startswith(_PIPELINES):
         return _pipeline(spec, allow_bin, where)
     if allow_bin:

@@ -106,7 +106,7 @@ def decode(stream: io.BufferedIOBase, shape: tuple[int, ...], dtype: np.dtype[An
         picture = picture.crop((left, top, left + side, top + side))
         values = np.asarray(picture.resize((shape[2], shape[1]), Image.Resampling.LANCZOS))
     if deep:
-        values = np.clip(np.rint(values), 0, 65535) / (1 if dtype == np.uint16 else 257)
+        values = np.rint(np.clip(values, 0, 65535) / (1 if dtype == np.uint16 else 257))
     elif dtype == np.uint16:
         values = values.astype(np.uint16) * 257
     values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)

@@ -76,7 +76,7 @@ class Folder(Unjudged):
 
     @classmethod
     def open(cls, spec: str, *, side: Callable[[int], int] | None = None, progress: Progress = quiet) -> Folder:
-        """List the images of "folder:PATH[,size=N][,bad=skip]" and read their headers.
+        """List the images of `folder:PATH`, `folder:PATH,size=N` or `folder:PATH,bad=skip` and read their headers.
 
         The pixels are read when they are needed, or all at once by `load`; with `bad=skip`, or to name each unusable
         image once there is one, at once.
