@@ -35,9 +35,9 @@ __all__ = [
     "check_order",
     "gathered",
     "linear_step",
-    "mean",
     "spread",
     "staged",
+    "total",
     "value_of",
 ]
 
@@ -100,21 +100,27 @@ def value_of(x: Tensor, denoised: Tensor, sigma: Real, predict: str) -> Tensor:
     return denoised if predict == "data" else (x - denoised) / sigma
 
 
-def advance(x: Tensor, value: Tensor, sigma: Real, sigma_next: Real, predict: str) -> Tensor:
-    """Return Euler's step with a value: `(sigma'/sigma)·x + (1 − sigma'/sigma)·D` or `x + (sigma' − sigma)·d`."""
-    if predict == "data":
-        return toward(x, value, sigma, sigma_next)
-    length = sigma_next - sigma
-    return torch.add(x, value, alpha=length) if isinstance(length, float) else x + length * value
-
-
-def mean(values: Sequence[Tensor], weights: Sequence[Real]) -> Tensor:
+def total(values: Sequence[Tensor], weights: Sequence[Real]) -> Tensor:
     """Return `Σ_k q_k·v_k`; not all weights are 0."""
     terms = [(v, w) for v, w in zip(values, weights, strict=True) if not (isinstance(w, float) and w == 0)]
-    total = terms[0][0] if isinstance(terms[0][1], float) and terms[0][1] == 1 else terms[0][0] * terms[0][1]
-    for value, weight in terms[1:]:
-        total = torch.add(total, value, alpha=weight) if isinstance(weight, float) else total + weight * value
-    return total
+    (value, weight), *rest = terms
+    if len(rest) == 1 and isinstance(weight, float) and isinstance(rest[0][1], float):
+        if abs(weight + rest[0][1] - 1) < 1e-14 * (1 + abs(weight)):
+            return torch.lerp(rest[0][0], value, weight)  # one fused operation
+    result = value if isinstance(weight, float) and weight == 1 else value * weight
+    for value, weight in rest:
+        result = torch.add(result, value, alpha=weight) if isinstance(weight, float) else result + weight * value
+    return result
+
+
+def advance(
+    x: Tensor, values: Sequence[Tensor], weights: Sequence[Real], sigma: Real, sigma_next: Real, predict: str
+) -> Tensor:
+    """Return Euler's step with a weighted mean of values: of D, or of slopes."""
+    if predict == "data":
+        return toward(x, total(values, weights), sigma, sigma_next)
+    length = sigma_next - sigma
+    return total((x, *values), (1.0, *(length * weight for weight in weights)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,10 +187,10 @@ def linear_step(
     past = Past.recall(memory).with_newest(value_of(x, denoised, sigma, predict), sigma)
     count = min(order, len(past.values))
     if count == 1:
-        x_next = advance(x, denoised, sigma, sigma_next, "data")
+        x_next = toward(x, denoised, sigma, sigma_next)
     else:
-        value = mean(past.values[:count], weigh(past.sigmas[:count], sigma_next))
-        x_next = advance(x, value, sigma, sigma_next, predict)
+        weights = weigh(past.sigmas[:count], sigma_next)
+        x_next = advance(x, past.values[:count], weights, sigma, sigma_next, predict)
     return Step(x_next, denoised, memory=past.memory(keep))
 
 
@@ -209,6 +215,6 @@ def staged(
     values = [value_of(x, denoised, sigma, predict)]
     for share, weights in rows[:-1]:
         level = sigma_next if share == 1 else between(sigma, sigma_next, share, log=log)
-        y = advance(x, mean(values[: len(weights)], weights), sigma, level, predict)
+        y = advance(x, values[: len(weights)], weights, sigma, level, predict)
         values.append(value_of(y, denoiser(y, tensor_of(level)), level, predict))
-    return advance(x, mean(values, rows[-1][1]), sigma, sigma_next, predict), denoised, values
+    return advance(x, values, rows[-1][1], sigma, sigma_next, predict), denoised, values

@@ -18,8 +18,8 @@ from fanal.solvers.arithmetic import (
     check_lower,
     check_order,
     gathered,
-    mean,
     spread,
+    total,
     value_of,
 )
 from fanal.solvers.coefficients import Real, number, phi, plain
@@ -77,7 +77,7 @@ class UniPC:
         after = self._weights((nodes[0], 1.0, *nodes[1:]), h)
         change = (after[0] - before[0], after[1], *(a - b for a, b in zip(after[2:], before[1:], strict=True)))
         length = 1 - sigma / sigmas[0] if self.predict == "data" else sigma - sigmas[0]
-        return mean((x, values[0], value, *values[1:]), (1.0, *(length * weight for weight in change)))
+        return total((x, values[0], value, *values[1:]), (1.0, *(length * weight for weight in change)))
 
     def step(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...] = ()) -> Step:
         """Cross `span` with one call: correct the last step, then predict."""
@@ -93,8 +93,6 @@ class UniPC:
             state = self._corrected(x, value, sigma, past, order)
         past = past.with_newest(value, sigma)
         order = min(allowed(self.order, self.lower_final, span.n, left), len(past.values))
-        if order > 1:
-            nodes, h = log_units(past.sigmas[:order], sigma_next)
-            value = mean(past.values[:order], self._weights(nodes, h))
-        x_next = advance(state, value, sigma, sigma_next, self.predict)
+        weights = self._weights(*log_units(past.sigmas[:order], sigma_next)) if order > 1 else (1.0,)
+        x_next = advance(state, past.values[:order], weights, sigma, sigma_next, self.predict)
         return Step(x_next, denoised, memory=(spread(sigma_next, len(x)), *past.memory(self.order)))

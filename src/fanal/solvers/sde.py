@@ -23,7 +23,7 @@ from torch import Tensor
 from fanal.denoiser import Denoiser
 from fanal.errors import FanalError, is_number
 from fanal.sampling import Span, Step, finish, toward
-from fanal.solvers.arithmetic import Past, allowed, check_choice, check_lower, check_order, mean
+from fanal.solvers.arithmetic import Past, allowed, check_choice, check_lower, check_order, total
 from fanal.solvers.coefficients import Real, call, number, plain
 from fanal.solvers.multistep import dpm_weights, exact_weights, log_units
 from fanal.solvers.singlestep import check_r
@@ -109,7 +109,7 @@ class SDE:
         order = min(allowed(self.order, self.lower_final, span.n, span.n - span.i), len(past.values))
         value = denoised
         if order > 1:
-            value = mean(past.values[:order], self._weights(past.sigmas[:order], sigma_next, 1 + eta**2))
+            value = total(past.values[:order], self._weights(past.sigmas[:order], sigma_next, 1 + eta**2))
         x_next = relax(x, value, sigma, sigma_next, 1 + eta**2)
         if eta > 0:
             check_decreasing(span, "the sde solver")
@@ -154,14 +154,14 @@ class DPMppSDE:
         down, up = split(span.sigma, middle, self.eta)
         y = self._kicked(toward(x, denoised, number(span.sigma), number(down)), up, first)
         again = denoiser(y, middle)
-        blend = mean((denoised, again), (1 - 1 / (2 * self.r), 1 / (2 * self.r)))
+        blend = total((denoised, again), (1 - 1 / (2 * self.r), 1 / (2 * self.r)))
         down, whole = split(span.sigma, span.sigma_next, self.eta)
         if first is not None:
             # What is left of the first part's noise at the end of the step, as a share of the whole step's.
             left = up * split(middle, span.sigma_next, self.eta)[0] / middle
             share = number((left / whole).clamp(max=1.0))
             fresh = span.noise(x, "dpmpp_sde")
-            first = mean((first, fresh), (share, call("sqrt", 1 - share**2)))
+            first = total((first, fresh), (share, call("sqrt", 1 - share**2)))
         x_next = self._kicked(toward(x, blend, number(span.sigma), number(down)), whole, first)
         return Step(x_next, denoised)
 

@@ -20,7 +20,6 @@ from fanal.solvers.arithmetic import (
     check_lower,
     check_order,
     linear_step,
-    mean,
     staged,
     value_of,
 )
@@ -175,8 +174,8 @@ class DPMS:
             start, block = memory[0], Past.recall(memory[1:]).with_newest(value, sigma)
         first = block.sigmas[-1]
         nodes, h = log_units(block.sigmas[::-1], sigma_next)
-        blended = mean(block.values[::-1], self._last(nodes, -h if self.predict == "data" else h))
-        x_next = advance(start, blended, first, sigma_next, self.predict)
+        weights = self._last(nodes, -h if self.predict == "data" else h)
+        x_next = advance(start, block.values[::-1], weights, first, sigma_next, self.predict)
         return Step(x_next, denoised, memory=(start, *block.memory(self.order)))
 
 
