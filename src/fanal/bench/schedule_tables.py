@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fanal.schedule_search import error_of
 
-__all__ = ["results_of", "tables"]
+__all__ = ["markdown", "results_of", "tables"]
 
 _BASELINES = ("gits", "polynomial", "logsnr", "quadratic")
 _FITS = ("fit", "fit-mean", "weights")
@@ -124,7 +124,8 @@ def results_of(found: Found) -> dict[str, Any]:
     }
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -142,9 +143,9 @@ def _mixture_tables(results: dict[str, Any]) -> str:
             marks = [",".join(str(own[m][b]) for b in (*_BASELINES, "all")) for m in ("rms", "median")] if own else []
             wins[-1].append(" / ".join(marks) or "–")
     text = f"RMS / median error on {count} mixtures, medians over them\n\n"
-    text += _table(["solver, calls", *_BASELINES, *_FITS, "calls of each search"], rows)
+    text += markdown(["solver, calls", *_BASELINES, *_FITS, "calls of each search"], rows)
     text += f"\nWins of {count} against {', '.join(_BASELINES)}, and all of them: RMS / median error\n\n"
-    text += _table(["solver, calls", *_FITS], wins)
+    text += markdown(["solver, calls", *_FITS], wins)
     text += "\nBelow the goal\n\n"
     misses = [
         [
@@ -155,7 +156,7 @@ def _mixture_tables(results: dict[str, Any]) -> str:
         ]
         for m in results["mixtures"]["misses"]
     ]
-    return text + _table(["solver, calls", "method", "measure", "wins"], misses)
+    return text + markdown(["solver, calls", "method", "measure", "wins"], misses)
 
 
 def _pair(figure: dict[str, Any] | None) -> str:
@@ -171,7 +172,7 @@ def _model_table(name: str, own: dict[str, Any]) -> str:
         for cell in _cells({name: own})
     ]
     n, teacher = own["teacher"]["rms"]["n"], _pair(own["teacher"])
-    return f"\n{name}: RMS / median error on {n} samples; the teacher itself {teacher}\n\n" + _table(
+    return f"\n{name}: RMS / median error on {n} samples; the teacher itself {teacher}\n\n" + markdown(
         ["solver, calls", *_BASELINES, *_FITS], rows
     )
 
@@ -192,7 +193,7 @@ def _best_table(results: dict[str, Any]) -> str:
                 )
                 rows.append([calls, group, f"{ratio:.2f}", *(f"{k} of {len(own)}" for k in (half, below, clear))])
     head = ["calls", "problem", "their RMS / ours, median", "ours at most half", "ours below", "by more than the error"]
-    return "\nBest fit (chosen on warm-up samples) against the best baseline of all solvers\n\n" + _table(head, rows)
+    return "\nBest fit (chosen on warm-up samples) against the best baseline of all solvers\n\n" + markdown(head, rows)
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -209,5 +210,5 @@ def tables(results: dict[str, Any]) -> str:
     ]
     if rows:
         text += "\nSeconds of GITS, medians\n\n"
-        text += _table(["model", "metric", "teacher", "cost", "paths", "cost and paths / teacher"], rows)
+        text += markdown(["model", "metric", "teacher", "cost", "paths", "cost and paths / teacher"], rows)
     return text

@@ -32,7 +32,7 @@ from fanal.schedules import logsnr
 from fanal.seeding import noise
 from fanal.solvers import RK4
 
-__all__ = ["BASELINES", "SchedulesConfig", "bench_schedules", "mixture"]
+__all__ = ["BASELINES", "Problem", "SchedulesConfig", "bench_schedules", "mixture", "problems"]
 
 BASELINES = ("gits", "polynomial", "logsnr", "quadratic")
 """What a fit should beat: GITS as published, and three fixed grids."""
@@ -117,8 +117,16 @@ def mixture(seed: int, components: int = 6, dimensions: int = 48, std: float = 0
 
 
 @dataclass(frozen=True, eq=False)
-class _Problem:
-    """A model, and its samples: those of the searches and those of the test, with where they truly end."""
+class Problem:
+    """A model, and its samples: those of the searches and those of the test, with where they truly end.
+
+    Attributes:
+        name: of the model, or `mixture` and its number.
+        model: the denoiser.
+        warm: samples of the searches, at sigma_max.
+        test: samples of the test, at sigma_max.
+        ends: where the test samples end, by a reference of many small steps.
+    """
 
     name: str
     model: Model
@@ -127,7 +135,16 @@ class _Problem:
     ends: Tensor
 
     @classmethod
-    def make(cls, name: str, model: Model, sizes: tuple[int, int, int], seed: int, dtype: torch.dtype) -> _Problem:
+    def make(cls, name: str, model: Model, sizes: tuple[int, int, int], seed: int, dtype: torch.dtype) -> Problem:
+        """Draw the samples and solve for their ends.
+
+        Args:
+            name: of the model.
+            model: the denoiser.
+            sizes: warm-up samples, test samples, and steps of the reference (RK4 on a logSNR grid).
+            seed: run seed.
+            dtype: of the samples.
+        """
         warmup, test, steps = sizes
 
         def drawn(count: int, stream: str) -> Tensor:
@@ -140,18 +157,18 @@ class _Problem:
         return cls(name, model, drawn(warmup, "bench warm-up"), x, ends)
 
 
-def _problems(config: SchedulesConfig) -> list[tuple[str, Callable[[], _Problem]]]:
-    """Name and maker of every problem."""
+def problems(config: SchedulesConfig) -> list[tuple[str, Callable[[], Problem]]]:
+    """Return name and maker of every problem."""
 
-    def closed(index: int) -> _Problem:
+    def closed(index: int) -> Problem:
         sizes = config.warmup, config.test, config.reference
-        return _Problem.make(f"mixture {index}", mixture(config.first + index), sizes, config.seed, torch.float64)
+        return Problem.make(f"mixture {index}", mixture(config.first + index), sizes, config.seed, torch.float64)
 
-    def network(name: str) -> _Problem:
+    def network(name: str) -> Problem:
         sizes = config.model_warmup, config.model_test, max(1, config.reference // 5)
-        return _Problem.make(name, load(name), sizes, config.seed, torch.float32)
+        return Problem.make(name, load(name), sizes, config.seed, torch.float32)
 
-    made: list[tuple[str, Callable[[], _Problem]]] = [
+    made: list[tuple[str, Callable[[], Problem]]] = [
         (f"mixture {i}", lambda i=i: closed(i)) for i in range(config.mixtures)
     ]
     return made + [(name, lambda name=name: network(name)) for name in config.models]
@@ -160,7 +177,7 @@ def _problems(config: SchedulesConfig) -> list[tuple[str, Callable[[], _Problem]
 class _Bench:
     """One problem's cells: errors by name, and notes about each search."""
 
-    def __init__(self, problem: _Problem, config: SchedulesConfig) -> None:
+    def __init__(self, problem: Problem, config: SchedulesConfig) -> None:
         self.problem, self.config = problem, config
         self.network = problem.warm.dtype == torch.float32
         self.tensors: dict[str, Tensor] = {}
@@ -211,7 +228,7 @@ class _Bench:
         self.notes["seconds"] = laps
 
 
-def _work(make: Callable[[], _Problem], config: SchedulesConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _work(make: Callable[[], Problem], config: SchedulesConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     begin = time.perf_counter()
     bench = _Bench(make(), config)
     cells: dict[str, list[tuple[int, int]]] = {}
@@ -247,8 +264,8 @@ def bench_schedules(
     """
     from fanal.bench.schedule_tables import results_of, tables
 
-    problems = _problems(config)
-    if not problems or not list(config.cells()):
+    every = problems(config)
+    if not every or not list(config.cells()):
         raise FanalError("nothing to compare: give mixtures or models, and calls that the solvers can spend")
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
@@ -257,8 +274,8 @@ def bench_schedules(
             if run.resumed:
                 say(f"resuming: {run.resumed} problems are there already")
             found = [
-                run.block(i, lambda make=problems[i][1]: _work(make, config))
-                for i in progress(range(len(problems)), "problems")
+                run.block(i, lambda make=every[i][1]: _work(make, config))
+                for i in progress(range(len(every)), "problems")
             ]
             results = results_of([(notes, tensors) for tensors, notes in found])
             whole = {f"{notes['problem']}|{k}": v for tensors, notes in found for k, v in tensors.items()}
