@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fanal.sampling import Span, trace
 from fanal.schedules import polynomial
-from fanal.solvers import DDPM, DEIS, IPNDM, LMS, RES, RK4, SPNDM, DPMpp, DPMpp2S, Euler, Heun, UniPC
+from fanal.solvers import DDPM, DEIS, IPNDM, LMS, RES, RK4, SOLVERS, SPNDM, DPMpp, DPMpp2S, Euler, Heun, UniPC
 
 LARGE = (2, 3, 16, 16)
 NO_ARITHMETIC = ("aten.view", "aten._unsafe_view", "aten.detach", "aten.alias", "aten._to_copy")
@@ -52,6 +52,19 @@ def test_operations_per_step(name):
     with torch.no_grad(), Operations() as seen:
         solver.step(lambda x, sigma: answer, run[5].x, run[5].span, run[4].step.memory)
     assert len(seen.names) <= most, seen.names
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_step_mixes_no_devices_and_reads_no_value_of_x(name):
+    """On the device that has shapes only: reading a value, as waiting for an accelerator does, would fail there."""
+    grid = polynomial(6, 0.1, 10.0)
+    x, memory = torch.empty(4, 3, device="meta"), ()
+    for i in range(6):
+        span = Span(i, 6, grid[i], grid[i + 1], (0, 1, 2, 3))
+        step = SOLVERS[name]().step(lambda x, sigma: x / (1 + sigma**2), x, span, memory)
+        assert step.x_next.device == x.device
+        assert {kept.device.type for kept in step.memory} <= {"meta", "cpu"}
+        x, memory = step.x_next, step.memory
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
