@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fanal import gits as gits
     from fanal import guidance as guidance
     from fanal import hallucination as hallucination
+    from fanal import interpolation as interpolation
     from fanal import metrics as metrics
     from fanal import nets as nets
     from fanal import pictures as pictures
@@ -48,6 +49,7 @@ _MODULES = frozenset(
         "gits",
         "guidance",
         "hallucination",
+        "interpolation",
         "metrics",
         "nets",
         "pictures",

@@ -28,7 +28,7 @@ from fanal.seeding import noise
 from fanal.summary import summarize
 from fanal.trajectory import Trajectory
 
-__all__ = ["SampleConfig", "generate"]
+__all__ = ["SampleConfig", "add_samples", "generate", "identity"]
 
 
 def _calibration(
@@ -65,8 +65,15 @@ def _calibration(
     return result
 
 
-def _add(setup: Setup, tensors: dict[str, Tensor], tail: str, x: Tensor) -> None:
-    """Keep samples under their name, decoded where they are latents, with the verdicts of the data's rule."""
+def add_samples(setup: Setup, tensors: dict[str, Tensor], tail: str, x: Tensor) -> None:
+    """Keep samples under their name, decoded where they are latents, with the verdicts of the data's rule.
+
+    Args:
+        setup: the run's parts.
+        tensors: takes `x`, `image` and `verdict`, each with the tail.
+        tail: "" or `.NAME`.
+        x: (B, *shape), the samples.
+    """
     tensors[f"x{tail}"] = x
     network = network_of(setup.network)
     if isinstance(network, Latent):
@@ -87,7 +94,7 @@ def _work(setup: Setup, rows: range, calibration: Calibration | None) -> tuple[d
     first = watch(model, x, setup.sigmas, setup.solver, detector, seeds, record=config.trajectory)
     seconds = {"plain": time.perf_counter() - begin}
     tensors = {"risk": first.risk, "per_step": first.per_step.T, "evaluations": first.evaluations}
-    _add(setup, tensors, "", first.x)
+    add_samples(setup, tensors, "", first.x)
     if first.trajectory is not None:
         tensors |= {"t.x": first.trajectory.x.transpose(0, 1), "t.denoised": first.trajectory.denoised.transpose(0, 1)}
     if calibration is not None:
@@ -100,7 +107,7 @@ def _work(setup: Setup, rows: range, calibration: Calibration | None) -> tuple[d
             seconds[name] = seconds["plain"] + time.perf_counter() - begin
             tensors |= {f"risk.{name}": after.risk, f"evaluations.{name}": after.evaluations}
             tensors[f"rounds.{name}"] = after.rounds
-            _add(setup, tensors, f".{name}", after.x)
+            add_samples(setup, tensors, f".{name}", after.x)
     counts = counters(model)
     spent = {key: sum(getattr(count, key) for count in counts) for key in ("calls", "evaluations", "products")}
     return tensors, {"seconds": seconds, "samples": len(seeds), **spent}
@@ -157,8 +164,12 @@ def _write(run: Run, setup: Setup, whole: dict[str, Tensor]) -> None:
         kept.save(run.path("trajectory.safetensors"))
 
 
-def _identity(config: SampleConfig, network: Model) -> dict[str, str]:
-    """What decides the numbers beside the configuration: the content of the files it names, and the device."""
+def identity(config: SampleConfig, network: Model) -> dict[str, str]:
+    """Return what decides the numbers beside the configuration: the content of the files it names, and the device.
+
+    Raises:
+        FanalError: a file cannot be read.
+    """
     where = torch.device(config.device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
     own = network.fingerprint() if isinstance(network, Native) else fingerprint(config.model)
@@ -203,7 +214,7 @@ def generate(
     try:
         setup, about = prepare(config)
         with Run(
-            out, command, dataclasses.asdict(config), identity=_identity(config, setup.network), overwrite=overwrite
+            out, command, dataclasses.asdict(config), identity=identity(config, setup.network), overwrite=overwrite
         ) as run:
             if run.resumed:
                 say(f"resuming: {run.resumed} blocks are there already")

@@ -12,6 +12,8 @@ from fanal.cli.demo import EPILOG as DEMO
 from fanal.cli.demo import demo
 from fanal.cli.eval import EPILOG as EVAL
 from fanal.cli.eval import evaluate
+from fanal.cli.interpolate import EPILOG as INTERPOLATE
+from fanal.cli.interpolate import interpolate
 from fanal.cli.report import EPILOG as REPORT
 from fanal.cli.report import report
 from fanal.cli.sample import EPILOG as SAMPLE
@@ -51,6 +53,7 @@ app.command("demo", epilog=DEMO)(demo)
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 app.command("sample", epilog=SAMPLE)(sample)
+app.command("interpolate", epilog=INTERPOLATE)(interpolate)
 app.command("train", epilog=TRAIN)(train)
 app.command("schedule", epilog=SCHEDULE)(schedule)
 app.command("convert", epilog=CONVERT)(convert)
