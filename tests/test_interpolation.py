@@ -183,6 +183,10 @@ def test_the_expected_variance_is_the_law_averaged_over_angles():
     assert expected_variance("in_distribution", 0.25, 2) == pytest.approx(1, abs=1e-15)
     assert expected_variance("slerp", 0.5, 2) == expected_variance("slerp", 0.5, 3) == math.inf
     assert expected_variance("slerp", 1.0, 2) == 1
+    assert expected_variance("slerp", 0.5, 4) == pytest.approx(2 - 9 * math.pi / 32, rel=1e-10)
+    for d in (5, 8, 64, 3072):  # halfway the integral is elementary: 1 + (1 − m)/(d − 3)
+        lengths = float(mean_square("linear", 0.5, 0.0, d)) * 2 - 1
+        assert expected_variance("slerp", 0.5, d) - 1 == pytest.approx((1 - lengths) / (d - 3), rel=1e-6)
     wide = [expected_variance("slerp", 0.5, d) for d in (4, 8, 64, 3072, 10**6)]
     assert wide == sorted(wide, reverse=True)
     assert abs(wide[-1] - 1) < 1e-9

@@ -65,7 +65,8 @@ def mean_square(method: str, weight: float | Tensor, psi: float | Tensor, d: int
 def expected_variance(method: str, weight: float, d: int) -> float:
     """Return `E‖x‖²/d` of the point between independent standard normal ends in d dimensions.
 
-    `mean_square` averaged over the angle, whose density is proportional to `sin^(d−2) ψ`. For slerp in two and three
+    `mean_square` averaged over the angle, whose density is proportional to `sin^(d−2) ψ`; halfway along slerp this is
+    `1 + (1 − m)/(d − 3)`. For slerp in two and three
     dimensions it is infinite: near-opposite ends of different lengths are joined by arbitrarily long detours.
 
     Args:
