@@ -114,4 +114,4 @@ def short(figure: Mapping[str, Any] | Estimate | None) -> str:
     digits = 0
     while digits < 6 and se * 10**digits < 2:
         digits += 1
-    return f"{value:.{digits}f} ± {se:.{digits}f}"
+    return f"{value:.{digits}f} ± {max(se, 10.0**-digits if se else 0.0):.{digits}f}"

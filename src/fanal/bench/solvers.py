@@ -100,9 +100,9 @@ class SolversConfig:
     model_schedules: tuple[str, ...] = ("polynomial", "quadratic")
     calls: tuple[int, ...] = (6, 12, 24, 48)
     model_calls: tuple[int, ...] = (6, 12, 24)
-    test: int = 512
-    model_test: int = 64
-    quality: int = 256
+    test: int = 256
+    model_test: int = 32
+    quality: int = 128
     seed: int = 0
     reference: int = 400
     threads: int = 1

@@ -90,6 +90,38 @@ def solvers(
         say((folder / "tables.md").read_text(encoding="utf-8"))
 
 
+@app.command(
+    "jumps",
+    epilog="Examples:\n\n  fanal bench jumps grid2 --steps 10 --count 64 --out jumps\n\n  "
+    "fanal bench jumps hands32 --solver heun --steps 40 --out jumps\n\n  "
+    "fanal bench jumps hands32 --schedule searched.json --solver searched.json --steps 8 --out gits-jump",
+)
+def jumps(
+    model: Annotated[str, typer.Argument(help="Model spec; its card names the data it was trained on.")],
+    solver: Annotated[str, typer.Option(help="Solver, or a schedule file's own.")] = "heun",
+    schedule: Annotated[str | None, typer.Option(help="Grid, or a schedule file.  [default: polynomial]")] = None,
+    steps: Annotated[int, typer.Option(help="Intervals of the full run.", min=1)] = 40,
+    count: Annotated[int, typer.Option(help="Samples the jump is chosen on, and as many it is reported on.")] = 512,
+    label: Annotated[str | None, typer.Option(help="Class label for all samples, or `each`.")] = None,
+    features: Annotated[str, typer.Option(help="Features of the distances, as in fanal eval.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Run seed.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-jumps"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+) -> None:
+    """Measure quality against calls for runs that jump to their denoised prediction at any node, or just stop there.
+
+    The jump step is chosen on one half of the samples and reported on the other. When it is stopped, the same command
+    goes on where it was.
+    """
+    with errors_shown(resumable=True):
+        from fanal.bench.jumps import JumpsConfig, bench_jumps
+
+        bound = int(label) if label is not None and label.isdecimal() else label
+        config = JumpsConfig(model, solver, schedule, steps, count, bound, features, seed)
+        folder = bench_jumps(config, out, overwrite=overwrite, progress=progress, say=say)
+        say((folder / "tables.md").read_text(encoding="utf-8"))
+
+
 def _listed(text: str) -> tuple[str, ...]:
     """Split at commas; `name:a=1,b=2` stays whole, since a part with `=` but no colon goes on with the one before."""
     parts: list[str] = []
