@@ -233,9 +233,6 @@ def test_what_does_not_work_is_named(call, told):
     assert told in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------- paths of samples
-
-
 def told(*words):
     result = fanal(*words)
     assert result.exit_code == 0, result.output
