@@ -543,3 +543,10 @@ def test_imagenet_size_loads_within_memory(tmp_path):
     peak, count = map(int, done.stdout.split())
     # The file's pages are counted too, and can be dropped at any time.
     assert peak * 1024 < 2.2 * 4 * count
+
+
+def test_guidance_without_a_null_label_is_refused_before_a_run(tmp_path):
+    path = save(tmp_path / "m.pt", state())
+    with pytest.raises(FanalError, match="knows no other: no guidance"):
+        package.load(f"adm:{path},{SETTINGS}", labels=1, guidance=2.0)
+    package.load(f"adm:{path},{SETTINGS}", labels=1, guidance=1.0)

@@ -431,3 +431,23 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, hands):
     told = fanal("eval", "s.safetensors", *REAL, "--real-count", 20)
     assert refused(told, "image 7", "NaN")
     assert fanal("eval", "s.safetensors", *REAL, "--real-count", 20, "--features", "pixels").exit_code == 2
+
+
+def test_a_run_that_was_stopped_goes_on_though_it_writes_statistics(tmp_path, run, monkeypatch):
+    words = ("eval", run, "--real", "hands32", "--real-count", 40, "--metric", "kid", "--write-stats", "s.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr("fanal.runs.Run.describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert fanal(*words, "--out", "e").exit_code == 130
+    again = fanal(*words, "--out", "e")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "s.safetensors").is_file()
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["run.json", "stats.safetensors"]
+
+
+def test_captions_that_are_there_are_kept(tmp_path):
+    (tmp_path / "c.txt").write_text("a dog\n", encoding="utf-8")
+    (tmp_path / "mine.tsv").write_text("mine\n", encoding="utf-8")
+    words = ("eval", "--captions", "c.txt", "--count", 1, "--write-captions", "mine.tsv")
+    assert refused(fanal(*words), "mine.tsv exists")
+    assert (tmp_path / "mine.tsv").read_text(encoding="utf-8") == "mine\n"
+    assert fanal(*words, "--overwrite").exit_code == 0

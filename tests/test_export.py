@@ -1,6 +1,8 @@
 """fanal's models in stock diffusers: the same samples, loaded without code from the folder, and back."""
 
 import json
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -11,8 +13,8 @@ from fanal.adapters.pipelines import PipelineNetwork
 from fanal.errors import FanalError
 from fanal.nets import Preconditioned, SongUNetConfig
 from fanal.solvers import DDPM, Euler, Heun
+from toys import environment, refused, tiny
 from toys import fanal as command
-from toys import refused, tiny
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -266,3 +268,12 @@ def test_loading_it_warns_of_nothing_but_the_class(hands, caplog):
         warnings.simplefilter("error")
         loaded(hands)
     assert all("Expected types" in record.message for record in caplog.records)
+
+
+def test_its_own_readme_loads_it_in_a_fresh_process(hands):
+    """What the folder tells a reader to type works where nothing of fanal was imported before."""
+    text = (hands / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0].replace("THIS FOLDER", str(hands))
+    code = code.replace("num_inference_steps=40", "num_inference_steps=2").replace("batch_size=4", "batch_size=1")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr[-2000:]

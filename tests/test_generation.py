@@ -603,3 +603,17 @@ def test_a_jump_ends_the_run_at_its_denoised_prediction(tmp_path):
     x = noise((2,), SMALL.seeds(), 80.0)
     assert torch.allclose(samples(run)["x"], library.sample(model, x, cut, Euler()), atol=1e-5)
     assert record(run)["network"]["evaluations"] == model.evaluations == 22 * (len(cut) - 1)
+
+
+def test_schedule_files_inside_a_solver_are_part_of_the_identity(tmp_path, monkeypatch):
+    """A file that a nested solver names decides the numbers as much as one that is named alone."""
+    monkeypatch.chdir(tmp_path)
+    network = library.load("mixture:grid2").denoiser
+    seen = set()
+    for text in ("one", "two"):
+        (tmp_path / "b.json").write_text(text, encoding="utf-8")
+        for solver in ("b.json", "rods:solver=(b.json)", "afs:solver=b.json"):
+            found = generation.identity(SampleConfig("mixture:grid2", solver=solver), network)
+            seen.add((solver, found["solver"]))
+    assert len(seen) == 6
+    assert "solver" not in generation.identity(SampleConfig("mixture:grid2", solver="heun"), network)

@@ -212,7 +212,7 @@ def test_a_hub_file_comes_from_the_filled_cache(scripts, tmp_path, monkeypatch):
     assert file_download.constants is constants
     x = levels()
     assert torch.equal(extractor("torchscript:hub:lab/nets/net.pt")(x), x.float().mean((2, 3)))
-    with pytest.raises(FanalError, match=r"cannot fetch other\.pt of lab/nets"):
+    with pytest.raises(FanalError, match=r"cannot fetch other\.pt of hub:lab/nets"):
         extractor("torchscript:hub:lab/nets/other.pt")
     with pytest.raises(FanalError, match="hub:ORG/REPO/FILE"):
         extractor("torchscript:hub:lab/nets")

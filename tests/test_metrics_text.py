@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_a_clip_from_the_hub_comes_from_the_filled_cache(tiny, tmp_path, monkeyp
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     clip = Clip("lab/clip")
     assert (clip.name, clip.sha256) == ("lab/clip", Clip(str(tiny)).sha256)
-    with pytest.raises(FanalError, match="cannot fetch lab/none"):
+    with pytest.raises(FanalError, match="cannot fetch hub:lab/none"):
         Clip("lab/none")
 
 
@@ -256,3 +257,14 @@ def test_captions_that_do_not_suffice_are_refused(tmp_path):
         write_captions(tmp_path / "c.txt", few)
     with pytest.raises(FanalError, match="tab"):
         write_captions(tmp_path / "c.tsv", Captions(("a\tb",), ("x",)))
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "auto_map", "quantization_config"])
+def test_a_clip_that_asks_for_code_is_refused(tiny, tmp_path, key):
+    folder = tmp_path / "clip"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"][key] = "someone/kernel"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(FanalError, match=key):
+        Clip(str(folder))

@@ -373,7 +373,7 @@ def test_a_folder_that_fanal_exported(tmp_path):
 
     export_pipeline("digits8", tmp_path / "digits")
     own, back = fanal.load("digits8"), load_pipeline(tmp_path / "digits")
-    assert (back.shape, back.classes, back.unconditional) == (tuple(own.shape), 10, True)
+    assert (back.shape, back.classes, back.null_label) == (tuple(own.shape), 10, True)
     labels = torch.tensor([3, 10])
     for sigma in back.grid(4)[:-1]:
         x = torch.randn(2, *own.shape, generator=torch.Generator().manual_seed(0)) * float(sigma)

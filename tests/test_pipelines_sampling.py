@@ -175,3 +175,18 @@ def test_cards_and_fingerprints(sd, tmp_path):
         (folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8") + " ", encoding="utf-8"
     )
     assert fingerprint(spec) != before
+
+
+def test_a_negative_prompt_needs_guidance(sd):
+    with pytest.raises(FanalError, match="a negative prompt needs guidance"):
+        library.load(sd[1], prompt=PROMPT, negative=NEGATIVE)
+
+
+def test_prompts_are_encoded_once_over_blocks(sd, tmp_path, monkeypatch):
+    """Blocks that ask for the same prompt share its encoding."""
+    monkeypatch.chdir(tmp_path)
+    net = network_of(library.load(sd[1]))
+    asked, encode = [], type(net.family).encode
+    monkeypatch.setattr(type(net.family), "encode", lambda *words: asked.append(words[2]) or encode(*words))
+    told("sample", sd[1], "--steps", 1, "--count", 4, "--block", 1, "--prompt", PROMPT, "--out", "run")
+    assert asked == [PROMPT]

@@ -19,6 +19,7 @@ from fanal.config import build_schedule, build_solver
 from fanal.denoiser import Counted
 from fanal.errors import FanalError
 from fanal.exact import Gaussian
+from fanal.loading import load
 from fanal.metrics.estimates import Estimate
 from fanal.schedule_files import Entry, Schedules, entries_of, export, read_schedules, write_schedules
 from fanal.schedule_search import Error, Weighted
@@ -367,3 +368,29 @@ def test_the_picture_has_a_dot_for_each_node():
     for steps, y in ((3, 8 + 17), (5, 8 + 34 + 17)):
         dots = (image[y] == wanted).all(1)
         assert int((np.diff(dots.astype(int)) == 1).sum()) == steps + 1
+
+
+def test_budgets_with_as_many_steps_are_told_apart(tmp_path, monkeypatch):
+    """A file has one grid for each number of steps: the nearer one stays, and the other is named."""
+    monkeypatch.chdir(tmp_path)
+    words = ("--warmup", 4, "--holdout", 4, "--teacher-steps", 8, "--method", "fit", "--out", "two.json")
+    told = fanal("schedule", "mixture:ring8", "--solver", "heun+dpm2", "--steps", "4,5", *words)
+    assert told.exit_code == 0, told.output
+    assert set(read_schedules(tmp_path / "two.json").entries) == {2}
+    assert "calls: not in the file, which keeps one grid of 2 steps, the nearer one" in told.stdout
+    assert refused(fanal("schedule", "mixture:ring8", "--solver", "heun+dpm2", "--coeff", 1.2), "leave them out")
+    assert refused(fanal("schedule", "mixture:ring8", "--holdout", 2), "at least 3 held-out samples")
+
+
+def test_warm_up_noise_goes_where_the_model_is():
+    assert gits._drawn(load("mixture:ring8"), 3, 80.0, 0, "meta").device.type == "meta"
+
+
+def test_a_file_names_no_other_file(tmp_path, path):
+    value = json.loads(path.read_text(encoding="utf-8"))
+    for entry in value["schedules"] if isinstance(value["schedules"], list) else value["schedules"].values():
+        entry["solver"] = "afs:solver=(a.json)"
+    other = tmp_path / "a.json"
+    other.write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(FanalError, match="no other schedule file"):
+        read_schedules(other)

@@ -302,3 +302,13 @@ def test_the_curve_shows_both_losses():
         assert curve(few).size == (720, 400)
     assert _ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert _ticks(0.13, 0.31) == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3, 0.35])
+
+
+def test_a_folder_with_an_embedded_models_name_is_told_apart(tmp_path, monkeypatch):
+    """The figures and the advice are those of the folder, not of the model that comes with the package."""
+    monkeypatch.chdir(tmp_path)
+    done = fanal("train", "grid2", "--iterations", 3, "--batch", 8, "--evaluate", 0, "--out", "grid2")
+    assert done.exit_code == 0, done.output
+    assert "fanal sample ./grid2" in done.stdout
+    own = json.loads((tmp_path / "grid2" / "model.json").read_text(encoding="utf-8"))["card"]
+    assert f"{own['seconds']:.0f}" in done.stdout.split("seconds of training")[1].split("\n")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 from fanal.errors import FanalError, unknown_name
+from fanal.files import write_atomically
 from fanal.metrics.captions import Captions, choose_captions, read_captions, write_captions
 from fanal.metrics.clip import Clip, clip_score
 from fanal.metrics.comparison import METRICS, cautions
 from fanal.metrics.distances import Distance
-from fanal.metrics.features import Extractor, extractor, is_image
+from fanal.metrics.features import Extractor, OwnFeatures, extractor, is_image
 from fanal.metrics.samples import Samples, open_samples
 from fanal.metrics.statistics import Statistics, read_statistics, write_statistics
 from fanal.processes import check_device
@@ -28,6 +30,7 @@ from fanal.summary import as_json
 
 __all__ = ["EvalConfig", "evaluate"]
 
+_REAL = "real.safetensors"
 _STATISTICS = (".npz", ".safetensors")
 
 
@@ -324,13 +327,15 @@ def _work(setup: _Setup, run: Run, progress: Progress) -> dict[str, Any]:
         figures, spent = _compare(setup, x, real, progress)
         seconds |= spent
         warnings = cautions(x, real, figures)
+        if isinstance(extract, OwnFeatures) and setup.samples.read(0, 1).shape[1] == 3:
+            warnings.append("the package's own features see images in gray, 32 by 32: color does not count")
         write_statistics(run.path("stats.safetensors"), x if keep else dataclasses.replace(x, features=None))
     scores = {}
     if setup.clip is not None and setup.captions is not None and setup.samples is not None:
         scores = _clip(setup.clip, setup.captions, setup.samples, blocks)
         write_captions(run.path("captions.tsv"), setup.captions)
     if config.write_stats is not None and real is not None:
-        write_statistics(config.write_stats, real if keep else dataclasses.replace(real, features=None))
+        write_statistics(run.path(_REAL), real if keep else dataclasses.replace(real, features=None))
     found = {name: as_json(figure) for name, figure in figures.items()} | scores
     return _about(setup, real) | {"figures": found, "warnings": warnings, "seconds": seconds}
 
@@ -380,6 +385,10 @@ def evaluate(
             begin = time.perf_counter()
             results = _work(setup, run, progress)
             run.describe({"seconds": time.perf_counter() - begin, "results": results})
-            return run.finish()
+            place = run.finish()
+            if config.write_stats is not None:  # last, so that a run that was stopped can go on
+                write_atomically(Path(config.write_stats), lambda part: shutil.copyfile(place / _REAL, part))
+                (place / _REAL).unlink()
+            return place
     finally:
         torch.set_num_threads(threads)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import re
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from fanal.trajectory import Trajectory
 
 __all__ = ["SampleConfig", "add_samples", "generate", "identity"]
 
+_SCHEDULE_FILE = re.compile(r"[^(),=]+\.json")  # a solver may hold another one, in parentheses
+
 
 def _calibration(
     run: Run, setup: Setup, about: dict[str, Any], progress: Progress, say: Callable[[str], None]
@@ -45,8 +49,8 @@ def _calibration(
     if found is not None and same and found.fits(config.solver, setup.sigmas):
         result = found
     else:
-        if found is not None:
-            say("the card's calibration is for another solver, grid, label or share: calibrating on other seeds")
+        why = "is for another solver, grid, label or share" if found is not None else "is missing"
+        say(f"the card's calibration {why}: calibrating on {CALIBRATING} samples with other seeds")
         detector = _free(setup.sigmas, found.detector if found else setup.detector)
         result = calibrate(
             setup.bound(range(CALIBRATING)),
@@ -56,6 +60,7 @@ def _calibration(
             last_window(setup.sigmas),
             solver_name=config.solver,
             count=CALIBRATING,
+            block=min(64, config.block),
             flag=flag,
             device=config.device,
             verify=wrong_of(setup.dataset) if setup.dataset else None,
@@ -173,9 +178,12 @@ def identity(config: SampleConfig, network: Model) -> dict[str, str]:
     where = torch.device(config.device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
     own = network.fingerprint() if isinstance(network, Native) else fingerprint(config.model)
-    places = {key: getattr(config, key) for key in ("captions", "schedule", "solver")}
-    files = {key: place for key, place in places.items() if place and (key == "captions" or place.endswith(".json"))}
-    return {"model": own, "device": name, **{key: sha256_of(place) for key, place in files.items()}}
+    places = {"captions": [config.captions] if config.captions else []}
+    places |= {key: _SCHEDULE_FILE.findall(getattr(config, key) or "") for key in ("schedule", "solver")}
+    files = {key: " ".join(map(sha256_of, found)) for key, found in places.items() if found}
+    if isinstance(network, Native):  # others' code decides the numbers too
+        files |= {package: metadata.version(package) for package in ("diffusers", "transformers")}
+    return {"model": own, "device": name, **files}
 
 
 def generate(

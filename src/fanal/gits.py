@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -103,16 +104,17 @@ def default_solver() -> Solver:
     return IPNDM(order=4)
 
 
-def _drawn(denoiser: Denoiser, x: Tensor | int, sigma: float, seed: int, stream: str, like: Tensor | None) -> Tensor:
-    """The given samples, or so many drawn on a stream of their own: never the noise of a run that samples."""
+def _drawn(denoiser: Denoiser, x: Tensor | int, sigma: float, seed: int, device: torch.device | str) -> Tensor:
+    """The given warm-up samples, or so many drawn on a stream of their own: never the noise of a run that samples."""
     if isinstance(x, Tensor):
         return x
-    seeds = range(seed * SEED_STRIDE, seed * SEED_STRIDE + x)
-    if like is not None:
-        return noise(like.shape[1:], seeds, sigma, stream=stream, dtype=like.dtype, device=like.device)
     if not isinstance(denoiser, Model) or x < 1:
         raise FanalError("pass x as noise at the first sigma, or a positive number of samples of a model with a shape")
-    return noise(denoiser.shape, seeds, sigma, stream=stream)
+    return noise(denoiser.shape, _seeds(seed, x), sigma, stream="warm-up", device=device)
+
+
+def _seeds(seed: int, count: int) -> range:
+    return range(seed * SEED_STRIDE, seed * SEED_STRIDE + count)
 
 
 def _grid_of(denoiser: Denoiser, sigmas: Tensor | None) -> Tensor:
@@ -147,6 +149,7 @@ def _teacher(
     seed: int,
     batch: int | None,
     progress: Progress,
+    device: torch.device | str,
 ) -> tuple[Trajectory, Solver]:
     """The teacher's run over the warm-up samples, new or an earlier search's, and its solver."""
     if isinstance(teacher, Search):
@@ -155,7 +158,7 @@ def _teacher(
         return teacher.teacher, teacher.pilot
     grid, pilot = _grid_of(network, sigmas), default_solver() if teacher is None else teacher
     _check("gits", "robust", grid, pilot)
-    warm = _drawn(network, x, float(grid[0]), seed, "warm-up", None)
+    warm = _drawn(network, x, float(grid[0]), seed, device)
     return teach(network, warm, grid, pilot, batch, progress), pilot
 
 
@@ -176,6 +179,7 @@ def search(
     holdout: Float[Tensor, "h *d"] | int | None = None,
     iterations: int = 3,
     batch: int | None = None,
+    device: torch.device | str = "cpu",
     progress: Progress = quiet,
 ) -> Search:
     """Search the grids on which a solver with few steps ends nearest to a teacher with many.
@@ -200,6 +204,7 @@ def search(
             `gits`, which without `afs` makes no call beyond the teacher's.
         iterations: of each stage of a fit, at most; nodes alone get twice as many of the mean objective.
         batch: samples computed together; None: all.
+        device: where samples that are drawn here go; that of the model.
         progress: wraps loops, given what they do.
 
     Raises:
@@ -209,7 +214,7 @@ def search(
     student = default_solver() if solver is None else solver
     wanted = [steps] if isinstance(steps, int) else list(dict.fromkeys(steps))
     laps = _Laps(network)
-    run, pilot = _teacher(network, x, sigmas, teacher, seed, batch, progress)
+    run, pilot = _teacher(network, x, sigmas, teacher, seed, batch, progress, device)
     _check(method, objective, run.sigmas, student)
     warm = run.x[0]
     laps("teacher", "teacher", len(warm))
@@ -260,7 +265,10 @@ def _judge(
         if not isinstance(wanted, Tensor) and wanted <= 0:
             return found
         top = float(found.teacher.sigmas[0])
-        fresh = _drawn(network, wanted, top, seed, "holdout", warm)
+        fresh = wanted
+        if not isinstance(fresh, Tensor):
+            seeds = _seeds(seed, fresh)
+            fresh = noise(warm.shape[1:], seeds, top, stream="holdout", dtype=warm.dtype, device=warm.device)
         run = teach(network, fresh, found.teacher.sigmas, found.pilot, batch, progress, "held-out teacher")
     student = Student(network, run.x[0], run.x[-1], batch)
     for k, grid in found.schedules.items():
@@ -300,6 +308,7 @@ def choose(
     holdout: Float[Tensor, "h *d"] | int | None = None,
     iterations: int = 3,
     batch: int | None = None,
+    device: torch.device | str = "cpu",
     progress: Progress = quiet,
 ) -> dict[int, Choice]:
     """Search solver and grid together, for each budget of network calls, with one teacher for all.
@@ -320,6 +329,7 @@ def choose(
         holdout: as in `search`.
         iterations: as in `search`.
         batch: as in `search`.
+        device: as in `search`.
         progress: as in `search`.
 
     Raises:
@@ -332,7 +342,9 @@ def choose(
     base = teacher if isinstance(teacher, Search) else None
     if base is None:
         kept = (len(x) if isinstance(x, Tensor) else x) if holdout is None else holdout
-        base = search(network, x, 2, teacher=teacher, seed=seed, holdout=kept, batch=batch, progress=progress)
+        drawn = {"seed": seed, "holdout": kept, "batch": batch, "device": device}
+        base = search(network, x, 2, teacher=teacher, progress=progress, **drawn)
+    again = isinstance(teacher, Search) or (isinstance(holdout, int) and holdout == 0)
     found: dict[int, Choice] = {}
     for budget in progress(budgets, "choosing"):
         steps = {name: k for name, solver in solvers.items() if (k := _steps_for(solver, budget))}
@@ -354,6 +366,8 @@ def choose(
                 method="fit-weights" if weighted else "fit",
                 teacher=base,
                 objective=objective,
+                seed=seed,
+                holdout=holdout if again else None,
                 iterations=iterations,
                 batch=batch,
             )

@@ -194,6 +194,8 @@ def _network(spec: str, device: torch.device | str) -> Model:
     folder = _folder_of(spec)
     if folder is None:
         if Path(spec).is_dir():
+            if (Path(spec) / "model_index.json").is_file():
+                raise FanalError(f"{spec} is a diffusers pipeline: name it diffusers:{spec}")
             raise FanalError(f"{spec} is not a model folder: it has no model.json; fanal train writes one when it ends")
         if spec.startswith(".") or "/" in spec:
             raise FanalError(f"there is no folder {spec}; fanal models list shows the embedded models")
@@ -280,7 +282,11 @@ def bind(network: Model, wanted: Conditions, name: str = "the model") -> Model:
         return counted
     bound = Labelled(counted, labels)
     if wanted.guidance is None:
+        if wanted.negative:
+            raise FanalError("a negative prompt needs guidance, which leads away from it: give --guidance as well")
         return bound
+    if wanted.guidance != 1 and not getattr(told, "null_label", True):
+        raise FanalError(f"{name} was trained with a label for each sample and knows no other: no guidance for it")
     return ClassifierFree(bound, Labelled(counted, told.classes), wanted.guidance)  # pyright: ignore[reportAttributeAccessIssue]
 
 

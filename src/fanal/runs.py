@@ -167,6 +167,7 @@ class Run:
             tensors, header = read_tensors(path)
             return tensors, json.loads(header["notes"])
         tensors, notes = work()
+        tensors = {name: value.cpu() for name, value in tensors.items()}  # a long run must not fill an accelerator
         write_tensors(path, tensors, {"notes": json.dumps(notes)})
         return tensors, notes
 

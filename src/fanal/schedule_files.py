@@ -176,7 +176,7 @@ def _word(value: dict[str, Any], name: str) -> str:
     word = value.get(name, "")
     if not isinstance(word, str) or len(word) > _LONGEST:
         raise FanalError(f"{name} must be a text")
-    if name == "solver" and (not word or word.endswith(".json")):
+    if name == "solver" and (not word or ".json" in word):
         raise FanalError(f"solver must name one, and no other schedule file, got {word!r:.60}")
     return word
 

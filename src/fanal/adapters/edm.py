@@ -97,6 +97,8 @@ def _read(path: Path, weights: bool) -> Preconditioned:
             source = Source(file, 0, size)
             head = file.read(2)
             file.seek(0)
+            if head[:1] != b"\x80" and head != b"PK":
+                raise FanalError("it does not begin like a pickle of protocol 2 or later: it is another kind of file")
             if head == b"PK":
                 raise FanalError("the file is a zip archive (torch.save writes those), no EDM pickle")
             network = _network_of(read_pickle(source, _KNOWN))

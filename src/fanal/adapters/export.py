@@ -3,7 +3,7 @@
     from fanal.adapters.export import export_pipeline
 
     export_pipeline("hands32", "hands32-diffusers")
-    pipe = diffusers.DDIMPipeline.from_pretrained("hands32-diffusers")     # with fanal installed; no remote code
+    pipe = diffusers.DDIMPipeline.from_pretrained("hands32-diffusers")  # where this module is imported; no code in it
     pipe(batch_size=4, num_inference_steps=40)
 
 Importing this module imports diffusers; `import fanal` does not import this module.
@@ -50,7 +50,7 @@ def beta_table(sigma_min: float, sigma_max: float, count: int = 1000) -> list[fl
         sigma_t = (sigma_min^(1/7) + t/(count−1)·(sigma_max^(1/7) − sigma_min^(1/7)))^7
         ᾱ_t = 1/(1 + sigma_t²),   beta_t = 1 − ᾱ_t/ᾱ_{t−1},   ᾱ_{−1} = 1
 
-    Evenly spaced times are then the polynomial schedule with rho = 7 (Karras et al. 2022, eq. 5).
+    Evenly spaced times are then nodes of Karras' curve with rho = 7 (Karras et al. 2022, eq. 5).
 
     Args:
         sigma_min: noise level of time 0; 0.002 if smaller.
@@ -260,6 +260,8 @@ of this folder is run. diffusers says that it expected a UNet2DModel: that is al
 ```python
 from diffusers import DDIMPipeline
 
+import fanal.adapters.export  # diffusers loads the network's class from here
+
 pipe = DDIMPipeline.from_pretrained("THIS FOLDER")
 images = pipe(batch_size=4, num_inference_steps=40).images
 ```
@@ -271,7 +273,6 @@ images = pipe(batch_size=4, num_inference_steps=40).images
 - The network answers the noise of z = x/sqrt(1 + sigma^2). Its time t means
   sigma_t = (a + t/{count - 1} (b - a))^7 with a = {low:g}^(1/7), b = {high:g}^(1/7), for t = 0 ... {count - 1}.
   The betas in `scheduler/scheduler_config.json` say the same: alpha_bar_t = 1/(1 + sigma_t^2).
-- Evenly spaced times (`trailing`) are the polynomial schedule with rho = 7. Take a number of steps that divides {
-        count
-    }.{license_}
+- Evenly spaced times (`trailing`) are nodes of Karras' curve with rho = 7, N of them from sigma_max down, the last one
+  step above the curve's end, and then 0. Take a number of steps N that divides {count}.{license_}
 """

@@ -103,6 +103,11 @@ def kind_of(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+def _hashable(value: object) -> bool:
+    """Whether a value may be a key: a text, or a whole number small enough that no two share a hash."""
+    return type(value) is str or (type(value) is int and abs(value) < 2**31)
+
+
 class _Machine:
     """The stack, the marks and the memo of one pickle."""
 
@@ -181,14 +186,14 @@ class _Machine:
 
     def add(self, values: list[object]) -> None:
         target = self.top()
-        if type(target) is not set or not all(type(v) in (str, int) for v in values):
+        if type(target) is not set or not all(map(_hashable, values)):
             raise FanalError("the pickle adds to a set what is no text or whole number, or adds to what is no set")
         target.update(values)
 
     def put_items(self, values: list[object]) -> None:
         target = self.top()
         keys = values[::2]
-        if len(values) % 2 or not all(type(key) in (str, int) for key in keys):
+        if len(values) % 2 or not all(map(_hashable, keys)):
             raise FanalError("the pickle fills a dict with keys that are neither text nor whole numbers")
         pairs = zip(keys, values[1::2], strict=True)
         if type(target) is dict:

@@ -7,17 +7,18 @@ is a network that would need more memory than its files hold.
 
 from __future__ import annotations
 
-import os
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fanal import hub
 from fanal.errors import FanalError, unknown_name
 from fanal.files import read_json, sha256_of
 
-__all__ = ["PIPELINES", "Component", "Layout", "fetch", "read_layout"]
+__all__ = ["Component", "Layout", "PIPELINES", "fetch", "read_layout", "refuse_settings"]
 
 _CLIP = ("CLIPTokenizer", "CLIPTokenizerFast")
 _T5 = ("T5Tokenizer", "T5TokenizerFast")
@@ -76,6 +77,7 @@ _REFUSED = {
 }
 _CODE = {".py", ".pyc", ".so", ".pkl", ".pickle"}
 _LONGEST, _DEEPEST, _LARGEST, _LAYERS, _STEPS = 4096, 8, 2**24, 256, 2**17
+_BLOCKS, _PER_BLOCK = 16, 64  # their product is what building costs, even without memory
 _TEXT_BYTES = 2**26
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model|pytorch_model)(?P<rest>[\w.-]*)\.(?P<kind>safetensors|bin)")
 _SHARD = re.compile(r"(\.(?P<first>[a-z][\w]*))?(-\d{5}-of-\d{5})?(\.(?P<last>[a-z][\w]*))?")
@@ -122,8 +124,9 @@ class Layout:
     components: Mapping[str, Component]
     settings: Mapping[str, Any]
 
+    @functools.cached_property
     def hashes(self) -> dict[str, dict[str, str]]:
-        """Return the SHA-256 of every file that loading reads, by component and name."""
+        """The SHA-256 of every file that loading reads, by component and name; files of gigabytes are read once."""
         found = {"": {"model_index.json": sha256_of(self.folder / "model_index.json")}}
         return found | {name: {f.name: sha256_of(f) for f in c.files} for name, c in self.components.items()}
 
@@ -147,7 +150,7 @@ def read_layout(folder: Path, *, allow_bin: bool = False, variant: str | None = 
     kind = index.get("_class_name")
     if not isinstance(kind, str) or kind not in PIPELINES:
         raise unknown_name("pipeline class", str(kind)[:60], PIPELINES)
-    _refuse(index, path.name)
+    refuse_settings(index, path.name)
     _no_code(folder)
     version = str(index.get("_diffusers_version", ""))[:40]
     wanted = PIPELINES[kind] | {"scheduler": ()}
@@ -192,7 +195,7 @@ def _component(
         return Component(name, library, kind, {}, _texts(place))
     file = place / ("scheduler_config.json" if name == "scheduler" else "config.json")
     config = read_json(file)
-    _refuse(config, f"{name}/{file.name}")
+    refuse_settings(config, f"{name}/{file.name}")
     _bounded(config, f"{name}/{file.name}")
     if name == "scheduler":
         return _scheduler(kind, config, file, tuple(SCHEDULERS))
@@ -231,7 +234,7 @@ def _texts(folder: Path) -> tuple[Path, ...]:
         if _size(file) > _TEXT_BYTES:
             raise FanalError(f"{file} has more than {_TEXT_BYTES} bytes, which no tokenizer needs")
         if file.suffix == ".json":
-            _refuse(read_json(file), file.name)
+            refuse_settings(read_json(file), file.name)
     if not files:
         raise FanalError(f"{folder} has no tokenizer files: expected some of {', '.join(_TOKENIZER)}")
     return files
@@ -282,18 +285,22 @@ def _check_shards(folder: Path, name: str) -> None:
             raise FanalError(f"{folder / name} names {file[:80]!r}, which is no weights file of this folder")
 
 
-def _refuse(value: object, where: str, depth: int = 0) -> None:
-    """Refuse settings that would make a library run or fetch something; used on every JSON file."""
+def refuse_settings(value: object, where: str, depth: int = 0) -> None:
+    """Refuse settings that would make a library run or fetch something; used on every JSON file.
+
+    Raises:
+        FanalError: there is such a setting, at any depth.
+    """
     if depth > 2 * _DEEPEST:
         raise FanalError(f"{where} is nested too deeply")
     if isinstance(value, dict):
         for key, inner in value.items():
             if key in _REFUSED and inner is not None:
                 raise FanalError(f"{where} asks for {_REFUSED[key]} ({key}): such pipelines are not read")
-            _refuse(inner, where, depth + 1)
+            refuse_settings(inner, where, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            _refuse(inner, where, depth + 1)
+            refuse_settings(inner, where, depth + 1)
 
 
 def _bounded(value: object, where: str, key: str = "", depth: int = 0) -> None:
@@ -301,8 +308,9 @@ def _bounded(value: object, where: str, key: str = "", depth: int = 0) -> None:
     if depth > _DEEPEST:
         raise FanalError(f"{where} is nested too deeply")
     if isinstance(value, dict | list):
-        if len(value) > _LONGEST:
-            raise FanalError(f"{where}: {key or 'it'} has {len(value)} entries, at most {_LONGEST} are read")
+        most = _BLOCKS if "block" in key else _LONGEST
+        if len(value) > most:
+            raise FanalError(f"{where}: {key or 'it'} has {len(value)} entries, at most {most} are read")
         pairs = value.items() if isinstance(value, dict) else ((key, inner) for inner in value)
         for name, inner in pairs:
             _bounded(inner, where, str(name)[:60], depth + 1)
@@ -311,7 +319,8 @@ def _bounded(value: object, where: str, key: str = "", depth: int = 0) -> None:
         raise FanalError(f"{where}: {key} is not a number")
     if not isinstance(value, int) or isinstance(value, bool):
         return
-    most = _STEPS if "timesteps" in key else _LAYERS if "layers" in key or "blocks" in key else _LARGEST
+    layers = _PER_BLOCK if key == "layers_per_block" else _LAYERS
+    most = _STEPS if "timesteps" in key else layers if "layers" in key or "blocks" in key else _LARGEST
     if abs(value) > most:
         raise FanalError(f"{where}: {key} is {value}, at most {most} is read")
 
@@ -332,28 +341,14 @@ def fetch(repository: str, *, allow_bin: bool = False, revision: str | None = No
     Raises:
         FanalError: the repository or the revision is not to be had, or it is no pipeline that is read.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     _check_variant(variant)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise FanalError(f"expected hub:ORG/NAME, got hub:{repository[:80]}")
-    try:
-        first = Path(snapshot_download(repository, revision=revision, allow_patterns=["model_index.json"]))
-        index = read_json(first / "model_index.json") if (first / "model_index.json").is_file() else {}
-        kind = index.get("_class_name")
-        if not isinstance(kind, str) or kind not in PIPELINES:
-            raise unknown_name("pipeline class", str(kind)[:60], PIPELINES)
-        wanted = _patterns([*PIPELINES[kind], "scheduler"], allow_bin, variant)
-        return Path(snapshot_download(repository, revision=first.name, allow_patterns=wanted))  # of the same commit
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        if isinstance(error, FanalError):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise FanalError(f"cannot fetch hub:{repository}{offline}: {reason}; is the name right, the network up?") from (
-            error
-        )
+    first = hub.fetch(repository, ["model_index.json"], revision)
+    index = read_json(first / "model_index.json") if (first / "model_index.json").is_file() else {}
+    kind = index.get("_class_name")
+    if not isinstance(kind, str) or kind not in PIPELINES:
+        raise unknown_name("pipeline class", str(kind)[:60], PIPELINES)
+    wanted = _patterns([*PIPELINES[kind], "scheduler"], allow_bin, variant)
+    return hub.fetch(repository, wanted, first.name)  # of the same commit
 
 
 def _patterns(components: list[str], allow_bin: bool, variant: str | None) -> list[str]:

@@ -69,7 +69,7 @@ class Process:
 
         `vp`: the time whose level is sigma; `flow`: `T·sigma/(1 + sigma)`; `ve` (score-SDE): sigma itself.
         """
-        level = sigma.detach().to("cpu", torch.float64)
+        level = sigma.to("cpu", torch.float64)
         if self.times is not None:
             return self.times.time_of(level)
         if self.kind == "flow":

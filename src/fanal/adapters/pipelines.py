@@ -38,6 +38,7 @@ from fanal.errors import FanalError, unknown_name
 __all__ = ["PipelineNetwork", "PromptedPipeline", "load_pipeline"]
 
 _DECODED = 2**20  # pixels that a VAE decodes at once
+_ENCODED = 64  # prompts whose encodings are kept
 
 
 class PipelineNetwork:
@@ -51,7 +52,7 @@ class PipelineNetwork:
         sigma_min: noise level of the network's first time.
         sigma_max: noise level of its last time; infinite for flow matching and zero terminal SNR.
         classes: number of class labels; 0 without classes.
-        unconditional: whether a network with classes also knows no class.
+        null_label: whether a network with classes also knows no class.
         guidance_input: the guidance scale that a distilled network takes as an input (Flux, latent consistency).
 
     Args:
@@ -80,7 +81,7 @@ class PipelineNetwork:
         self.size = self.family.size(pipeline) if size is None else size
         self.shape = self.family.shape(pipeline, self.size)
         self.sigma_min, self.sigma_max = self.process.sigma_min, self.process.sigma_max
-        self.classes, self.unconditional = self.family.classes(pipeline)
+        self.classes, self.null_label = self.family.classes(pipeline)
         self.guidance_input = self.family.guidance
 
     @property
@@ -140,7 +141,7 @@ class PipelineNetwork:
             raise FanalError(f"labels must be {len(x)} whole numbers, one per sample, got {tuple(labels.shape)}")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= self.classes:
             raise FanalError(f"labels must be in [0, {self.classes}), got {int(labels.min())} to {int(labels.max())}")
-        if self.classes and not self.unconditional and bool((labels == self.classes).any()):
+        if self.classes and not self.null_label and bool((labels == self.classes).any()):
             raise FanalError("this network knows no unconditional sample: give a label for each")
         return labels.to(x.device)
 
@@ -175,17 +176,17 @@ class PipelineNetwork:
         settings = self.family.settings(self.pipeline, self.shape, steps)
         return native_sigmas(self.scheduler, self.process, steps, settings)
 
-    def state_of(self, x: Float[Tensor, "b c h w"], sigma: Tensor) -> Tensor:
+    def state_of(self, x: Float[Tensor, "b c h w"], sigma: Tensor | float) -> Tensor:
         """Return what the pipeline's loop holds as `latents` at this x: x, `x/√(1 + sigma²)` or `x/(1 + sigma)`."""
-        return self.family.pack(state_of(x, sigma, self.process))
+        return self.family.pack(state_of(x, torch.as_tensor(sigma, dtype=torch.float64), self.process))
 
-    def latents_of(self, x: Float[Tensor, "b c h w"], sigma: Tensor) -> Tensor:
+    def latents_of(self, x: Float[Tensor, "b c h w"], sigma: Tensor | float) -> Tensor:
         """Return what the pipeline takes as `latents=` to start at this x.
 
         That is unit noise up to a factor near 1: the loop's first state over the scheduler's `init_noise_sigma`.
         """
         spacing = self.scheduler.config.get("timestep_spacing", "")
-        return self.family.pack(latents_of(x, sigma, self.process, spacing))
+        return self.family.pack(latents_of(x, torch.as_tensor(sigma, dtype=torch.float64), self.process, spacing))
 
     def decode(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b 3 h w"]:
         """Return pictures in [−1, 1] of clean samples, float32.
@@ -230,14 +231,14 @@ class PipelineNetwork:
         if self.layout is None:
             parts = {name: type(part).__name__ for name, part in self.pipeline.components.items() if part is not None}
             return {name: {"class": kind} for name, kind in parts.items()}
-        hashes = self.layout.hashes()
+        hashes = self.layout.hashes
         return {name: {"class": c.kind, "files": hashes[name]} for name, c in self.layout.components.items()}
 
     def fingerprint(self) -> str:
         """Return a hash of the files that were loaded, or of an object's weights and configurations."""
         digest = hashlib.sha256()
         if self.layout is not None:
-            for name, files in sorted(self.layout.hashes().items()):
+            for name, files in sorted(self.layout.hashes.items()):
                 digest.update(repr((name, sorted(files.items()))).encode())
             return digest.hexdigest()
         for name, part in sorted(self.pipeline.components.items()):
@@ -272,6 +273,7 @@ class PromptedPipeline(PipelineNetwork):
         self.prompts: tuple[str, ...] = ()
         self.negative = ""
         self.table: Table | None = None
+        self._kept: dict[tuple[str, str, int | None], tuple[Table, Table]] = {}  # shared by copies: blocks ask again
 
     def with_prompts(
         self,
@@ -306,12 +308,21 @@ class PromptedPipeline(PipelineNetwork):
     @torch.no_grad()
     def _encoded(self, prompts: Sequence[str], negative: str, tokens: int | None) -> Table:
         try:
-            pairs = [self.family.encode(self.pipeline, text, negative or None, tokens) for text in prompts or ("",)]
+            pairs = [self._pair(text, negative, tokens) for text in prompts or ("",)]
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             raise FanalError(f"cannot encode the prompts: {type(error).__name__}: {error}"[:400]) from error
         rows = [told for told, _ in pairs] if prompts else []
         rows.append(pairs[0][1])
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def _pair(self, text: str, negative: str, tokens: int | None) -> tuple[Table, Table]:
+        """The encodings of a prompt and of what guidance leads away from; the last few are kept."""
+        key = (text, negative, tokens)
+        if key not in self._kept:
+            if len(self._kept) >= _ENCODED:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = self.family.encode(self.pipeline, text, negative or None, tokens)
+        return self._kept[key]
 
     def _condition(self, x: Tensor, labels: Tensor | None) -> Condition:
         if self.table is None:

@@ -167,8 +167,10 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         raise FanalError("the zip archive has no data.pkl: it was not written by torch.save")
     if found["data.pkl"].file_size > _PICKLE_BYTES:
         raise FanalError(f"the pickle in the archive has more than {_PICKLE_BYTES} bytes")
-    if "byteorder" in found and archive.read(found["byteorder"])[:10] != b"little":
-        raise FanalError("the file was written on a big-endian machine")
+    if "byteorder" in found:
+        with archive.open(found["byteorder"]) as file:
+            if file.read(10) != b"little":
+                raise FanalError("the file was written on a big-endian machine")
     return found
 
 

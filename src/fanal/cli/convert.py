@@ -60,4 +60,6 @@ def export(model: str, out: Path, to: str, overwrite: bool) -> None:
     except ImportError as error:
         raise FanalError(f"--to diffusers needs diffusers ({error}): pip install 'fanal[diffusers]'") from error
     export_pipeline(model, out, overwrite=overwrite)
-    say(f'pipeline: {out}; try: diffusers.DDIMPipeline.from_pretrained("{out}"), in Python')
+    say(f"pipeline: {out}; try, in Python:")
+    say("  import fanal.adapters.export, diffusers")
+    say(f'  pipe = diffusers.DDIMPipeline.from_pretrained("{out}")')

@@ -51,13 +51,15 @@ def _show(folder: Path) -> None:
     say(f"run: {folder}")
 
 
-def _write_captions(source: str | None, count: int | None, seed: int | None, path: Path) -> None:
+def _write_captions(source: str | None, count: int | None, seed: int | None, path: Path, overwrite: bool) -> None:
     from fanal.errors import FanalError
     from fanal.metrics import PROTOCOL, choose_captions, read_captions, write_captions
 
     if source is None:
         raise FanalError("--write-captions chooses from --captions FILE: give that too")
     chosen = choose_captions(read_captions(source), PROTOCOL if count is None else count, seed or 0)
+    if path.exists() and not overwrite:
+        raise FanalError(f"{path} exists: choose another --write-captions, or pass --overwrite")
     write_captions(path, chosen)
     say(f"{len(chosen.texts)} captions, one per image, seed {seed or 0}: {path}")
 
@@ -89,9 +91,7 @@ def evaluate(
     samples_split: Annotated[str, typer.Option(help="Part of a data set that is SAMPLES.")] = "train",
     count: Annotated[int | None, typer.Option(help="Number of samples; default: all.", min=1)] = None,
     real_count: Annotated[int | None, typer.Option(help="Number of real ones; default: all.", min=1)] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Resize the images of folders and zips.", min=1)
-    ] = None,
+    size: Annotated[int | None, typer.Option(help="Resize the images of folders and zips.", min=1)] = None,
     captions: Annotated[
         Path | None, typer.Option(help="Captions: .txt (a line each), .tsv (id, caption) or .json (COCO).")
     ] = None,
@@ -122,7 +122,7 @@ def evaluate(
     """
     with errors_shown(resumable=True):
         if write_captions is not None:
-            _write_captions(str(captions) if captions else None, count, caption_seed, write_captions)
+            _write_captions(str(captions) if captions else None, count, caption_seed, write_captions, overwrite)
             return
         from fanal.evaluation import EvalConfig
         from fanal.evaluation import evaluate as run

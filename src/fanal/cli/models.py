@@ -33,16 +33,18 @@ def list_models() -> None:
 @app.command("info", epilog="Examples:\n\n  fanal models info hands32\n\n  fanal models info ./my-training-run")
 def info(
     model: Annotated[
-        str, typer.Argument(help="Embedded model, edm:FILE.pkl, or a folder that train or convert wrote.")
+        str, typer.Argument(help="Embedded model, a folder that train or convert wrote, a checkpoint or a pipeline.")
     ],
 ) -> None:
     """Show a model's card as JSON: data, recipe, seed, losses, hallucination rate, calibration."""
     with errors_shown():
+        from fanal.denoiser import Native, network_of
         from fanal.errors import FanalError
         from fanal.loading import card, load
 
         loaded = load(model)
-        about = card(model)
+        network = network_of(loaded)
+        about = network.card() if isinstance(network, Native) else card(model)
         if "recipe" not in about and "source" not in about:
             raise FanalError(f"{model} is a closed form or a function: it has no card")
         shape = {"shape": list(loaded.shape), "sigma_min": loaded.sigma_min, "sigma_max": loaded.sigma_max}
@@ -61,6 +63,10 @@ def cost(
     count: Annotated[int, typer.Option(help="Samples of the run to project.", min=1)] = 1024,
     repeats: Annotated[int, typer.Option(help="Timed calls.", min=1)] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+    label: Annotated[int | None, typer.Option(help="Class label, for a model that needs one.")] = None,
+    allow_bin: Annotated[
+        bool, typer.Option("--allow-bin", help="Read a pipeline's .bin weights where it has no safetensors.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
 ) -> None:
     """Measure a model on this machine: seconds and memory of a network call, and what a run would take."""
@@ -71,7 +77,8 @@ def cost(
         from fanal.loading import load
 
         torch.set_num_threads(threads)
-        found = measure_cost(load(model, device=device), batch=batch, repeats=repeats, device=device)
+        loaded = load(model, labels=label, device=device, allow_bin=allow_bin)
+        found = measure_cost(loaded, batch=batch, repeats=repeats, device=device)
         low, high = found.quartiles
         rows = [
             ["parameters", f"{found.parameters:,}"],

@@ -31,15 +31,15 @@ def sample(
     model: Annotated[
         str,
         typer.Argument(
-            help="Embedded name, folder, diffusers:DIR, hub:ORG/NAME, edm:FILE.pkl, mixture:NAME, gaussian:NAME or "
-            "python:MODULE:FUNC."
+            help="Embedded name, folder, diffusers:DIR, hub:ORG/NAME, edm:FILE.pkl, adm:FILE.pt, consistency:FILE.pt, "
+            "mixture:NAME, gaussian:NAME or python:MODULE:FUNC."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("fanal-sample"),
     solver: Annotated[
         str,
         typer.Option(
-            help="name or name:field=value,… (euler = DDIM, heun, ipndm, dpmpp, unipc, deis, …, stochastic, rods), "
+            help="name or name:field=value,… (euler = DDIM, heun, ipndm, dpmpp, unipc, deis, sde, …, rods), "
             "or a schedule file with a searched solver."
         ),
     ] = "euler",

@@ -98,11 +98,11 @@ def _averages(ema: list[str]) -> float | str | list[float | str]:
 
 def _only_unjudged(out: Path, plan: Recipe) -> bool:
     """Whether this recipe's training is done there, and only its evaluation was interrupted or left out."""
-    from fanal.loading import card
+    from fanal.nets import read_card
 
     if not (out / "model.json").is_file():
         return False
-    about = card(str(out))
+    about = read_card(out)
     return "calibration" not in about and about.get("recipe") == json.loads(json.dumps(plan.to_dict()))
 
 
@@ -213,7 +213,7 @@ def train(
     with _first_speaks(), errors_shown(resumable=True):
         from fanal.cards import evaluate_model
         from fanal.errors import FanalError
-        from fanal.loading import card
+        from fanal.nets import read_card
         from fanal.presets import own_images
         from fanal.processes import check_device, launched
         from fanal.recipes import change
@@ -272,5 +272,5 @@ def train(
             return
         if samples:
             evaluate_model(out, count=samples, device=device, progress=progress)
-        table(["figure", "value"], _figures(card(str(out))))
-        say(f"model: {out}; try: fanal sample {out} --guard redo")
+        table(["figure", "value"], _figures(read_card(out)))
+        say(f"model: {out}; try: fanal sample {out if out.is_absolute() else f'./{out}'} --guard redo")

@@ -14,15 +14,17 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fanal.adapters.pipeline_files import refuse_settings
 from fanal.errors import FanalError, is_number
 from fanal.files import read_json
+from fanal.hub import fetch
 from fanal.metrics.estimates import Estimate, mean
 from fanal.metrics.features import as_bytes
-from fanal.metrics.hub import fetch
 
 __all__ = ["Clip", "Preparation", "clip_score"]
 
 _INSTALL = "CLIP needs transformers: pip install 'fanal[diffusers]'"
+_WORDS = ("vocab.json", "tokenizer.json")  # lists of words, no settings
 _FILES = ["*.json", "*.txt", "*.safetensors"]
 _MOST_PIXELS = 4096
 
@@ -163,6 +165,11 @@ def _load(folder: Path, size: int) -> Any:
     """Load the network; every weight must be in the files, and no more than they can hold is allocated."""
     from transformers import CLIPConfig, CLIPModel
 
+    for file in sorted(folder.glob("*.json")):
+        if file.name not in _WORDS:
+            refuse_settings(read_json(file), str(file))
+    if (folder / "adapter_config.json").exists():
+        raise FanalError(f"{folder} holds an adapter, which is not read: merge it into the weights first")
     config = CLIPConfig.from_pretrained(str(folder), local_files_only=True)
     with torch.device("meta"):
         count = sum(weight.numel() for weight in CLIPModel(config).parameters())
@@ -171,7 +178,13 @@ def _load(folder: Path, size: int) -> Any:
             f"{folder / 'config.json'} describes {count} parameters, but the weights' files have {size} bytes"
         )
     loaded: Any = CLIPModel.from_pretrained(
-        str(folder), config=config, use_safetensors=True, local_files_only=True, output_loading_info=True
+        str(folder),
+        config=config,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        trust_remote_code=False,
+        attn_implementation="sdpa",
     )
     model, told = loaded
     if told["missing_keys"]:

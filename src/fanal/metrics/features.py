@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fanal.errors import FanalError, unknown_name
-from fanal.metrics.hub import fetch
+from fanal.hub import fetch
 from fanal.metrics.network import SIDE, load_network
 
 __all__ = [

@@ -39,7 +39,7 @@ def check_features(features: Tensor, what: str = "features", least: int = 2) -> 
         raise FanalError(f"{what} are a table of shape (N, D), one row per sample, got {tuple(features.shape)}")
     if len(features) < least:
         raise FanalError(f"at least {least} samples are needed, got {len(features)}")
-    result = features.detach().double()
+    result = features.detach().cpu().double()  # on the CPU first: not every device has float64
     wrong = ~torch.isfinite(result).all(1)
     if bool(wrong.any()):
         raise FanalError(f"{what} of sample {int(wrong.nonzero()[0])} hold NaN or infinity")

@@ -15,11 +15,11 @@ from torch import Tensor
 from fanal.config import build_solver
 from fanal.errors import FanalError
 from fanal.files import write_atomically
-from fanal.gits import choose, search
+from fanal.gits import Choice, choose, search
 from fanal.loading import load
 from fanal.pictures import COLORS
 from fanal.runs import Progress, quiet, versions
-from fanal.schedule_files import EXPORTS, Schedules, entries_of, export, export_path, write_schedules
+from fanal.schedule_files import EXPORTS, Entry, Schedules, entries_of, export, export_path, write_schedules
 from fanal.schedules import polynomial
 
 __all__ = ["Done", "ScheduleConfig", "draw", "search_schedules"]
@@ -48,6 +48,12 @@ class ScheduleConfig:
     prompt: str | None = None
     guidance: float | None = None
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.holdout in (1, 2):
+            raise FanalError(f"an error needs at least 3 held-out samples, or 0 for no error; got {self.holdout}")
+        if "+" in self.solver and (self.coeff, self.metric) != (1.15, "dev"):
+            raise FanalError("coeff and metric are GITS's: with several solvers, grids are fitted; leave them out")
 
     def counts(self) -> list[int]:
         """Return the numbers of steps.
@@ -84,9 +90,13 @@ def _found(config: ScheduleConfig, progress: Progress) -> tuple[Schedules, list[
     model = load(
         config.model, prompt=config.prompt, labels=config.label, guidance=config.guidance, device=config.device
     )
+    if math.isinf(model.sigma_max):
+        where = "search from a finite one in Python, with fanal.gits.search(…, sigmas=…)"
+        raise FanalError(f"{config.model} runs from infinite sigma, where a grid has no first node: {where}")
     grid = polynomial(config.teacher_steps, model.sigma_min, model.sigma_max, zero=False)
     settings: dict[str, Any] = {**dataclasses.asdict(config), "versions": versions()}
     shared: dict[str, Any] = {"seed": config.seed, "holdout": config.holdout, "batch": config.batch}
+    shared["device"] = config.device
     teacher, names = build_solver(config.teacher), config.solver.split("+")
     base = search(model, config.warmup, 2, method="gits", sigmas=grid, teacher=teacher, progress=progress, **shared)
     again: dict[str, Any] = {**shared, "objective": config.objective, "teacher": base, "progress": progress}
@@ -100,11 +110,11 @@ def _found(config: ScheduleConfig, progress: Progress) -> tuple[Schedules, list[
             method=config.method,
             **again,
         )
-        entries = {c.steps: entries_of(c.search, c.name)[c.steps] for c in chosen.values()}
+        entries, left = _kept(chosen)
         calls = {str(budget): c.search.calls for budget, c in chosen.items()}
         scores = {str(budget): c.scores for budget, c in chosen.items()}
         settings |= {"calls_of_searches": calls, "scores": scores}
-        lines = [f"{budget} calls: {c.name}" for budget, c in chosen.items()]
+        lines = [f"{budget} calls: {c.name}, {c.steps} steps" for budget, c in chosen.items()] + left
         return Schedules(config.model, entries, settings), lines
     found = search(
         model,
@@ -121,6 +131,25 @@ def _found(config: ScheduleConfig, progress: Progress) -> tuple[Schedules, list[
     settings |= {"calls": calls, "seconds": {**found.seconds, "teacher": base.seconds["teacher"]}}
     per = ", ".join(f"{name} {value:g}" for name, value in calls.items())
     return Schedules(config.model, entries_of(found, config.solver), settings), [f"calls per warm-up sample: {per}"]
+
+
+def _kept(chosen: Mapping[int, Choice]) -> tuple[dict[int, Entry], list[str]]:
+    """One entry for each number of steps, the nearest to the teacher, and a line for each that is left out."""
+    best: dict[int, int] = {}
+    lines = []
+
+    def score(budget: int) -> float:
+        return chosen[budget].scores[f"{chosen[budget].name}, fitted"]
+
+    for budget, choice in chosen.items():
+        rival = best.get(choice.steps)
+        if rival is None:
+            best[choice.steps] = budget
+            continue
+        best[choice.steps], out = (budget, rival) if score(budget) < score(rival) else (rival, budget)
+        lines.append(f"{out} calls: not in the file, which keeps one grid of {choice.steps} steps, the nearer one")
+    entries = {k: entries_of(chosen[b].search, chosen[b].name)[k] for k, b in best.items()}
+    return entries, lines
 
 
 def search_schedules(

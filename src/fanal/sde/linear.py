@@ -76,7 +76,7 @@ class LinearProcess:
         """
         level = _time(sigma)
         low, high = self.sigma_min, self.sigma_max
-        slack = 1e-9 * high  # a float32 sigma may round beyond the end
+        slack = 2e-7 * high  # a float32 sigma may round beyond the end
         if not bool(((level >= low - slack) & (level <= high + slack)).all()):
             raise FanalError(
                 f"this process has noise levels from {low:.6g} to {high:.6g}, got {float(level.min()):.6g} to "
