@@ -394,3 +394,15 @@ def test_a_file_names_no_other_file(tmp_path, path):
     other.write_text(json.dumps(value), encoding="utf-8")
     with pytest.raises(FanalError, match="no other schedule file"):
         read_schedules(other)
+
+
+def test_a_schedule_of_another_model_or_solver_is_told(tmp_path, path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = read_schedules(path)
+    steps = min(found.entries)
+    words = ("sample", "mixture:grid2", "--steps", steps, "--count", 2, "--schedule", path)
+    told = fanal(*words, "--solver", "heun", "--out", "a")
+    assert told.exit_code == 0, told.output
+    assert f"was searched on {found.model}, not on mixture:grid2" in told.stdout
+    assert f"was searched for {found.entries[steps].solver}, not for heun" in told.stdout
+    assert "not for" not in fanal(*words, "--solver", path, "--out", "b").stdout

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 import fanal as package
-from fanal.cli import app
 from fanal.curves import _ticks, curve
 from fanal.datasets import get
 from fanal.datasets.folder import Folder
@@ -24,6 +22,7 @@ from fanal.presets import own_images, preset, preset_side
 from fanal.progress import left, training_bar
 from fanal.recipes import RECIPES, Recipe, change
 from fanal.training import previous, train
+from toys import fanal, refused, same, samples
 
 CPU = torch.device("cpu")
 
@@ -45,10 +44,6 @@ def draw(folder, count=12, side=40, classes=("disc", "square"), seed=0):
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def fanal(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def trained(*words):
@@ -312,3 +307,21 @@ def test_a_folder_with_an_embedded_models_name_is_told_apart(tmp_path, monkeypat
     assert "fanal sample ./grid2" in done.stdout
     own = json.loads((tmp_path / "grid2" / "model.json").read_text(encoding="utf-8"))["card"]
     assert f"{own['seconds']:.0f}" in done.stdout.split("seconds of training")[1].split("\n")[0]
+
+
+def test_classes_keep_their_names(tmp_path, monkeypatch):
+    """Sub-folders name the classes: on the card, in the summary, and as labels."""
+    monkeypatch.chdir(tmp_path)
+    for kind, level in (("discs", 40), ("squares", 200)):
+        (tmp_path / "pics" / kind).mkdir(parents=True)
+        for i in range(6):
+            Image.new("L", (8, 8), level + i).save(tmp_path / "pics" / kind / f"{i}.png")
+    done = fanal("train", "pics", "--conditional", "--iterations", 2, "--batch", 4, "--evaluate", 0, "--out", "m")
+    assert done.exit_code == 0, done.output
+    assert "0 discs, 1 squares" in done.stdout
+    words = ("sample", "./m", "--count", 2, "--steps", 2)
+    for label in ("squares", 1):
+        assert fanal(*words, "--label", label, "--out", f"by-{label}").exit_code == 0
+    assert same(samples(tmp_path / "by-squares"), samples(tmp_path / "by-1"))
+    assert refused(fanal(*words, "--label", "square"), "unknown class 'square': did you mean 'squares'")
+    assert refused(fanal("train", "by-1", "--out", "n"), "is a run folder of fanal, no folder of images")

@@ -25,7 +25,7 @@ from fanal.metrics.features import Extractor, OwnFeatures, extractor, is_image
 from fanal.metrics.samples import Samples, open_samples
 from fanal.metrics.statistics import Statistics, read_statistics, write_statistics
 from fanal.processes import check_device
-from fanal.runs import Progress, Run, quiet
+from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.summary import as_json
 
 __all__ = ["EvalConfig", "evaluate"]
@@ -375,9 +375,7 @@ def evaluate(
     """
     if config.write_stats is not None and Path(config.write_stats).exists() and not overwrite:
         raise FanalError(f"{config.write_stats} exists: choose another --write-stats, or pass --overwrite")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    with cpu_threads(config.threads):
         setup = _prepare(config)
         with Run(out, "eval", dataclasses.asdict(config), identity=_identity(setup), overwrite=overwrite) as run:
             if run.resumed:
@@ -390,5 +388,3 @@ def evaluate(
                 write_atomically(Path(config.write_stats), lambda part: shutil.copyfile(place / _REAL, part))
                 (place / _REAL).unlink()
             return place
-    finally:
-        torch.set_num_threads(threads)

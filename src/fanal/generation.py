@@ -24,7 +24,8 @@ from fanal.hallucination.detectors import build as build_detector
 from fanal.hallucination.detectors import last_window
 from fanal.loading import fingerprint
 from fanal.preparation import CALIBRATING, SampleConfig, Setup, prepare
-from fanal.runs import Progress, Run, quiet
+from fanal.runs import Progress, Run, cpu_threads, quiet
+from fanal.schedule_files import read_schedules
 from fanal.schedules import plain_sigmas
 from fanal.seeding import noise
 from fanal.summary import summarize
@@ -186,6 +187,19 @@ def identity(config: SampleConfig, network: Model) -> dict[str, str]:
     return {"model": own, "device": name, **files}
 
 
+def _remark(config: SampleConfig, say: Callable[[str], None]) -> None:
+    """Say where a searched schedule is used for another model or solver than it was searched for."""
+    place = str(config.schedule)
+    if not place.endswith(".json") or "schedules" not in read_json(Path(place)):
+        return  # a plain grid says nothing about its making
+    found = read_schedules(place)
+    if found.model != config.model:
+        say(f"{place} was searched on {found.model}, not on {config.model}")
+    entry = found.entries.get(config.steps)
+    if entry is not None and config.solver not in (entry.solver, place):
+        say(f"{place} was searched for {entry.solver}, not for {config.solver}; --solver {place} takes what it names")
+
+
 def generate(
     config: SampleConfig,
     out: str | Path,
@@ -217,15 +231,14 @@ def generate(
     """
     from fanal.report import write_report
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    with cpu_threads(config.threads):
         setup, about = prepare(config)
         with Run(
             out, command, dataclasses.asdict(config), identity=identity(config, setup.network), overwrite=overwrite
         ) as run:
             if run.resumed:
                 say(f"resuming: {run.resumed} blocks are there already")
+            _remark(config, say)
             calibration = _calibration(run, setup, about, progress, say) if config.guard else None
             from_card = "calibration" in about and calibration == Calibration.from_dict(about["calibration"])
             seeds, parts, notes = config.seeds(), [], []
@@ -250,5 +263,3 @@ def generate(
             run.describe(record)
             write_report(run.part)
             return run.finish()
-    finally:
-        torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fanal.config import build_repair, build_schedule, build_solver
 from fanal.datasets import DATASETS, Dataset
 from fanal.denoiser import Model, Native
-from fanal.errors import FanalError, is_number
+from fanal.errors import FanalError, is_number, unknown_name
 from fanal.hallucination import Repair
 from fanal.hallucination.calibration import FLAG
 from fanal.loading import Conditions, bind, card, open_network
@@ -47,7 +47,8 @@ class SampleConfig:
         guard: repairs to try, as written on the command line (`redo`, `redo:kappa=0.1`); the first one gives the
             run's samples; () samples and watches only.
         flag: share of samples to flag, in calibration; None: what the model's card says, else 0.35.
-        label: class label for all samples, or "each": sample b gets class b modulo their number; None: unconditional.
+        label: class label for all samples, by number or by the name on the model's card, or "each": sample b gets class
+            b modulo their number; None: unconditional.
         prompt: what a text-to-image model is asked for, for all samples.
         captions: a caption file instead of one prompt: sample b gets its caption b.
         negative: what guidance leads away from, for a text-to-image model.
@@ -91,8 +92,6 @@ class SampleConfig:
         if self.schedule is None:
             native = self.model.startswith(("diffusers:", "hub:"))
             object.__setattr__(self, "schedule", "native" if native else "polynomial")
-        if isinstance(self.label, str) and self.label != "each":
-            raise FanalError(f"label is a whole number or 'each', got {self.label!r}")
         if self.prompt is not None and self.captions is not None:
             raise FanalError("give one prompt for all samples or a caption file, not both")
         for text in self.guard:
@@ -124,6 +123,7 @@ class Setup:
         repairs: what is tried on flagged samples, by name.
         detector: name of the detector.
         captions: one text per sample, where the run has a caption file.
+        class_names: of a model that was trained on named classes.
     """
 
     config: SampleConfig
@@ -134,6 +134,7 @@ class Setup:
     repairs: dict[str, Repair]
     detector: str
     captions: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def bound(self, rows: range) -> Model:
         """Return the network with the conditions of some samples, one per sample where they differ.
@@ -147,6 +148,12 @@ class Setup:
         config, labels = self.config, self.config.label
         if labels == "each":
             labels = torch.tensor(rows) % max(getattr(self.network, "classes", 0), 1)
+        elif isinstance(labels, str):
+            if not self.class_names:
+                raise FanalError(f"label is a whole number or 'each', got {labels!r}: this model names no classes")
+            if labels not in self.class_names:
+                raise unknown_name("class", labels, self.class_names)
+            labels = self.class_names.index(labels)
         prompt = [self.captions[b % len(self.captions)] for b in rows] if self.captions else config.prompt
         wanted = Conditions(labels, prompt, config.negative, config.guidance)  # pyright: ignore[reportArgumentType]
         return bind(self.network, wanted, config.model)
@@ -218,6 +225,9 @@ def prepare(config: SampleConfig) -> tuple[Setup, dict[str, Any]]:
             raise FanalError(f"the card of {config.model} asks for an impossible repair: {error}") from error
     known = about["calibration"] if isinstance(about.get("calibration"), dict) else about
     detector = known.get("detector", "variance")
-    setup = Setup(config, network, build_solver(config.solver), sigmas, dataset, repairs, detector, _captions(config))
+    names = about.get("class_names", [])
+    named = tuple(names) if isinstance(names, list) and all(isinstance(n, str) for n in names) else ()
+    solver, texts = build_solver(config.solver), _captions(config)
+    setup = Setup(config, network, solver, sigmas, dataset, repairs, detector, texts, named)
     setup.bound(range(min(config.block, config.count)))  # so that a condition that does not fit is found at once
     return setup, about

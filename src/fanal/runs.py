@@ -7,7 +7,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from fanal import __version__
 from fanal.errors import FanalError
 from fanal.files import read_json, read_tensors, write_json, write_tensors
 
-__all__ = ["Progress", "Run", "quiet", "versions"]
+__all__ = ["Progress", "Run", "cpu_threads", "quiet", "versions"]
 
 Progress = Callable[[Iterable[int], str], Iterable[int]]
 """Wraps a loop over blocks, given what it does: a progress bar, or `quiet`."""
@@ -31,6 +32,17 @@ Progress = Callable[[Iterable[int], str], Iterable[int]]
 def quiet(items: Iterable[int], what: str) -> Iterable[int]:
     """Show no progress."""
     return items
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute with so many CPU threads, which decide rounding, and go back to as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def versions() -> dict[str, str]:

@@ -38,6 +38,7 @@ from fanal.optimization import Score, TrainingState, bind
 from fanal.processes import join
 from fanal.progress import training_bar
 from fanal.recipes import Recipe as Recipe
+from fanal.runs import cpu_threads
 from fanal.seeding import noise
 
 __all__ = ["Recipe", "previous", "train"]
@@ -99,24 +100,21 @@ def train(
     processes, folder = join(device), Path(out)
     processes.agree(lambda: _prepare(folder, overwrite))
     place = processes.device
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), _deferred_interrupt() as stop:
-        torch.set_num_threads(recipe.threads)
-        try:
-            samples = dataset or get(recipe.data)
-            sitting = _Sitting(TrainingState.start(recipe, samples, score, processes), folder, _skipped(samples))
-            sitting.restore()
-            with training_bar(recipe, sitting.run.iteration, progress and processes.main) as advance:
-                while sitting.run.iteration < recipe.iterations:
-                    advance(sitting.run.step(stop.is_set))
-                    sitting.record(validate_every, sample_every)
-                    if sitting.run.halted or sitting.due(checkpoint_every):
-                        sitting.checkpoint()
-                    if sitting.run.halted:
-                        raise KeyboardInterrupt
-            processes.agree(sitting.finish)
-        finally:
-            torch.set_num_threads(threads)
+    rng = torch.random.fork_rng(devices=[place] if place.type == "cuda" else [])
+    with rng, _deferred_interrupt() as stop, cpu_threads(recipe.threads):
+        samples = dataset or get(recipe.data)
+        run = TrainingState.start(recipe, samples, score, processes)
+        sitting = _Sitting(run, folder, _skipped(samples), samples.classes)
+        sitting.restore()
+        with training_bar(recipe, sitting.run.iteration, progress and processes.main) as advance:
+            while sitting.run.iteration < recipe.iterations:
+                advance(sitting.run.step(stop.is_set))
+                sitting.record(validate_every, sample_every)
+                if sitting.run.halted or sitting.due(checkpoint_every):
+                    sitting.checkpoint()
+                if sitting.run.halted:
+                    raise KeyboardInterrupt
+        processes.agree(sitting.finish)
     return sitting.run.averaged
 
 
@@ -140,6 +138,7 @@ class _Sitting:
     run: TrainingState
     folder: Path
     skipped: Sequence[str] = ()
+    classes: Sequence[str] = ()
     seconds: float = 0.0  # of the sittings before this one
     began: float = field(default_factory=time.perf_counter)
     held_out: dict[str, Any] = field(default_factory=dict)
@@ -232,6 +231,7 @@ class _Sitting:
             "device": run.processes.device.type,
             **({"processes": run.processes.count} if run.processes.count > 1 else {}),
             **({"skipped": {"count": len(self.skipped), "named": self.skipped[:_NAMED]}} if self.skipped else {}),
+            **({"class_names": list(self.classes)} if run.recipe.conditional else {}),
             "threads": torch.get_num_threads(),
             "versions": {
                 "fanal": fanal.__version__,

@@ -24,7 +24,7 @@ from fanal.errors import FanalError
 from fanal.generation import identity
 from fanal.metrics.statistics import Statistics
 from fanal.preparation import SampleConfig, Setup, prepare
-from fanal.runs import Progress, Run, quiet
+from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.sampling import trace
 from fanal.schedules import plain_sigmas
 from fanal.seeding import noise
@@ -237,9 +237,8 @@ def bench_jumps(
     judge = Judge.of(dataset_of(about, setup.network), config.count, config.features, setup.network)
     content = identity(setup.config, setup.network)
     content["features"] = f"{judge.extract.name} {judge.extract.sha256}".strip()
-    threads, total = torch.get_num_threads(), 2 * config.count
-    torch.set_num_threads(config.threads)
-    try:
+    total = 2 * config.count
+    with cpu_threads(config.threads):
         with Run(out, "bench jumps", dataclasses.asdict(config), identity=content, overwrite=overwrite) as run:
             if run.resumed:
                 say(f"resuming: {run.resumed} blocks are there already")
@@ -253,5 +252,3 @@ def bench_jumps(
             write_plots(run.path("plots.html"), "fanal bench jumps", panels(results))
             run.describe({"results": results})
             return run.finish()
-    finally:
-        torch.set_num_threads(threads)

@@ -24,7 +24,7 @@ from fanal.files import write_tensors
 from fanal.gits import Search, search
 from fanal.loading import load
 from fanal.preparation import SEED_STRIDE
-from fanal.runs import Progress, Run, quiet
+from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.sampling import Solver, sample
 from fanal.schedule_search import Student, calls_of, starts
 from fanal.schedule_search.fitting import judge
@@ -267,9 +267,7 @@ def bench_schedules(
     every = problems(config)
     if not every or not list(config.cells()):
         raise FanalError("nothing to compare: give mixtures or models, and calls that the solvers can spend")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    with cpu_threads(config.threads):
         with Run(out, "bench schedules", dataclasses.asdict(config), overwrite=overwrite) as run:
             if run.resumed:
                 say(f"resuming: {run.resumed} problems are there already")
@@ -283,5 +281,3 @@ def bench_schedules(
             run.path("tables.md").write_text(tables(results), encoding="utf-8")
             run.describe({"results": results})
             return run.finish()
-    finally:
-        torch.set_num_threads(threads)

@@ -28,7 +28,7 @@ from fanal.exact import Mixture
 from fanal.files import write_tensors
 from fanal.loading import card, fingerprint
 from fanal.preparation import SEED_STRIDE
-from fanal.runs import Progress, Run, quiet
+from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.sampling import sample
 from fanal.schedule_search import Student
 from fanal.seeding import noise
@@ -265,9 +265,7 @@ def bench_solvers(
     if not every:
         raise FanalError("nothing to compare: give mixtures or models")
     identity = {name: fingerprint(name) for name in config.models}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    with cpu_threads(config.threads):
         with Run(out, "bench solvers", dataclasses.asdict(config), identity=identity, overwrite=overwrite) as run:
             if run.resumed:
                 say(f"resuming: {run.resumed} problems are there already")
@@ -282,5 +280,3 @@ def bench_solvers(
             write_plots(run.path("plots.html"), "fanal bench solvers", panels(results))
             run.describe({"results": results})
             return run.finish()
-    finally:
-        torch.set_num_threads(threads)

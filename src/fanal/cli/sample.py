@@ -71,7 +71,7 @@ def sample(
         float | None, typer.Option(help="Share of samples to flag; default: the card's, else 0.35.")
     ] = None,
     label: Annotated[
-        str | None, typer.Option(help="Class label, for a conditional model; each: all classes in turn.")
+        str | None, typer.Option(help="Class label or its name, for a conditional model; each: all classes in turn.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What a text-to-image model is asked for.")] = None,
     captions: Annotated[

@@ -142,9 +142,13 @@ def _figures(about: dict[str, Any]) -> list[list[str]]:
     for name, average in about.get("averages", {}).items():
         if average["held_out_loss"] is not None:
             rows.append([f"held-out loss of {name}, in {average['folder']}", f"{average['held_out_loss']:.4f}"])
+    if about.get("held_out_loss"):
+        rows.append(["loss, held out", f"{about['held_out_loss']['mean']:.4f}"])
     if "hallucination" in about:
         wrong = about["hallucination"]
         rows.append(["wrong samples, Euler-40", f"{100 * wrong['value']:.1f} ± {100 * wrong['se']:.1f} %"])
+    if about.get("class_names"):
+        rows.append(["classes", ", ".join(f"{i} {name}" for i, name in enumerate(about["class_names"][:20]))])
     rows.append(["seconds of training", f"{about['seconds']:.0f}"])
     return rows
 

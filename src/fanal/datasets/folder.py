@@ -93,6 +93,8 @@ class Folder(Unjudged):
                 in subfolders; labels are missing; or images are unusable and the spec does not say to skip them.
         """
         path, options = _parse(spec)
+        if (path / "run.json").is_file():
+            raise FanalError(f"{path} is a run folder of fanal, no folder of images: name the images it was made from")
         images = source(path)
         heads = list(_each(images, images.names, _header, progress, "reading headers"))
         good = [(name, head) for name, head in zip(images.names, heads, strict=True) if isinstance(head, Header)]

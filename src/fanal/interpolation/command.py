@@ -21,7 +21,7 @@ from fanal.generation import add_samples, identity
 from fanal.interpolation.methods import METHODS
 from fanal.metrics.estimates import mean, rate
 from fanal.preparation import SampleConfig, Setup, prepare
-from fanal.runs import Progress, Run, quiet
+from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.sampling import sample
 from fanal.schedules import plain_sigmas
 from fanal.seeding import check_seeds, noise
@@ -275,14 +275,10 @@ def interpolate(
     Raises:
         FanalError: the configuration, the model or the place does not work.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    with cpu_threads(config.threads):
         plain = config.sampling()
         setup, about = prepare(plain)
         head, decides = dataclasses.asdict(config), identity(plain, setup.network)
         with Run(out, "interpolate", head, identity=decides, overwrite=overwrite) as run:
             _run(config, setup, run, _real(config, setup, about), progress)
             return run.finish()
-    finally:
-        torch.set_num_threads(threads)
