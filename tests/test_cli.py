@@ -218,7 +218,7 @@ def test_a_trained_model_can_be_sampled_at_once(tmp_path):
     words = ("train", "grid2", "--iterations", 5, "--batch", 16, "--evaluate", 16, "--out", "m")
     told = fanal(*words)
     assert told.exit_code == 0, told.output
-    assert "m; try: fanal sample m --guard redo" in told.stdout
+    assert "m; try: fanal sample ./m --guard redo" in told.stdout
     about = json.loads((tmp_path / "m" / "model.json").read_text())["card"]
     assert about["recipe"]["iterations"] == 5
     assert about["calibration"]["count"] == about["hallucination"]["n"] == 16

@@ -51,7 +51,7 @@ def _calibration(
         result = found
     else:
         why = "is for another solver, grid, label or share" if found is not None else "is missing"
-        say(f"the card's calibration {why}: calibrating on {CALIBRATING} samples with other seeds")
+        say(f"the card's calibration {why}: calibrating on other seeds, {CALIBRATING} samples")
         detector = _free(setup.sigmas, found.detector if found else setup.detector)
         result = calibrate(
             setup.bound(range(CALIBRATING)),

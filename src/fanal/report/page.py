@@ -209,7 +209,7 @@ def write_report(folder: str | Path) -> Path:
     if not (folder / "run.json").is_file():
         raise FanalError(f"{folder} is not a run folder: it has no run.json; fanal sample and fanal demo write one")
     record = read_json(folder / "run.json")
-    if record.get("command") not in ("sample", "demo"):
+    if not isinstance(record.get("results"), dict) or "table" not in record["results"]:
         raise FanalError(f"{folder} is not a run of fanal sample or fanal demo, and has no page: see its run.json")
     samples, _ = read_tensors(folder / "samples.safetensors")
     try:
