@@ -282,3 +282,22 @@ def test_imagenet_size_loads_within_memory(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) * 1024 < 1.2 * 4 * count
+
+
+def test_keys_that_share_a_hash_are_refused():
+    """Multiples of 2^61 − 1 all hash to 0, so that a dict of them takes quadratic time."""
+    for what in ({2**61 - 1: 0}, {3}, {2**31}, {-(2**61) + 1}):
+        data = pickle.dumps(what, protocol=4)
+        source = Source(io.BytesIO(data), 0, len(data))
+        if what == {3}:
+            assert read_pickle(source, {}) == {3}
+            continue
+        with pytest.raises(FanalError, match="small whole number"):
+            read_pickle(source, {})
+
+
+def test_another_kind_of_file_is_told(tmp_path):
+    path = tmp_path / "notes.pkl"
+    path.write_text("these are notes, no network\n", encoding="utf-8")
+    with pytest.raises(FanalError, match="another kind of file"):
+        load_edm(path)

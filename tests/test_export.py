@@ -277,3 +277,9 @@ def test_its_own_readme_loads_it_in_a_fresh_process(hands):
     code = code.replace("num_inference_steps=40", "num_inference_steps=2").replace("batch_size=4", "batch_size=1")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_is_fanals_already_needs_no_conversion(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused(command("convert", "hands32", "m"), "is a model of fanal already; --to diffusers")
+    assert not (tmp_path / "m").exists()

@@ -187,14 +187,16 @@ class _Machine:
     def add(self, values: list[object]) -> None:
         target = self.top()
         if type(target) is not set or not all(map(_hashable, values)):
-            raise FanalError("the pickle adds to a set what is no text or whole number, or adds to what is no set")
+            raise FanalError(
+                "the pickle adds no text or small whole number to a set, or adds to what is no set"
+            )
         target.update(values)
 
     def put_items(self, values: list[object]) -> None:
         target = self.top()
         keys = values[::2]
         if len(values) % 2 or not all(map(_hashable, keys)):
-            raise FanalError("the pickle fills a dict with keys that are neither text nor whole numbers")
+            raise FanalError("the pickle fills a dict with keys that are neither text nor small whole numbers")
         pairs = zip(keys, values[1::2], strict=True)
         if type(target) is dict:
             target.update(pairs)

@@ -43,7 +43,11 @@ def convert(
             export(source, out, to, overwrite)
             return
         from fanal.adapters import convert as run
+        from fanal.errors import FanalError
+        from fanal.loading import embedded
 
+        if source in embedded() or (Path(source) / "model.json").is_file():
+            raise FanalError(f"{source} is a model of fanal already; --to diffusers makes a pipeline of it")
         card = run(source, out, overwrite=overwrite)
         say(card["summary"])
         say(f"model: {out}; try: fanal sample {out if out.is_absolute() else f'./{out}'}")
