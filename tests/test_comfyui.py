@@ -254,7 +254,7 @@ def test_a_searched_schedule_with_its_solver(tmp_path):
         ("[3, 1, -1]", "finite and >= 0"),
         ("[" * 100_000, "cannot read"),
         (json.dumps(list(range(20_000, 0, -1))), "list of 2 to"),
-        (" " * (2**20 + 1), "larger than"),
+        (" " * (2**20 + 1), "at most"),
         ("[1e999, 1]", None),
         (f"[{'9' * 5000}, 1]", "cannot read"),
         (f"[{'9' * 400}, 1]", "too large"),
@@ -271,7 +271,7 @@ def test_files_that_hold_no_grid(tmp_path, value, words):
 
 
 def test_a_missing_file_and_a_changed_one(tmp_path):
-    with pytest.raises(FanalError, match="cannot read sigmas from none.json"):
+    with pytest.raises(FanalError, match="cannot read .*none.json"):
         comfyui.read_sigmas(tmp_path / "none.json")
     path = write(tmp_path / "sigmas.json", [2.0, 0.0])
     before = comfyui.FanalSigmasFromFile.IS_CHANGED(path, 0, SD)

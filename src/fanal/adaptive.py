@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fanal.denoiser import Denoiser
 from fanal.errors import FanalError, is_number, unknown_name
-from fanal.sampling import Span, Step, Transition, _check_finite, _Watched, depart, finish
+from fanal.sampling import Span, Step, Transition, Watched, check_finite, depart, finish
 from fanal.schedules import check_sigmas
 from fanal.solvers.coefficients import tensor_of
 
@@ -170,7 +170,7 @@ def _between(
         else:
             length, failed = taken * min(factor, 0.9), True
     if found is not None:
-        _check_finite(found.x, Span(0, 1, tensor_of(start), tensor_of(end)), None)
+        check_finite(found.x, Span(0, 1, tensor_of(start), tensor_of(end)), None)
     raise FanalError(
         f"gave up at sigma {start:.6g} after {_MOST} steps with rtol={problem.rtol:g}, atol={problem.atol:g}: the "
         "network's rounding or its kinks are larger than that; give a larger tolerance"
@@ -222,7 +222,7 @@ def trace_adaptive(
         raise FanalError(
             f"rtol={rtol:g} and atol={atol:g} are below the rounding of {x.dtype}: use float64, or a larger tolerance"
         )
-    problem = _Problem(_Watched(denoiser), log, rtol, atol)
+    problem = _Problem(Watched(denoiser), log, rtol, atol)
     i, length = 0, 0.0
     denoised: Tensor | None = None
     for ends in pairwise(grid.tolist()):
@@ -232,13 +232,13 @@ def trace_adaptive(
                 step = Step(denoised, denoised)  # it was asked there already
             else:
                 step = (depart if math.isinf(ends[0]) else finish)(problem.denoiser, x, span)
-            _check_finite(step.x_next, span, None)
+            check_finite(step.x_next, span, None)
             yield Transition(span, x, step)
             x, i, denoised = step.x_next, i + 1, None
             continue
         for start, end, before, answer, found, grown in _between(problem, PAIRS[pair], x, denoised, ends, length):
             span = Span(i, i + 1, tensor_of(start), tensor_of(end))
-            _check_finite(found.x, span, None)
+            check_finite(found.x, span, None)
             yield Transition(span, before, Step(found.x, answer, info={"error": found.error}))
             x, i, denoised, length = found.x, i + 1, found.denoised, grown
 

@@ -27,6 +27,7 @@ from fanal.preparation import CALIBRATING, SampleConfig, Setup, prepare
 from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.schedule_files import read_schedules
 from fanal.schedules import plain_sigmas
+from fanal.schedules.files import holds_many
 from fanal.seeding import noise
 from fanal.summary import summarize
 from fanal.trajectory import Trajectory
@@ -190,7 +191,7 @@ def identity(config: SampleConfig, network: Model) -> dict[str, str]:
 def _remark(config: SampleConfig, say: Callable[[str], None]) -> None:
     """Say where a searched schedule is used for another model or solver than it was searched for."""
     place = str(config.schedule)
-    if not place.endswith(".json") or "schedules" not in read_json(Path(place)):
+    if not place.endswith(".json") or not holds_many(place):
         return  # a plain grid says nothing about its making
     found = read_schedules(place)
     if found.model != config.model:

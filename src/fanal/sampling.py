@@ -20,7 +20,19 @@ from fanal.errors import FanalError, NonFiniteError
 from fanal.schedules import check_sigmas
 from fanal.seeding import check_seeds, noise
 
-__all__ = ["Solver", "Span", "Step", "Transition", "depart", "finish", "sample", "toward", "trace"]
+__all__ = [
+    "Solver",
+    "Span",
+    "Step",
+    "Transition",
+    "Watched",
+    "check_finite",
+    "depart",
+    "finish",
+    "sample",
+    "toward",
+    "trace",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,13 +139,18 @@ def depart(denoiser: Denoiser, z: Tensor, span: Span) -> Step:
     return Step(denoised + span.sigma_next * z, denoised)
 
 
-class _Watched:
+class Watched:
     """Checks shape and dtype of every answer of the denoiser, so that broadcasting cannot hide a mistake."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
 
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        """Return the denoiser's answer.
+
+        Raises:
+            FanalError: it has another shape or dtype than x.
+        """
         denoised = self.denoiser(x, sigma)
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
             got = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
@@ -143,7 +160,12 @@ class _Watched:
         return denoised
 
 
-def _check_finite(x: Tensor, span: Span, seeds: tuple[int, ...] | None) -> None:
+def check_finite(x: Tensor, span: Span, seeds: tuple[int, ...] | None) -> None:
+    """Refuse states that are not finite.
+
+    Raises:
+        NonFiniteError: NaN or infinity; the message names step, sigma and samples.
+    """
     finite = torch.isfinite(x).flatten(1).all(1)
     if finite.all():
         return
@@ -197,13 +219,13 @@ def trace(
     _check_parts(denoiser, x, solver)
     keys = None if seeds is None else check_seeds(seeds, len(x))
     grid = check_sigmas(sigmas)
-    watched = _Watched(denoiser)
+    watched = Watched(denoiser)
     memory: tuple[Tensor, ...] = ()
     for i, (sigma, sigma_next) in enumerate(pairwise(grid.unbind())):
         span = Span(i, len(grid) - 1, sigma, sigma_next, keys, round)
         # Here alone infinity is known: no solver has a formula for it.
         step = depart(watched, x, span) if torch.isinf(sigma) else solver.step(watched, x, span, memory)
-        _check_finite(step.x_next, span, keys)
+        check_finite(step.x_next, span, keys)
         yield Transition(span, x, step)
         x, memory = step.x_next, step.memory
 

@@ -9,7 +9,6 @@ sampler sees which kind the model is of and converts.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +24,8 @@ from fanal.config import build_schedule, build_solver
 from fanal.errors import FanalError
 from fanal.sampling import Solver
 from fanal.schedule_files import read_schedules
-from fanal.schedules import SCHEDULES, check_sigmas
+from fanal.schedules import SCHEDULES
+from fanal.schedules.files import from_file, holds_many
 from fanal.solvers import SOLVERS
 
 __all__ = [
@@ -104,33 +104,11 @@ def read_sigmas(path: str | Path, steps: int = 0) -> Float[Tensor, " n"]:
     Raises:
         FanalError: the file is missing, too large, not JSON, or what it holds is no decreasing grid.
     """
-    place = Path(path)
-    try:
-        if place.stat().st_size > _BYTES:
-            raise FanalError(f"{place.name} is larger than {_BYTES} bytes: no schedule is")
-        value = json.loads(place.read_text(encoding="utf-8"))
-    except FanalError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise FanalError(f"cannot read sigmas from {place.name}: {error}") from None
-    if isinstance(value, dict) and "schedules" in value:
-        return read_schedules(place).entry(steps).sigmas
-    values = value.get("sigmas") if isinstance(value, dict) else value
-    if (
-        not isinstance(values, list)
-        or not 2 <= len(values) <= _NODES
-        or any(type(v) not in (int, float) for v in values)
-    ):
-        raise FanalError(
-            f"{place.name} must hold a list of 2 to {_NODES} numbers, an object with such a list under 'sigmas', or "
-            "what fanal schedule wrote"
-        )
-    try:
-        grid = check_sigmas([float(v) for v in values])
-    except OverflowError as error:
-        raise FanalError(f"{place.name} holds a number that is too large: {error}") from None
+    if holds_many(path):
+        return read_schedules(path).entry(steps).sigmas
+    grid = from_file(path)
     if grid[0] < grid[1]:
-        raise FanalError(f"{place.name} rises from {float(grid[0]):.6g}: a grid for sampling decreases")
+        raise FanalError(f"{Path(path).name} rises from {float(grid[0]):.6g}: a grid for sampling decreases")
     return grid
 
 

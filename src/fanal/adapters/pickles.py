@@ -187,9 +187,7 @@ class _Machine:
     def add(self, values: list[object]) -> None:
         target = self.top()
         if type(target) is not set or not all(map(_hashable, values)):
-            raise FanalError(
-                "the pickle adds no text or small whole number to a set, or adds to what is no set"
-            )
+            raise FanalError("the pickle adds no text or small whole number to a set, or adds to what is no set")
         target.update(values)
 
     def put_items(self, values: list[object]) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fanal.errors import FanalError, is_number
+from fanal.errors import FanalError
 from fanal.schedules.grids import Grid, check_sigmas
 
 __all__ = ["from_file", "holds_many"]
@@ -45,8 +45,8 @@ def holds_many(path: str | Path) -> bool:
 def from_file(path: str | Path) -> Grid:
     """Read a grid from a JSON file: a list of numbers, or an object whose `sigmas` is one.
 
-    Nothing in the file is run; its size and length are bounded. A file with several grids, as `fanal schedule` writes
-    it, is read by `fanal.schedule_files.read_schedules`.
+    The first may be `Infinity`. Nothing in the file is run; its size and length are bounded. A file with several grids,
+    as `fanal schedule` writes it, is read by `fanal.schedule_files.read_schedules`.
 
     Args:
         path: the file.
@@ -58,9 +58,10 @@ def from_file(path: str | Path) -> Grid:
     if isinstance(value, dict) and "schedules" in value:
         raise FanalError(f"{path} holds several grids: read it with fanal.schedule_files.read_schedules")
     numbers = value.get("sigmas") if isinstance(value, dict) else value
-    if not isinstance(numbers, list) or not 2 <= len(numbers) <= _NODES or not all(map(is_number, numbers)):
+    plain = isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers)
+    if not plain or not 2 <= len(numbers) <= _NODES:
         raise FanalError(
-            f'{path} must hold a list of 2 to {_NODES} finite numbers, or {{"sigmas": that list}}, for example '
+            f'{path} must hold a list of 2 to {_NODES} numbers, or {{"sigmas": that list}}, for example '
             "[14.6, 3.9, 1.0, 0.3, 0]"
         )
     try:
