@@ -58,13 +58,13 @@ def from_file(path: str | Path) -> Grid:
     if isinstance(value, dict) and "schedules" in value:
         raise FanalError(f"{path} holds several grids: read it with fanal.schedule_files.read_schedules")
     numbers = value.get("sigmas") if isinstance(value, dict) else value
-    plain = isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers)
-    if not plain or not 2 <= len(numbers) <= _NODES:
+    found = numbers if isinstance(numbers, list) else []
+    if not 2 <= len(found) <= _NODES or not all(type(number) in (int, float) for number in found):
         raise FanalError(
             f'{path} must hold a list of 2 to {_NODES} numbers, or {{"sigmas": that list}}, for example '
             "[14.6, 3.9, 1.0, 0.3, 0]"
         )
     try:
-        return check_sigmas([float(number) for number in numbers])
+        return check_sigmas([float(number) for number in found])
     except (FanalError, OverflowError) as error:
         raise FanalError(f"{path}: {error}") from error
