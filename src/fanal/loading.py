@@ -20,11 +20,12 @@ from fanal.files import sha256_of
 from fanal.guidance import ClassifierFree
 from fanal.processes import check_device
 
-__all__ = ["Conditions", "bind", "card", "embedded", "fingerprint", "load", "open_network"]
+__all__ = ["PIPELINES", "Conditions", "bind", "card", "embedded", "fingerprint", "load", "open_network"]
 
 
 _CHECKPOINTS = ("edm:", "adm:", "consistency:")  # the kinds of fanal.adapters.CHECKPOINTS
-_PIPELINES = ("diffusers:", "hub:")
+PIPELINES = ("diffusers:", "hub:")
+"""How specs of diffusers pipelines begin."""
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -60,7 +61,7 @@ def card(spec: str) -> dict[str, Any]:
         from fanal.adapters import describe_checkpoint
 
         return describe_checkpoint(spec)
-    if spec.startswith(_PIPELINES):
+    if spec.startswith(PIPELINES):
         return cast(Native, open_network(spec)).card()
     if spec != "mixture:grid2":
         return {}
@@ -79,7 +80,7 @@ def fingerprint(spec: str) -> str:
         from fanal.adapters import checkpoint_file
 
         return sha256_of(checkpoint_file(spec))
-    if spec.startswith(_PIPELINES):
+    if spec.startswith(PIPELINES):
         return cast(Native, open_network(spec)).fingerprint()
     folder = _folder_of(spec)
     source: Path | None = folder / "model.json" if folder is not None else None
@@ -329,7 +330,7 @@ def open_network(spec: str | object, *, device: torch.device | str = "cpu", allo
         FanalError: nothing of that name exists, the file is damaged, or the device is not there.
     """
     where = check_device(device)
-    if not isinstance(spec, str) or spec.startswith(_PIPELINES):
+    if not isinstance(spec, str) or spec.startswith(PIPELINES):
         return _pipeline(spec, allow_bin, where)
     if allow_bin:
         raise FanalError(f"{spec} is no diffusers pipeline: allow_bin (--allow-bin) has no meaning for it")

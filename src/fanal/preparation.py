@@ -14,7 +14,7 @@ from fanal.denoiser import Model, Native
 from fanal.errors import FanalError, is_number, unknown_name
 from fanal.hallucination import Repair
 from fanal.hallucination.calibration import FLAG
-from fanal.loading import Conditions, bind, card, open_network
+from fanal.loading import PIPELINES, Conditions, bind, card, open_network
 from fanal.sampling import Solver
 from fanal.schedules import check_sigmas, jump
 
@@ -90,7 +90,7 @@ class SampleConfig:
         if not 0 <= self.seed < 2**40 // SEED_STRIDE:
             raise FanalError(f"seed must be in [0, {2**40 // SEED_STRIDE}), got {self.seed}")
         if self.schedule is None:
-            native = self.model.startswith(("diffusers:", "hub:"))
+            native = self.model.startswith(PIPELINES)
             object.__setattr__(self, "schedule", "native" if native else "polynomial")
         if self.prompt is not None and self.captions is not None:
             raise FanalError("give one prompt for all samples or a caption file, not both")
