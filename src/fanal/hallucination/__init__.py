@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fanal.hallucination import calibration as calibration
 from fanal.hallucination import detectors as detectors
+from fanal.hallucination import evaluate as evaluate
 from fanal.hallucination import repair as repair
 from fanal.hallucination import rods as rods
 from fanal.hallucination.calibration import Calibration as Calibration
