@@ -17,13 +17,13 @@ from torch import Tensor
 
 from fanal.denoiser import Counted, Denoiser, Model, Temperature, counters, evaluations, take
 from fanal.errors import FanalError, is_number
-from fanal.hallucination.detectors import Detector
+from fanal.hallucination.detectors import Detector, begin
 from fanal.sampling import Solver, trace
 from fanal.schedules import check_sigmas
 from fanal.seeding import noise
 from fanal.trajectory import Trajectory
 
-__all__ = ["REPAIRS", "Outcome", "Redo", "Renoise", "Repair", "watch", "watch_seeds"]
+__all__ = ["REPAIRS", "Fresh", "Outcome", "Redo", "Renoise", "Repair", "watch", "watch_seeds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def watch(
         FanalError: as `trace`.
     """
     net = denoiser if counters(denoiser) else Counted(denoiser)
-    before, eye, kept, end = evaluations(net), detector.start(), [], x
+    before, eye, kept, end = evaluations(net), begin(detector, net), [], x
     with torch.no_grad():
         for transition in trace(net, x, sigmas, solver, seeds, round=round):
             eye.see(transition)
@@ -147,6 +147,24 @@ def _merge(base: Outcome, part: Outcome, rows: Tensor, take: Bool[Tensor, " r"])
     x[rows[take].to(x.device)] = part.x[take.to(x.device)]
     risk[rows[take]] = part.risk[take]
     return Outcome(x, risk, spent, base.per_step, rounds, base.trajectory)
+
+
+def _rounds(
+    first: Outcome,
+    threshold: float,
+    rounds: int,
+    seeds: Sequence[int],
+    again: Callable[[Tensor, Tensor, list[int], int], Outcome],
+) -> Outcome:
+    """Try flagged samples again, `again(x, rows, seeds, round)`, and keep the try with the lowest risk."""
+    best = first
+    for number in range(1, rounds + 1):
+        rows = (best.risk > threshold).nonzero().flatten()
+        if not len(rows):
+            break
+        part = again(best.x[rows.to(best.x.device)], rows, [seeds[b] for b in rows.tolist()], number)
+        best = _merge(best, part, rows, part.risk < best.risk[rows])
+    return best
 
 
 @dataclass(frozen=True)
@@ -234,18 +252,55 @@ class Renoise:
         tail = grid[grid <= max(self.sigma, detector.window[1])]  # the rerun crosses all that the detector looks at
         if len(tail) < 2:
             raise FanalError(f"the grid has no two nodes at or below sigma = {self.sigma}, where re-noising returns to")
-        best = first
-        for number in range(1, self.rounds + 1):
-            rows = (best.risk > threshold).nonzero().flatten()
-            if not len(rows):
-                break
-            keys = [seeds[b] for b in rows.tolist()]
-            here = best.x[rows.to(x.device)]
+
+        def again(here: Tensor, rows: Tensor, keys: list[int], number: int) -> Outcome:
             fresh = noise(x.shape[1:], keys, float(tail[0]), round=number, stream="renoise", dtype=x.dtype)
-            again = watch(take(denoiser, rows), here + fresh.to(x.device), tail, solver, detector, keys, round=number)
-            best = _merge(best, again, rows, again.risk < best.risk[rows])
-        return best
+            return watch(take(denoiser, rows), here + fresh.to(x.device), tail, solver, detector, keys, round=number)
+
+        return _rounds(first, threshold, self.rounds, seeds, again)
 
 
-REPAIRS: dict[str, type] = {"redo": Redo, "renoise": Renoise}
+@dataclass(frozen=True)
+class Fresh:
+    """Throw flagged samples away and draw others from fresh noise at the largest sigma: reject and resample.
+
+    A sample leaves the loop when its risk is under the threshold; one that never gets there keeps the try with the
+    lowest risk. The plainest of all repairs, at the price of a whole run per round; what the risk dislikes and is
+    right gets rarer.
+
+    Attributes:
+        rounds: how often at most.
+    """
+
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rounds, int) or not 1 <= self.rounds < 4096:
+            raise FanalError(f"resampling needs rounds in [1, 4095], got {self.rounds!r}")
+
+    def repair(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        sigmas: Tensor,
+        solver: Solver,
+        detector: Detector,
+        seeds: Sequence[int],
+        first: Outcome,
+        threshold: float,
+    ) -> Outcome:
+        """Resample the samples whose risk exceeds the threshold until it does not, or the rounds are used up.
+
+        Raises:
+            FanalError: as `trace`.
+        """
+
+        def again(_: Tensor, rows: Tensor, keys: list[int], number: int) -> Outcome:
+            fresh = noise(x.shape[1:], keys, float(sigmas[0]), round=number, stream="fresh", dtype=x.dtype)
+            return watch(take(denoiser, rows), fresh.to(x.device), sigmas, solver, detector, keys, round=number)
+
+        return _rounds(first, threshold, self.rounds, seeds, again)
+
+
+REPAIRS: dict[str, type] = {"redo": Redo, "renoise": Renoise, "fresh": Fresh}
 """Name → class, for cards and the command line."""
