@@ -324,8 +324,8 @@ class Curvature:
     window: tuple[float, float] = (0.0, math.inf)
     free: bool = field(default=False, init=False)
 
-    def start(self) -> _CurvatureWatch:
-        """Begin to watch a run."""
+    def start(self, denoiser: Denoiser | None = None) -> _CurvatureWatch:
+        """Begin to watch a run; the denoiser is not asked."""
         return _CurvatureWatch(self.window)
 
 

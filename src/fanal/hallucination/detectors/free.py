@@ -1,0 +1,223 @@
+"""Detectors that read what the run computes anyway."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fanal.denoiser import Denoiser, slope
+from fanal.hallucination.detectors.watching import Running, Watch, check_window, size
+from fanal.sampling import Transition
+
+__all__ = ["EarlyStop", "Gray", "LastSlope", "PathLength", "SecondDifference", "SlopeChange", "Variance"]
+
+
+def _slope(transition: Transition) -> Tensor:
+    """The noise prediction d where the step asked for it."""
+    x, sigma = transition.step.at or (transition.x, transition.span.sigma)
+    return slope(x, transition.step.denoised, sigma)
+
+
+class _VarianceWatch(Running):
+    center: Tensor | None = None
+    squares: Tensor | None = None
+
+    def update(self, transition: Transition) -> Tensor:
+        denoised = transition.step.denoised
+        if self.center is None or self.squares is None:
+            self.center, self.squares = torch.zeros_like(denoised), torch.zeros_like(denoised)
+        off = denoised - self.center  # Welford's update: no trajectory is kept
+        self.center = self.center + off / self.count
+        self.squares = self.squares + off * (denoised - self.center)
+        return self.squares.flatten(1).mean(1) / self.count
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Variance of the denoised prediction over the last part of a run (Aithal et al. 2024), free.
+
+    `mean_j Var_i(D_j(x_i, sigma_i))` over the steps i with sigma in `window` and the entries j of a sample: a
+    prediction that keeps wavering after the others have settled has met a region between modes.
+
+    Attributes:
+        window: closed range of sigma that counts; in sigma, so that a run that starts half-way is judged alike.
+    """
+
+    window: tuple[float, float]
+    free: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+
+    def start(self, denoiser: Denoiser | None = None) -> Watch:
+        """Begin to watch a run."""
+        return _VarianceWatch(self.window, "trajectory variance", 2)
+
+
+class _PathWatch(Running):
+    last: Tensor | None = None
+
+    def update(self, transition: Transition) -> Tensor | None:
+        before, self.last = self.last, transition.step.denoised
+        return None if before is None else self.steps[-1] + size(self.last - before)
+
+
+@dataclass(frozen=True)
+class PathLength:
+    """Length of the denoising trajectory over the last part of a run, free.
+
+    `Σ_i ‖D_{i+1} − D_i‖/√dim` over the neighboring steps with sigma in `window`.
+
+    Attributes:
+        window: closed range of sigma that both ends of a piece must lie in.
+    """
+
+    window: tuple[float, float]
+    free: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+
+    def start(self, denoiser: Denoiser | None = None) -> Watch:
+        """Begin to watch a run."""
+        return _PathWatch(self.window, "path length", 2)
+
+
+class _BendWatch(Running):
+    last: Tensor | None = None
+    moved: Tensor | None = None
+
+    def update(self, transition: Transition) -> Tensor | None:
+        denoised, result = transition.step.denoised, None
+        moved = None if self.last is None else denoised - self.last
+        if moved is not None and self.moved is not None:
+            result = torch.maximum(self.steps[-1], size(moved - self.moved))
+        self.last, self.moved = denoised, moved
+        return result
+
+
+@dataclass(frozen=True)
+class SecondDifference:
+    """Largest second difference of the denoising trajectory, free.
+
+    `max_i ‖D_{i+1} − 2·D_i + D_{i−1}‖/√dim` over the triples of steps with sigma in `window`: the sharpest turn.
+
+    Attributes:
+        window: closed range of sigma that all three steps must lie in.
+    """
+
+    window: tuple[float, float]
+    free: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+
+    def start(self, denoiser: Denoiser | None = None) -> Watch:
+        """Begin to watch a run."""
+        return _BendWatch(self.window, "the second difference", 3)
+
+
+class _ChangeWatch(Running):
+    last: Tensor | None = None
+
+    def update(self, transition: Transition) -> Tensor | None:
+        before, self.last = self.last, _slope(transition)
+        return None if before is None else torch.maximum(self.steps[-1], size(self.last - before))
+
+
+@dataclass(frozen=True)
+class SlopeChange:
+    """Largest disagreement of Euler's and Heun's step, free.
+
+    `max_i ‖d_{i+1} − d_i‖/√dim`, d the noise prediction, over the neighboring steps with sigma in `window`. From
+    the same point Heun's step differs from Euler's by `h/2·(d_{i+1} − d_i)`.
+
+    Attributes:
+        window: closed range of sigma that both steps must lie in.
+    """
+
+    window: tuple[float, float]
+    free: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+
+    def start(self, denoiser: Denoiser | None = None) -> Watch:
+        """Begin to watch a run."""
+        return _ChangeWatch(self.window, "the change of the slope", 2)
+
+
+class _EarlyWatch(Running):
+    first: Tensor | None = None
+
+    def update(self, transition: Transition) -> Tensor | None:
+        if self.first is None:
+            self.first = transition.step.denoised
+            return None
+        return size(transition.step.denoised - self.first)
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Distance of an early denoised prediction from the last one, free.
+
+    `‖D_last − D_first‖/√dim`, first and last among the steps with sigma in `window`. On a grid that ends at 0 the last
+    prediction is the sample, so with `window = (0, high)` this is what stopping at `high` would have changed.
+
+    Attributes:
+        window: closed range of sigma; its upper end says where the run would have stopped.
+    """
+
+    window: tuple[float, float]
+    free: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+
+    def start(self, denoiser: Denoiser | None = None) -> Watch:
+        """Begin to watch a run."""
+        return _EarlyWatch(self.window, "early stopping", 2)
+
+
+class _SlopeWatch(Running):
+    def update(self, transition: Transition) -> Tensor:
+        return size(_slope(transition))
+
+
+@dataclass(frozen=True)
+class LastSlope:
+    """Size of the noise prediction at the last step, `‖d‖/√dim` at the smallest sigma, free.
+
+    `d = −sigma·score`: small inside a mode, whose score is small, and large off the support, where the score still
+    pulls towards it. It shines in few dimensions and says little about images.
+    """
+
+    free: bool = field(default=True, init=False)
+    window: tuple[float, float] = field(default=(0.0, 0.0), init=False)
+
+    def start(self, denoiser: Denoiser | None = None) -> Watch:
+        """Begin to watch a run."""
+        return _SlopeWatch((0.0, math.inf), "the last slope")
+
+
+class _GrayWatch(Running):
+    def update(self, transition: Transition) -> Tensor:
+        return (1 - transition.step.denoised.abs()).clamp(min=0).flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Gray:
+    """How undecided the values of the last prediction are, `mean_j max(0, 1 − |D_j|)`, free.
+
+    For pictures in [−1, 1] that are black and white but for their edges; elsewhere it means nothing.
+    """
+
+    free: bool = field(default=True, init=False)
+    window: tuple[float, float] = field(default=(0.0, 0.0), init=False)
+
+    def start(self, denoiser: Denoiser | None = None) -> Watch:
+        """Begin to watch a run."""
+        return _GrayWatch((0.0, math.inf), "the share of gray")
