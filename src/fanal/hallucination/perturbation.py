@@ -11,8 +11,9 @@ with p = 0, 1, 2 and r the radius. Perturbations are held fixed: no gradient flo
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,50 +22,26 @@ from torch import Tensor
 from fanal.denoiser import Denoiser, expand
 from fanal.errors import FanalError, is_number
 from fanal.exact.gaussian import accumulator
+from fanal.hallucination.regions import REGIONS, UNITS, Region, norms, unit
 from fanal.solvers.arithmetic import check_choice
 from fanal.solvers.taylor import total_derivative
 
 __all__ = [
     "PRODUCTS",
     "READINGS",
-    "UNITS",
+    "Objective",
     "Search",
     "Slope",
-    "ascend",
     "bend",
     "differentiate",
-    "norms",
-    "radius",
-    "unit",
+    "slope_of",
 ]
 
 READINGS: dict[str, int] = {"residual": 0, "direction": 1, "score": 2}
 """Reading of v → the power of sigma that divides ‖x − D‖."""
 
-UNITS: tuple[str, ...] = ("absolute", "sigma", "shell")
-"""What the radius is counted in: as it is, in sigma, or in sigma·√d, the norm of the noise."""
-
 PRODUCTS: tuple[str, ...] = ("backward", "forward", "difference")
 """How a product with the Jacobian is formed."""
-
-
-def norms(v: Float[Tensor, "b *d"]) -> Float[Tensor, "b *ones"]:
-    """Return the norm of each sample, with the axes of v kept at length 1."""
-    return v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1))
-
-
-def unit(v: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
-    """Return `v/‖v‖` of each sample; 0 stays 0."""
-    size = norms(v)
-    return v / torch.where(size > 0, size, torch.ones_like(size))
-
-
-def radius(rho: float, units: str, sigma: Tensor, x: Float[Tensor, "b *d"]) -> Tensor:
-    """Return the radius r of the perturbations: rho, `rho·sigma` or `rho·sigma·√d`, to multiply samples with."""
-    level = expand(sigma.to(x.device, accumulator(x)), x)
-    if units == "absolute":
-        return rho * torch.ones_like(level)
-    return rho * (math.sqrt(x[0].numel()) if units == "shell" else 1.0) * level
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,24 +119,37 @@ def differentiate(denoiser: Denoiser, x: Float[Tensor, "b *d"], sigma: Tensor, p
     return Slope(denoised, residual, unit(residual) - pulled, int(product != "difference"))
 
 
-def ascend(size: Tensor, gradient: Float[Tensor, "b *d"], start: Tensor | None = None) -> Float[Tensor, "b *d"]:
-    """Return a gradient step of length `size`, taken back to the sphere of that radius.
-
-    `δ' = r·u(δ + r·u(g))` with u(v) = v/‖v‖; from the center it is `r·u(g)`, the one step of [RODS] B.4.
-
-    Args:
-        size: r, as `radius` gives it.
-        gradient: g, at the perturbed point.
-        start: the perturbation before, δ; None: 0, the center.
-    """
-    step = unit(gradient)
-    return size * (step if start is None else unit(start + size * step))
-
-
 def bend(here: Slope, there: Slope, sigma: Tensor, v: str) -> Float[Tensor, " b"]:
     """Return the index `‖∇‖v(x + δ)‖ − ∇‖v(x)‖‖` ([RODS] eq. 8) from the slopes at both points."""
     turned = (there.gradient - here.gradient).flatten(1).norm(dim=1)
     return turned / sigma.to(turned.device, turned.dtype) ** READINGS[v]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a perturbation makes large, sample by sample: g(x, δ) of [RODS] section 4.2, differentiable in δ."""
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, sigma: Tensor, delta: Tensor, /) -> Tensor:
+        """Return g, (B,); a sample's value depends on that sample alone."""
+        ...
+
+
+def slope_of(objective: Objective, denoiser: Denoiser, x: Tensor, sigma: Tensor, delta: Tensor) -> Tensor:
+    """Return the gradient of an objective at δ, whatever the caller's gradient mode; it has no graph.
+
+    Raises:
+        FanalError: the objective does not give one number per sample, or does not depend on δ.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = delta.detach().clone().requires_grad_()
+        values = objective(denoiser, x.detach().clone(), sigma.detach().clone(), leaf)
+        if not isinstance(values, Tensor) or values.shape != (len(x),):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise FanalError(f"an objective of rods gives one number per sample, ({len(x)},), got {got}")
+        if not values.requires_grad:
+            raise FanalError("the objective of rods has no gradient with respect to delta: build it of torch functions")
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)
+    return gradient.to(accumulator(x))
 
 
 @dataclass(frozen=True)
@@ -171,6 +161,7 @@ class Search:
         rho_units: one of `UNITS`.
         steps: number of gradient steps.
         product: one of `PRODUCTS`.
+        region: the set it comes from, or the name of one.
 
     Raises:
         FanalError: a field is none of these.
@@ -180,6 +171,7 @@ class Search:
     rho_units: str
     steps: int
     product: str
+    region: Region | str = "sphere"
 
     def __post_init__(self) -> None:
         if not (is_number(self.rho) and self.rho >= 0):
@@ -188,26 +180,61 @@ class Search:
             raise FanalError(f"rods needs a whole number of gradient steps >= 1, got {self.steps!r}")
         check_choice("rho_units of rods", self.rho_units, UNITS)
         check_choice("product of rods", self.product, PRODUCTS)
+        if not isinstance(self.region, Region):
+            check_choice("region of rods", self.region, REGIONS)
+
+    @property
+    def allowed(self) -> Region:
+        """The set of perturbations, up to its radius."""
+        return self.region if isinstance(self.region, Region) else Region(self.region)
 
     def size(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the radius at this noise level."""
-        return radius(self.rho, self.rho_units, sigma, x)
+        return self.allowed.radius(self.rho, self.rho_units, sigma, x)
+
+    def climb(self, x: Tensor, sigma: Tensor, first: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the perturbation that `steps` projected gradient steps lead to.
+
+        Args:
+            x: the points.
+            sigma: their noise level.
+            first: the gradient at the center.
+            gradient: δ → the gradient there.
+        """
+        size = self.size(x, sigma)
+        delta = self.allowed.ascend(size, first)
+        for k in range(1, self.steps):
+            delta = self.allowed.ascend(size, gradient(delta.to(x.dtype)), delta, k)
+        return delta.to(x.dtype)
 
     def cas(self, denoiser: Denoiser, x: Tensor, sigma: Tensor, here: Slope) -> tuple[Tensor, int]:
         """Return the perturbation that makes ‖v(x + δ)‖ largest, and the products spent beyond the one in `here`."""
-        size, spent = self.size(x, sigma), 0
-        delta = ascend(size, here.gradient)
-        for _ in range(self.steps - 1):
-            there = differentiate(denoiser, x + delta.to(x.dtype), sigma, self.product)
-            delta, spent = ascend(size, there.gradient, delta), spent + there.products
-        return delta.to(x.dtype), spent
+        spent = 0
+
+        def gradient(delta: Tensor) -> Tensor:
+            nonlocal spent
+            there = differentiate(denoiser, x + delta, sigma, self.product)
+            spent += there.products
+            return there.gradient
+
+        return self.climb(x, sigma, here.gradient, gradient), spent
 
     def sas(self, denoiser: Denoiser, x: Tensor, sigma: Tensor, residual: Tensor) -> Tensor:
         """Return the perturbation that makes −log p largest: uphill, along the residual `x − D`."""
-        size = self.size(x, sigma)
-        delta = ascend(size, residual)
-        for _ in range(self.steps - 1):
-            y = x + delta.to(x.dtype)
+
+        def gradient(delta: Tensor) -> Tensor:
             with torch.no_grad():
-                delta = ascend(size, y - denoiser(y, sigma), delta)
-        return delta.to(x.dtype)
+                return x + delta - denoiser(x + delta, sigma)
+
+        return self.climb(x, sigma, residual, gradient)
+
+    def best(self, objective: Objective, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, int]:
+        """Return the perturbation that makes an objective largest, and the products spent: one per step.
+
+        A sample whose gradient at δ = 0 is 0 is not moved.
+        """
+
+        def gradient(delta: Tensor) -> Tensor:
+            return slope_of(objective, denoiser, x, sigma, delta)
+
+        return self.climb(x, sigma, gradient(torch.zeros_like(x)), gradient), self.steps

@@ -19,12 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from fanal.denoiser import Counted, Denoiser, Wrapper, expand
+from fanal.denoiser import Counted, Denoiser
 from fanal.errors import FanalError
-from fanal.hallucination.perturbation import READINGS, Search, Slope, ascend, bend, differentiate
+from fanal.hallucination.perturbation import READINGS, Objective, Search, bend, differentiate
+from fanal.hallucination.regions import Region
+from fanal.hallucination.robust import Kept, Plan, Robust
 from fanal.sampling import Solver, Span, Step, Transition
 from fanal.solvers.arithmetic import check_choice
 from fanal.solvers.onestep import Euler
@@ -48,6 +50,7 @@ def index(
     rho_units: str = "shell",
     steps: int = 1,
     product: str = "backward",
+    region: Region | str = "sphere",
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b *d"]]:
     """Return the index of each sample, and the perturbation δ that it was measured along.
 
@@ -64,12 +67,13 @@ def index(
         rho_units: "absolute", "sigma" (r = rho·sigma) or "shell" (r = rho·sigma·√d).
         steps: number of gradient steps for δ.
         product: "backward", "forward" or "difference", as in `fanal.hallucination.perturbation.differentiate`.
+        region: the set that δ comes from, as in `Guard`.
 
     Raises:
         FanalError: an argument is none of these, or the denoiser cannot be differentiated.
     """
     check_choice("v of rods", v, tuple(READINGS))
-    search, level = Search(rho, rho_units, steps, product), torch.as_tensor(sigma, dtype=torch.float64)
+    search, level = Search(rho, rho_units, steps, product, region), torch.as_tensor(sigma, dtype=torch.float64)
     if not bool((level > 0).all()):
         raise FanalError(f"the index needs sigma > 0, got {sigma}")
     here = differentiate(denoiser, x, level, product)
@@ -87,12 +91,15 @@ class Guard:
     `rods_products` (B,), the denoiser's calls and Jacobian products of the whole step, counted as they are made.
 
     Samples that are not corrected keep every bit. In the window an always-on CAS step costs one call and one product
-    more than the solver's, SAS one call; with a threshold, CAS costs one call and two products.
+    more than the solver's, SAS one call; with a threshold, CAS costs one call and two products. With `hold` or `lag`
+    most steps take their δ from a step before and ask at x + δ only: no call more than the solver's. `Step.denoised`
+    is then D(x + δ, sigma), and `Step.at` says so.
 
     Attributes:
         solver: what takes the steps.
         method: "cas": δ along ∇‖v‖; "sas": along −∇log p, the residual; "random" (draws noise, so it needs seeds) and
-            "reversed" (against CAS) are controls with the same norm of δ.
+            "reversed" (against CAS) are controls with the same norm of δ. Or any `g(denoiser, x, sigma, δ) -> (B,)`
+            that δ is to make large ([RODS] 4.2), by one product per gradient step.
         rho: radius, in `rho_units`.
         rho_units: "absolute"; "sigma": rho·sigma; "shell": rho·sigma·√d, a share of the noise's norm.
         window: where the guard acts, low to high; None: everywhere.
@@ -103,13 +110,17 @@ class Guard:
         v: what the index is of: "score", "direction" or "residual".
         steps: number of gradient steps for δ ([RODS] B.4).
         product: "backward", exact; "forward" or "difference" for networks without a backward pass, or to save memory.
+        region: the set that δ comes from: "sphere", "ball" or "box" (the ℓ∞ ball), or a `Region` with a mask.
+        hold: guarded steps that one δ serves, scaled to each step's radius; whom to correct is held with it.
+        lag: δ comes from where the step before was evaluated, its own x + δ, so that no call is added but at the
+            first guarded step; for "cas", "sas" and "reversed" without a threshold and with one gradient step.
 
     Raises:
-        FanalError: a field is none of these.
+        FanalError: a field is none of these, or they do not go together.
     """
 
     solver: Solver = field(default_factory=Euler)
-    method: str = "cas"
+    method: str | Objective = "cas"
     rho: float = 0.1
     rho_units: str = "shell"
     window: tuple[float, float] | None = field(default=None, metadata={"like": (4.0, 20.0)})
@@ -118,15 +129,20 @@ class Guard:
     v: str = "score"
     steps: int = 1
     product: str = "backward"
+    region: Region | str = "sphere"
+    hold: int = 1
+    lag: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, type) or not isinstance(self.solver, Solver):
             raise FanalError(f"rods guards an object with a step method, such as Euler(), got {self.solver!r:.60}")
-        check_choice("method of rods", self.method, METHODS)
+        if isinstance(self.method, str) or not callable(self.method):
+            check_choice("method of rods", str(self.method), METHODS)
         check_choice("window_units of rods", self.window_units, WINDOW_UNITS)
         check_choice("v of rods", self.v, tuple(READINGS))
-        self._search()
+        self._plan()
         self._check_window()
+        self._check_reuse()
         if self.threshold is not None:
             object.__setattr__(self, "threshold", _thresholds(self.threshold))
 
@@ -139,8 +155,21 @@ class Guard:
         if self.window_units == "fraction" and self.window[0] > 1:
             raise FanalError(f"a window in fractions of the run starts between 0 and 1, got {self.window!r}")
 
-    def _search(self) -> Search:
-        return Search(self.rho, self.rho_units, self.steps, self.product)
+    def _check_reuse(self) -> None:
+        if isinstance(self.hold, bool) or not isinstance(self.hold, int) or self.hold < 1:
+            raise FanalError(f"rods holds a perturbation for a whole number of steps >= 1, got {self.hold!r}")
+        if not self.lag:
+            return
+        if self.method not in ("cas", "sas", "reversed") or self.threshold is not None or self.steps != 1:
+            raise FanalError(
+                "with lag, rods looks only at x + delta: it takes method cas, sas or reversed, one gradient step, and "
+                f"no threshold, got {self.method!r:.40}, steps={self.steps} and threshold={self.threshold!r:.40}; "
+                "hold goes with all of them"
+            )
+
+    def _plan(self) -> Plan:
+        search = Search(self.rho, self.rho_units, self.steps, self.product, self.region)
+        return Plan(self.method, search, self.v, self.hold, self.lag)
 
     def inside(self, span: Span) -> bool:
         """Whether the guard acts on an interval."""
@@ -168,10 +197,15 @@ class Guard:
 
     def step(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...] = ()) -> Step:
         """Cross `span` with the inner solver, and with the robust denoiser where the guard acts."""
-        limit = self.limit(span)
-        asked = Counted(denoiser)
-        robust = _Robust(asked, self, span, limit)
-        step = self.solver.step(robust if self.inside(span) else asked, x, span, memory)
+        plan, limit, asked = self._plan(), self.limit(span), Counted(denoiser)
+        known = plan.remembers and len(memory) > 0
+        kept = Kept(*memory[:2]) if known else Kept.none(x)
+        robust = Robust(asked, plan, span, limit, kept)
+        inside = self.inside(span)
+        step = self.solver.step(robust if inside else asked, x, span, memory[2:] if known else memory)
+        if plan.remembers:
+            left = robust.kept if robust.found is not None else Kept.none(x)
+            step = dataclasses.replace(step, memory=(*left.memory(), *step.memory))
         found, rows = robust.found, torch.ones(len(x), dtype=x.dtype, device=x.device)
         info = {
             "rods_index": rows * math.nan,
@@ -184,10 +218,12 @@ class Guard:
         info |= {"rods_corrected": found.rows.to(x.dtype), "rods_denoised": found.robust.detach()}
         if found.index is not None:
             info["rods_index"] = found.index.to(x.dtype)
+        step = dataclasses.replace(step, info={**step.info, **info})
         start = span.sigma if step.at is None else step.at[1]
-        # A solver that first asks elsewhere (after an analytic step) has said itself what it saw at the start.
-        denoised = found.denoised if torch.equal(found.sigma, start) else step.denoised
-        return dataclasses.replace(step, denoised=denoised, info={**step.info, **info})
+        if not torch.equal(found.sigma, start):
+            return step  # a solver that first asks elsewhere (after an analytic step) said itself what it saw
+        at = step.at if found.at is None else (found.at, found.sigma)
+        return dataclasses.replace(step, denoised=found.denoised, at=at)
 
 
 def _thresholds(given: float | Sequence[float] | Tensor) -> float | tuple[float, ...]:
@@ -199,89 +235,6 @@ def _thresholds(given: float | Sequence[float] | Tensor) -> float | tuple[float,
     if values.ndim > 1 or bool(values.isnan().any()):
         raise FanalError(f"threshold is a number, or one per step, got {given!r:.60}")
     return float(values) if values.ndim == 0 else tuple(values.tolist())
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Found:
-    """What the guard found where a step first asked the network.
-
-    `rows` says which samples are corrected, `delta` is 0 for the others; `robust` is what the solver was told.
-    """
-
-    sigma: Tensor
-    denoised: Tensor
-    robust: Tensor
-    delta: Tensor
-    rows: Bool[Tensor, " b"]
-    index: Tensor | None
-
-
-class _Robust(Wrapper):
-    """The denoiser of one step: finds δ where it is first asked, and holds it fixed from then on."""
-
-    def __init__(self, denoiser: Denoiser, guard: Guard, span: Span, limit: float | None) -> None:
-        super().__init__(denoiser)
-        self.guard, self.span, self.limit = guard, span, limit
-        self.search = guard._search()
-        self.found: _Found | None = None
-        self.products = 0
-
-    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
-        """Return `D(x + δ) − δ` for the corrected samples and D for the others."""
-        if self.found is None:
-            self.found = self._look(x, sigma)
-            return self.found.robust
-        return self._moved(x, sigma, self.found.delta, self.found.rows)
-
-    def _moved(self, x: Tensor, sigma: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
-        """The robust prediction at any point of the step."""
-        if not bool(rows.any()):
-            return self.denoiser(x, sigma)
-        mask = expand(rows, x)
-        # where, not a sum with 0: −0 + 0 would change a bit
-        denoised = self.denoiser(torch.where(mask, x + delta, x), sigma)
-        return torch.where(mask, denoised - delta, denoised)
-
-    def _differentiated(self, x: Tensor, sigma: Tensor) -> Slope:
-        slope = differentiate(self.denoiser, x, sigma, self.guard.product)
-        self.products += slope.products
-        return slope
-
-    def _look(self, x: Tensor, sigma: Tensor) -> _Found:
-        """Find the perturbation and whom to correct.
-
-        Products run on a graph of their own. Without gradients, as in `sample`, their predictions serve the step too;
-        with gradients the step asks again, so that the caller's graph stays whole.
-        """
-        guard, own = self.guard, not torch.is_grad_enabled()
-        here = there = value = aim = None
-        if self.limit is not None or guard.method in ("cas", "reversed"):
-            here = self._differentiated(x, sigma)
-            aim, spent = self.search.cas(self.denoiser, x.detach(), sigma, here)
-            self.products += spent
-        denoised = here.denoised if here is not None and own else self.denoiser(x, sigma)
-        rows = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        if self.limit is not None and here is not None and aim is not None:
-            there = self._differentiated(x.detach() + aim, sigma)
-            value = bend(here, there, sigma, guard.v)
-            rows = value >= self.limit
-        if not bool(rows.any()):
-            return _Found(sigma, denoised, denoised, torch.zeros_like(x), rows, value)
-        delta = self._direction(x.detach(), sigma, denoised.detach(), aim)
-        if there is not None and own and guard.method == "cas":
-            robust = torch.where(expand(rows, x), there.denoised - delta, denoised)
-        else:
-            robust = torch.where(expand(rows, x), self._moved(x, sigma, delta, rows), denoised)
-        return _Found(sigma, denoised, robust, delta, rows, value)
-
-    def _direction(self, x: Tensor, sigma: Tensor, denoised: Tensor, aim: Tensor | None) -> Tensor:
-        """The perturbation of the guard's method; `aim` is that of CAS, where it is known."""
-        if self.guard.method == "sas":
-            return self.search.sas(self.denoiser, x, sigma, x - denoised)
-        if self.guard.method == "random":
-            return ascend(self.search.size(x, sigma), self.span.noise(x, "rods")).to(x.dtype)
-        assert aim is not None
-        return aim if self.guard.method == "cas" else -aim
 
 
 @dataclass
