@@ -1,0 +1,307 @@
+"""The closed-form denoiser of a finite data set: attention over its points."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fanal.denoiser import Denoiser
+from fanal.errors import FanalError
+from fanal.exact.gaussian import accumulator, flat
+from fanal.exact.streaming import BLOCK, Points, Query, Sums, moments, stream
+
+__all__ = ["Dataset"]
+
+_SAFETY = 8.0  # rounding errors of a product of d terms cancel: this much smaller than their bound, and still safe
+_GATHER = 2**24  # entries of the (B, K, d) differences held at a time
+
+
+class Dataset(Denoiser):
+    """`D(x, sigma) = Σ_i w_i y_i`, `w = softmax(−‖x − y_i‖²/2sigma²)`: what a network trained on the points aims for.
+
+    The minimizer of the denoising loss on a finite set ([REG] eq. 9, with distances in x-space; [PDE] prop. 4.4, whose
+    kernel variance is misprinted). One pass over the points in blocks, two matrix products; memory beyond the data does
+    not grow with N.
+
+    The products run in the dtype of x. In float32 a logit is off by about `6e-8·‖x‖‖y‖/sigma²`; where that could change
+    the answer by more than `tolerance`, the nearest `rerank` points are weighed again by direct float64 differences,
+    and where others could matter as well, the whole pass is done in float64. On mps there is no float64.
+
+    Args:
+        points: (N, *shape): a tensor, or an array that may be mapped from a file; uint8 images become `y/127.5 − 1`.
+        labels: class of each point, (N,); `D(x, sigma, labels)` then weighs the points of a class only. `classes`
+            stands for all.
+        sigma_min: smallest noise level it is used at.
+        sigma_max: largest noise level it is used at.
+        tolerance: wanted relative error of the result.
+        rerank: number of nearest points kept for the second weighing.
+        block: points read at a time.
+
+    Raises:
+        FanalError: there is no point, one is not finite, or the labels do not fit.
+    """
+
+    def __init__(
+        self,
+        points: Tensor | np.ndarray,
+        labels: Tensor | None = None,
+        *,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        tolerance: float = 1e-5,
+        rerank: int = 64,
+        block: int = BLOCK,
+    ) -> None:
+        self.points = Points(points, labels, block)
+        self.shape = self.points.shape
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.tolerance, self.rerank = tolerance, min(rerank, self.points.count)
+        known = self.points.labels
+        self.classes = 0 if known is None else int(known.max()) + 1
+        self.counts = None if known is None else torch.bincount(known, minlength=self.classes)
+
+    def __len__(self) -> int:
+        """Return the number of points."""
+        return self.points.count
+
+    def _query(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Query:
+        """Check what is asked, and flatten it.
+
+        Raises:
+            FanalError: a shape does not fit, sigma is not positive, or a label is none of the classes.
+        """
+        wide, level = flat(x, torch.as_tensor(sigma), self.shape)
+        if not bool((level > 0).all()):
+            raise FanalError(f"the denoiser of a data set needs sigma > 0, got {sigma}")
+        narrow = wide.to(x.dtype) if x.dtype in (torch.float32, torch.float64) else wide.float()
+        wanted = None
+        if labels is not None:
+            wanted = torch.as_tensor(labels).to("cpu", torch.int64).expand(len(x)).clone()
+            if not self.classes or bool(((wanted < 0) | (wanted > self.classes)).any()):
+                raise FanalError(f"labels are whole numbers in [0, {self.classes}], got {labels!s:.60}")
+            wanted[wanted == self.classes] = -1
+        return Query(narrow, level.expand(len(x), 1), wanted)
+
+    def _noise(self, query: Query) -> Tensor:
+        """What rounding may do to a logit, (B,)."""
+        size = query.x.norm(dim=1).to(query.level.dtype)
+        return torch.finfo(query.x.dtype).eps / 2 / _SAFETY * size * self.points.radius / query.level[:, 0] ** 2
+
+    def _sums(self, query: Query, keep: int = 0, entropy: bool = False) -> Sums:
+        """The posterior, exact to the tolerance: in the query's dtype, again for the nearest points, or in float64."""
+        wide, noise = accumulator(query.x), self._noise(query)
+        rough = (noise > self.tolerance) & (query.x.dtype != wide)
+        wanted = max(keep, self.rerank if bool(rough.any()) else 0)
+        found = stream(self.points, query, wanted, entropy)
+        rows = rough.nonzero().flatten()
+        if not len(rows):
+            return found
+        found.mean = found.mean.to(wide)
+        # The points that were not kept weigh at most this much, even if rounding favored those that were.
+        last = found.top[rows, 0] - found.top[rows, -1] - 2 * _SAFETY * noise[rows]
+        sure = (len(self) * torch.exp(-last) < self.tolerance) | torch.tensor(wanted >= len(self))
+        near, far = rows[sure], rows[~sure]
+        for part in near.split(max(1, _GATHER // (wanted * self.points.dim))):
+            found.put(part, self._head(query.take(part), found.index[part]))
+        if len(far):
+            found.put(far, stream(self.points, query.take(far).to(wide), wanted, entropy))
+        return found
+
+    def _head(self, query: Query, index: Tensor) -> Sums:
+        """The posterior over a few points per sample, by direct differences."""
+        wide = accumulator(query.x)
+        near = self.points.rows(index, query.x.device, wide)
+        squares = (query.x.to(wide)[:, None] - near).square().sum(2)
+        logits = -squares / (2 * query.level**2)
+        if self.points.labels is not None and query.labels is not None:
+            own = query.labels[:, None]
+            logits = logits.masked_fill(
+                ((self.points.labels[index.cpu()] != own) & (own >= 0)).to(logits.device), -math.inf
+            )
+        log_weights = logits.log_softmax(1)
+        weights = log_weights.exp()
+        entropy = -(weights * log_weights.nan_to_num(neginf=0.0)).sum(1)
+        top, order = logits.sort(1, descending=True)
+        return Sums(
+            logits.logsumexp(1), torch.einsum("bk,bkd->bd", weights, near), entropy, top, index.gather(1, order)
+        )
+
+    def __call__(
+        self, x: Float[Tensor, "b *d"], sigma: Tensor, labels: Int[Tensor, " b"] | None = None, /
+    ) -> Float[Tensor, "b *d"]:
+        """Return the posterior mean of the points given x; gradients reach x and sigma.
+
+        A first derivative costs two more passes; a second one holds all B·N weights.
+
+        Raises:
+            FanalError: a shape does not fit, sigma is not positive, or a label is none of the classes.
+        """
+        return _Denoise.apply(x, torch.as_tensor(sigma), self, labels)  # pyright: ignore[reportReturnType]
+
+    def _dense(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """The denoiser in plain operations on all points at once, (B, N) weights: differentiable again and again."""
+        wide, level = flat(x, sigma, self.shape)
+        y = self.points.block(slice(0, len(self)), wide.dtype, x.device)
+        logits = (wide @ y.T - self.points.half.to(y)) / level**2
+        own = self._query(x.detach(), sigma.detach(), labels).labels
+        if own is not None and self.points.labels is not None:
+            other = (self.points.labels != own[:, None]) & (own[:, None] >= 0)
+            logits = logits.masked_fill(other.to(logits.device), -math.inf)
+        return (torch.softmax(logits, 1) @ y).to(x.dtype).reshape(x.shape)
+
+    def log_density(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
+        """Return the log density in nats of the points blurred with sigma: a kernel density estimate, any bandwidth.
+
+        `log Σ_i N(x; y_i, sigma²I)/N`, float64 (float32 on mps).
+
+        Raises:
+            FanalError: as the denoiser.
+        """
+        query = self._query(x, sigma)
+        volume = self.points.dim / 2 * torch.log(2 * math.pi * query.level[:, 0] ** 2)
+        return self._sums(query).log_sum - math.log(len(self)) - volume
+
+    def entropy(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
+        """Return the entropy `−Σ w log w` of the posterior in nats, from log N (all points alike) down to 0.
+
+        [REG] sec. 4.4, where it marks the stages of a run.
+
+        Raises:
+            FanalError: as the denoiser.
+        """
+        return self._sums(self._query(x, sigma), entropy=True).entropy
+
+    def entropy_rate(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
+        """Return `dH/dsigma` along the exact trajectory `dx/dsigma = (x − D)/sigma` through x, in nats.
+
+        `−Cov_w(dl/dsigma, l)` with `dl_i/dsigma = ⟨y_i − x, x − D⟩/sigma³ − 2 l_i/sigma`.
+
+        Raises:
+            FanalError: as the denoiser.
+        """
+        query = self._query(x, sigma)
+        found, level = self._sums(query), query.level[:, 0]
+        residual = query.x.to(found.log_sum.dtype) - found.mean.to(found.log_sum.dtype)
+        m = moments(self.points, query, self._exact_sum(query, found), residual)
+        return -(m["al"] - m["a"] * m["l"]) / level**3 + 2 / level * (m["ll"] - m["l"] ** 2)
+
+    def _exact_sum(self, query: Query, found: Sums) -> Tensor:
+        """`log_sum` as the float64 pass of `moments` would find it, to its own rounding."""
+        if query.x.dtype == accumulator(query.x):
+            return found.log_sum
+        return stream(self.points, query.to(accumulator(query.x))).log_sum
+
+    def top(
+        self, x: Float[Tensor, "b *d"], sigma: Tensor | float, k: int
+    ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+        """Return the k largest posterior weights of each sample and their points, decreasing.
+
+        Raises:
+            FanalError: k is not positive, or as the denoiser.
+        """
+        found = self._sums(self._query(x, sigma), _check_k(k))
+        k = min(k, len(self))
+        return (found.top[:, :k] - found.log_sum[:, None]).exp(), found.index[:, :k]
+
+    def weights(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, "b n"]:
+        """Return all posterior weights, (B, N) float64 (float32 on mps); for small N, see `top` for large.
+
+        Raises:
+            FanalError: as the denoiser.
+        """
+        query = self._query(x, sigma).to(accumulator(x))
+        parts = []
+        for rows in self.points.spans():
+            y = self.points.block(rows, query.x.dtype, query.x.device)
+            squares = torch.cdist(query.x, y, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+            parts.append(-squares / (2 * query.level**2))
+        return torch.softmax(torch.cat(parts, 1), 1)
+
+    def nearest(self, x: Float[Tensor, "b *d"], k: int = 1) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+        """Return distance and index of the k nearest points, nearest first; equal ones in any order.
+
+        Float32 queries look among `rerank` more candidates than asked for, which are measured by direct differences.
+
+        Raises:
+            FanalError: k is not positive, or x has another shape.
+        """
+        query = self._query(x, 1.0)
+        found = stream(self.points, query, min(_check_k(k) + self.rerank, len(self)))
+        part = self._head_in_parts(query, found.index)
+        k = min(k, len(self))
+        return (-2 * part.top[:, :k]).clamp_min(0).sqrt(), part.index[:, :k]
+
+    def _head_in_parts(self, query: Query, index: Tensor) -> Sums:
+        size = max(1, _GATHER // (index.shape[1] * self.points.dim))
+        parts = [self._head(query.take(rows), index[rows]) for rows in torch.arange(len(index)).split(size)]
+        names = ("log_sum", "mean", "entropy", "top", "index")
+        return Sums(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def _check_k(k: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise FanalError(f"k is a whole number of points >= 1, got {k!r}")
+    return k
+
+
+class _Denoise(torch.autograd.Function):
+    """The denoiser with its derivatives `Cov_w(y)/sigma²` in x and `−(2/sigma)·Cov_w(l, y)` in sigma, streamed."""
+
+    @staticmethod
+    def forward(x: Tensor, sigma: Tensor, data: Dataset, labels: Tensor | None) -> Tensor:
+        found = data._sums(data._query(x, sigma, labels))
+        return found.mean.to(x.dtype).reshape(x.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, sigma, data, labels = inputs
+        ctx.save_for_backward(x, sigma)
+        ctx.save_for_forward(x, sigma)
+        ctx.data, ctx.labels = data, labels
+
+    @staticmethod
+    def _moments(ctx: Any, vector: Tensor) -> tuple[Query, Tensor, dict[str, Tensor]]:
+        x, sigma = ctx.saved_tensors
+        with torch.no_grad():
+            query = ctx.data._query(x.detach(), sigma.detach(), ctx.labels).to(accumulator(x))
+            sums = stream(ctx.data.points, query)
+            return query, sums.mean, moments(ctx.data.points, query, sums.log_sum, vector.flatten(1))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
+        x, sigma = ctx.saved_tensors
+        if torch.is_grad_enabled() and (x.requires_grad or sigma.requires_grad or grad.requires_grad):
+            return _second(ctx, grad, x, sigma)
+        query, mean, m = _Denoise._moments(ctx, grad)
+        by_x = by_sigma = None
+        if ctx.needs_input_grad[0]:
+            by_x = ((m["ay"] - m["a"][:, None] * mean) / query.level**2).to(x.dtype).reshape(x.shape)
+        if ctx.needs_input_grad[1]:
+            each = -2 / query.level[:, 0] * (m["al"] - m["a"] * m["l"])
+            by_sigma = (each if sigma.ndim else each.sum()).to(sigma.device, sigma.dtype)
+        return by_x, by_sigma, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        x, sigma = ctx.saved_tensors
+        along_x, along_sigma = tangents[0], tangents[1]
+        query, mean, m = _Denoise._moments(ctx, torch.zeros_like(x) if along_x is None else along_x)
+        out = (m["ay"] - m["a"][:, None] * mean) / query.level**2
+        if along_sigma is not None:
+            rate = torch.as_tensor(along_sigma).to(out).reshape(-1, 1)
+            out = out - 2 / query.level * rate * (m["ly"] - m["l"][:, None] * mean)
+        return out.to(x.dtype).reshape(x.shape)
+
+
+def _second(ctx: Any, grad: Tensor, x: Tensor, sigma: Tensor) -> tuple[Tensor | None, ...]:
+    """The derivatives as differentiable functions, for a derivative of them."""
+    wanted = [value for value, needed in zip((x, sigma), ctx.needs_input_grad, strict=False) if needed]
+    out = ctx.data._dense(x, sigma, ctx.labels)
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return *(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None, None

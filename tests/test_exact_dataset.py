@@ -1,0 +1,227 @@
+"""The denoiser of a data set against float64 by direct differences, its derivatives, and its limits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fanal
+from fanal.denoiser import Labelled
+from fanal.errors import FanalError
+from fanal.exact import Dataset, Mixture
+from fanal.exact.streaming import stream
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(count, dim=768, seed=0):
+    """Points with a spectrum that falls like an image's, in [−1, 1] or so, and a mean far from zero."""
+    rate = torch.arange(1, dim + 1, dtype=torch.float64) ** -0.6
+    turn = torch.linalg.qr(normal(dim, dim, seed=9)).Q
+    return 0.3 + 3 * (normal(count, dim, seed=seed) * rate) @ turn
+
+
+def direct(points, x, sigma):
+    """D, log density, entropy and weights by direct differences in float64."""
+    y, x = points.flatten(1).double(), x.flatten(1).double()
+    level = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1)
+    logits = torch.stack([-((row - y) ** 2).sum(1) for row in x]) / (2 * level**2)
+    logs = logits.log_softmax(1)
+    weights = logs.exp()
+    volume = y.shape[1] / 2 * torch.log(2 * math.pi * level[:, 0] ** 2)
+    density = logits.logsumexp(1) - math.log(len(y)) - volume
+    return weights @ y, density, -(weights * logs.nan_to_num(neginf=0)).sum(1), weights
+
+
+def error(got, want):
+    return float(((got.flatten(1).double() - want).norm(dim=1) / want.norm(dim=1)).max())
+
+
+LEVELS = (80.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.05, 0.01, 0.002)
+
+
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_float32_is_exact_to_the_tolerance_at_every_sigma(sigma):
+    """Near ties too: every point has a twin three sigma away, where float32 logits alone are off by many nats."""
+    points = pictures(1500).float()
+    points = torch.cat([points, points + 3 * sigma * torch.nn.functional.normalize(normal(1500, 768, seed=3)).float()])
+    D = Dataset(points)
+    x = points[:24] + sigma * normal(24, 768, seed=5).float()
+    want, density, entropy, _ = direct(points, x, sigma)
+    assert error(D(x, torch.tensor(sigma)), want) < 1e-5
+    assert torch.allclose(D.log_density(x, sigma), density, rtol=1e-6, atol=2e-4)
+    assert torch.allclose(D.entropy(x, sigma), entropy, atol=1e-4)
+
+
+def test_plain_float32_would_not_be():
+    """The test above can fail: without the second weighing it does."""
+    points = pictures(1500).float()
+    points = torch.cat([points, points + 0.006 * torch.nn.functional.normalize(normal(1500, 768, seed=3)).float()])
+    x = points[:24] + 0.002 * normal(24, 768, seed=5).float()
+    plain = Dataset(points, tolerance=math.inf)
+    want, density, *_ = direct(points, x, 0.002)
+    assert error(plain(x, torch.tensor(0.002)), want) > 1e-5
+    assert float((plain.log_density(x, 0.002) - density).abs().max()) > 1
+
+
+def test_many_ties_go_to_the_float64_pass():
+    """More than `rerank` points share the weight where float32 is too coarse."""
+    center = pictures(1)[0]
+    points = (center + 0.002 * normal(300, 768, seed=1)).float()
+    x = points[:4] + 0.02 * normal(4, 768, seed=2).float()
+    D = Dataset(points, rerank=8)
+    assert error(D(x, torch.tensor(0.02)) - points.mean(0), direct(points, x, 0.02)[0] - points.mean(0)) < 1e-3
+    assert torch.allclose(D.entropy(x, 0.02), direct(points, x, 0.02)[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [50.0, 1.0, 0.1])
+def test_float64_is_the_mixture_without_width(sigma):
+    points, x = normal(40, 3, 4, seed=1), normal(7, 3, 4, seed=2) * (1 + sigma)
+    D, M = Dataset(points), Mixture(points, std=0.0)
+    level = torch.tensor(sigma)
+    assert torch.allclose(D(x, level), M(x, level), rtol=1e-10, atol=1e-12)
+    assert torch.allclose(D.log_density(x, level), M.log_density(x, level), rtol=1e-10)
+    assert torch.allclose(D.entropy(x, level), M.entropy(x, level), atol=1e-9)
+    assert torch.allclose(D.weights(x, level), M.weights(x, level), atol=1e-10)
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 6), st.integers(1, 9), st.floats(0.05, 30.0), st.booleans(), st.integers(0, 99)
+)
+def test_blocks_change_nothing(count, dim, block, sigma, entropy, seed):
+    points, x = normal(count, dim, seed=seed), 2 * normal(5, dim, seed=seed + 1)
+    D = Dataset(points)
+    whole, parts = (stream(some.points, D._query(x, sigma), 3, entropy) for some in (D, Dataset(points, block=block)))
+    assert torch.allclose(whole.log_sum, parts.log_sum, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(whole.mean, parts.mean, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(whole.entropy, parts.entropy, atol=1e-10)
+    assert torch.allclose(whole.top, parts.top, rtol=1e-12, atol=1e-12)
+
+
+def test_points_may_stay_in_a_file_and_be_bytes(tmp_path):
+    bytes_ = torch.randint(0, 256, (50, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "points.npy", bytes_.numpy())
+    mapped = Dataset(np.load(tmp_path / "points.npy", mmap_mode="r"), block=16)
+    wide = Dataset(bytes_.double() / 127.5 - 1)
+    x = normal(6, 1, 4, 4)
+    for sigma in (3.0, 0.1):
+        assert torch.allclose(mapped(x, torch.tensor(sigma)), wide(x, torch.tensor(sigma)), atol=1e-12)
+    assert torch.equal(mapped.nearest(x, 3)[1], wide.nearest(x, 3)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nearest_and_top_are_brute_force(dtype):
+    points = pictures(400).to(dtype)
+    x = points[:9] + 0.3 * normal(9, 768, seed=4, dtype=dtype)
+    want = torch.cdist(x.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    distance, index = Dataset(points, block=64).nearest(x, 5)
+    value, place = want.topk(5, largest=False)
+    assert torch.equal(index, place)
+    assert torch.allclose(distance, value, rtol=1e-9)
+    weight, place = Dataset(points, block=64).top(x, 2.0, 4)
+    known, order = direct(points, x, 2.0)[3].topk(4)
+    assert torch.equal(place, order)
+    assert torch.allclose(weight, known, rtol=1e-3, atol=1e-7)
+
+
+def test_each_sample_has_its_own_sigma():
+    points, x = normal(30, 4), normal(3, 4, seed=1)
+    D, levels = Dataset(points), torch.tensor([5.0, 0.7, 0.05])
+    each = torch.cat([D(x[i : i + 1], level) for i, level in enumerate(levels)])
+    assert torch.allclose(D(x, levels), each, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [3.0, 0.6])
+def test_derivatives_are_those_of_the_formula(sigma):
+    points, x = normal(25, 3, seed=1), normal(4, 3, seed=2).requires_grad_()
+    D, level = Dataset(points, block=7), torch.tensor(sigma, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, s: D(x, s), (x, level), atol=1e-6)
+    plain = lambda x, s: torch.softmax(-((x[:, None] - points) ** 2).sum(2) / (2 * s**2), 1) @ points  # noqa: E731
+    inputs, tangents = (x.detach(), level.detach()), (normal(4, 3, seed=3), torch.tensor(0.7, dtype=torch.float64))
+    got, want = (torch.func.jvp(form, inputs, tangents) for form in (lambda x, s: D(x, s), plain))
+    assert torch.allclose(got[0], want[0], atol=1e-12)
+    assert torch.allclose(got[1], want[1], atol=1e-12)
+
+
+def test_second_derivatives_are_right_too():
+    points, x, level = normal(9, 2), normal(2, 2, seed=1).requires_grad_(), torch.tensor(0.9, dtype=torch.float64)
+    D = Dataset(points, torch.arange(9) % 2)
+    assert torch.autograd.gradgradcheck(lambda x: D(x, level), (x,), atol=1e-5)
+    assert torch.autograd.gradgradcheck(lambda x: D(x, level, torch.tensor([0, 2])), (x,), atol=1e-5)
+
+
+def test_entropy_rate_is_the_slope_along_the_exact_trajectory():
+    points, x = normal(20, 3, seed=1), 2 * normal(5, 3, seed=2)
+    D, sigma, step = Dataset(points), 1.3, 1e-5
+    d = (x - D(x, torch.tensor(sigma, dtype=torch.float64))) / sigma
+    ends = [D.entropy(x + side * step * d, torch.tensor(sigma + side * step, dtype=torch.float64)) for side in (1, -1)]
+    assert torch.allclose(D.entropy_rate(x, sigma), (ends[0] - ends[1]) / (2 * step), atol=1e-7)
+
+
+def test_classes_are_their_own_points():
+    points, labels = normal(30, 4), torch.arange(30) % 3
+    D, x, level = Dataset(points, labels, block=8), normal(6, 4, seed=1), torch.tensor(0.8)
+    wanted = torch.tensor([0, 1, 2, 3, 3, 0])  # 3: all
+    own = [Dataset(points[labels == c]) if c < 3 else Dataset(points) for c in wanted.tolist()]
+    each = torch.cat([some(x[i : i + 1], level) for i, some in enumerate(own)])
+    assert torch.allclose(D(x, level, wanted), each, atol=1e-12)
+    assert torch.allclose(Labelled(D, torch.tensor(1))(x, level), own[1](x, level), atol=1e-12)
+    few = Dataset(points.float() + 100, labels, block=8)  # float32, and the second weighing, keep to the class too
+    assert torch.allclose(
+        few(x.float() + 100, level / 100, wanted),
+        torch.cat(
+            [
+                Dataset((points[labels == c] if c < 3 else points) + 100)(
+                    x[i : i + 1].float().double() + 100, level / 100
+                )
+                for i, c in enumerate(wanted.tolist())
+            ]
+        ).float(),
+        atol=1e-4,
+    )
+
+
+def test_runs_end_on_points():
+    """[PDE] sec. 4.4: exact reversal of a finite set returns the set."""
+    points = normal(12, 2, 3, seed=4)
+    D = Dataset(points)
+    x = fanal.noise(D.shape, range(16), sigma=80.0).double()
+    end = fanal.sample(D, x, fanal.schedules.polynomial(40), fanal.solvers.Euler())
+    assert float(D.nearest(end)[0].max()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "said"),
+    [
+        (torch.zeros(0, 3), None, "N >= 1"),
+        (torch.zeros(3), None, "N, \\*shape"),
+        ([[1.0]], None, "list"),
+        (torch.tensor([[1.0], [math.nan]]), None, "point 1 of 2"),
+        (torch.zeros(2, 3, dtype=torch.int64), None, "int64"),
+        (torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), "2 whole numbers"),
+        (torch.zeros(2, 3), torch.tensor([0, -1]), "2 whole numbers"),
+    ],
+)
+def test_bad_points_are_refused(points, labels, said):
+    with pytest.raises(FanalError, match=said):
+        Dataset(points, labels)
+
+
+def test_bad_questions_are_refused():
+    D, x = Dataset(normal(5, 3), torch.arange(5)), normal(2, 3)
+    for ask, said in (
+        (lambda: D(x, torch.tensor(0.0)), "sigma > 0"),
+        (lambda: D(x[:, :2], torch.tensor(1.0)), "expected a batch"),
+        (lambda: D(x, torch.tensor(1.0), torch.tensor([0, 6])), "labels"),
+        (lambda: D.nearest(x, 0), "k is a whole number"),
+        (lambda: Dataset(normal(5, 3), block=0), "block"),
+    ):
+        with pytest.raises(FanalError, match=said):
+            ask()
