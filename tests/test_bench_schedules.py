@@ -10,8 +10,9 @@ import torch
 
 import fanal as package
 from fanal.bench import schedules as bench
+from fanal.bench.plans import compare
 from fanal.bench.schedule_tables import results_of, tables
-from fanal.bench.schedules import SchedulesConfig, bench_schedules, mixture
+from fanal.bench.schedules import SchedulesConfig, mixture
 from fanal.files import read_tensors
 from fanal.preparation import SEED_STRIDE
 from fanal.schedules import logsnr, polynomial
@@ -24,7 +25,7 @@ TINY = SchedulesConfig(mixtures=1, models=(), solvers=("euler", "heun"), calls=(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return bench_schedules(TINY, tmp_path_factory.mktemp("bench") / "run")
+    return compare(TINY, tmp_path_factory.mktemp("bench") / "run")
 
 
 def test_cells_spend_exactly_their_calls():
@@ -84,7 +85,7 @@ def test_wins_and_misses_are_counted():
     for i, fit in enumerate((1, 3, 5)):  # below all four; below two; below none
         values = {"gits": 2, "polynomial": 4, "logsnr": 4, "quadratic": 2.5, "fit": fit}
         cells, errors = made({**values, "fit-mean": 1, "weights": 1})
-        found.append(({"problem": f"mixture {i}", "cells": cells}, errors))
+        found.append((errors, {"problem": f"mixture {i}", "cells": cells}))
     results = results_of(found)
     group = results["mixtures"]["cells"]["euler|5"]
     assert group["wins"]["fit"]["rms"] == {"gits": 1, "polynomial": 2, "logsnr": 2, "quadratic": 1, "all": 1}
@@ -110,10 +111,10 @@ def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch, folder):
 
     monkeypatch.setattr(bench, "_work", stops)
     with pytest.raises(KeyboardInterrupt):
-        bench_schedules(config, tmp_path / "run")
+        compare(config, tmp_path / "run")
     monkeypatch.setattr(bench, "_work", work)
     said = []
-    resumed = bench_schedules(config, tmp_path / "run", say=said.append)
+    resumed = compare(config, tmp_path / "run", say=said.append)
     assert said == ["resuming: 1 problems are there already"]
     one, other = (read_tensors(f / "errors.safetensors")[0]["mixture 0|euler|5|fit"] for f in (resumed, folder))
     assert torch.equal(one, other)

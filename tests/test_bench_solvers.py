@@ -10,11 +10,12 @@ import torch
 
 import fanal as package
 from fanal.bench import jumps, solvers
-from fanal.bench.jumps import JumpsConfig, bench_jumps, pick
+from fanal.bench.jumps import JumpsConfig, pick
+from fanal.bench.plans import compare
 from fanal.bench.quality import calls_on, draws, short
 from fanal.bench.schedules import mixture
 from fanal.bench.solver_tables import slopes
-from fanal.bench.solvers import SolversConfig, bench_solvers
+from fanal.bench.solvers import SolversConfig
 from fanal.cli.bench import _listed
 from fanal.config import build_solver
 from fanal.errors import FanalError
@@ -40,7 +41,7 @@ JUMPS = JumpsConfig("grid2", steps=6, count=24, block=30)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return bench_solvers(TINY, tmp_path_factory.mktemp("bench") / "run")
+    return compare(TINY, tmp_path_factory.mktemp("bench") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def results(folder):
 
 @pytest.fixture(scope="module")
 def jumped(tmp_path_factory):
-    return bench_jumps(JUMPS, tmp_path_factory.mktemp("jumps") / "run")
+    return compare(JUMPS, tmp_path_factory.mktemp("jumps") / "run")
 
 
 def start(count, stream):
@@ -126,7 +127,7 @@ def test_a_network_has_errors_and_right_samples(tmp_path):
         quality=32,
         reference=200,
     )
-    own = json.loads((bench_solvers(config, tmp_path / "run") / "run.json").read_text())["results"]["problems"]["grid2"]
+    own = json.loads((compare(config, tmp_path / "run") / "run.json").read_text())["results"]["problems"]["grid2"]
     small, large = (own["cells"][f"euler|logsnr|{n}"]["median"]["value"] for n in (24, 6))
     assert small < large
     assert own["quality"]["ancestral|logsnr|24"]["right"]["value"] > 0.5  # measured 0.8 to 1 with other seeds
@@ -144,10 +145,10 @@ def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(solvers, "_work", stops)
     with pytest.raises(KeyboardInterrupt):
-        bench_solvers(config, tmp_path / "run")
+        compare(config, tmp_path / "run")
     monkeypatch.setattr(solvers, "_work", work)
     said = []
-    bench_solvers(config, tmp_path / "run", say=said.append)
+    compare(config, tmp_path / "run", say=said.append)
     assert said == ["resuming: 1 problems are there already"]
 
 
@@ -155,9 +156,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(FanalError, match="at least one solver"):
         SolversConfig(solvers=())
     with pytest.raises(FanalError, match="compare grids with these ends"):
-        bench_solvers(dataclasses.replace(TINY, schedules=("ays-sd15",)), tmp_path / "run")
+        compare(dataclasses.replace(TINY, schedules=("ays-sd15",)), tmp_path / "run")
     with pytest.raises(FanalError, match="names no data set"):
-        bench_jumps(JumpsConfig("gaussian:tilted2", steps=3, count=4), tmp_path / "run")
+        compare(JumpsConfig("gaussian:tilted2", steps=3, count=4), tmp_path / "run")
     told = fanal("bench", "solvers", "--calls", "six", "--out", tmp_path / "run")
     assert (told.exit_code, "whole numbers" in told.output) == (2, True)
 

@@ -1,36 +1,39 @@
 """`fanal bench jumps`: what a run is worth if it goes straight to its denoised prediction at any node (ODE-Jump).
 
 The denoising trajectory `D(x_i, sigma_i)` is what a run gives that jumps at node i; the sampling trajectory `x_i` is
-what it gives if it just stops there ([GEO] sec. 3.2, figs. 24–28). On a searched grid it is GITS-Jump.
+what it gives if it just stops there ([GEO] sec. 3.2, figs. 22–28). On a searched grid it is GITS-Jump.
+
+Both are read off one run. Solvers that draw noise do so as in the full run, so that a cut grid gives the same samples.
+Two kinds differ from that: one that lowers an order of 3 near the end of its grid, and churn, whose noise depends on
+the number of intervals and whose prediction is that at the raised sigma.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fanal import metrics
-from fanal.bench.plots import Line, Panel, write_plots
+from fanal.bench.plans import Found, Outcome, Plan
+from fanal.bench.plots import Line, Panel
 from fanal.bench.quality import Judge, calls_on, dataset_of, short
 from fanal.bench.schedule_tables import markdown
 from fanal.errors import FanalError
 from fanal.generation import identity
 from fanal.metrics.statistics import Statistics
 from fanal.preparation import SampleConfig, Setup, prepare
-from fanal.runs import Progress, Run, cpu_threads, quiet
+from fanal.runs import Progress
 from fanal.sampling import trace
 from fanal.schedules import plain_sigmas
 from fanal.seeding import noise
 from fanal.summary import as_json
 
-__all__ = ["MEASURES", "JumpsConfig", "bench_jumps", "pick"]
+__all__ = ["MEASURES", "JumpsConfig", "pick"]
 
 MEASURES: Mapping[str, int] = {"fid": -1, "sliced_wasserstein": -1, "right": 1}
 """Figures by name, with the sign of what is better: +1 more, −1 less."""
@@ -49,22 +52,33 @@ class JumpsConfig:
         schedule: as on the command line, or a schedule file; None: as in `fanal sample`.
         steps: number of intervals of the full run.
         count: samples on which the jump is chosen, and as many others on which it is reported.
-        label: as in `fanal sample`.
+        real: real samples to compare with, as in `fanal eval`; None: held-out ones of the data that the card names.
         features: as in `fanal eval`.
+        label, prompt, captions, negative, guidance: conditions, as in `SampleConfig`.
         seed: run seed.
         block: samples computed together.
+        allow_bin, device: as in `SampleConfig`.
         threads: CPU threads.
     """
+
+    command: ClassVar[str] = "bench jumps"
 
     model: str
     solver: str = "heun"
     schedule: str | None = None
     steps: int = 40
     count: int = 512
-    label: int | str | None = None
+    real: str | None = None
     features: str = "auto"
+    label: int | str | None = None
+    prompt: str | None = None
+    captions: str | None = None
+    negative: str = ""
+    guidance: float | None = None
     seed: int = 0
     block: int = 64
+    allow_bin: bool = False
+    device: str = "cpu"
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -73,8 +87,39 @@ class JumpsConfig:
 
     def sampling(self) -> SampleConfig:
         """Return the settings of the run, over both halves of the samples."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("features", "count")}
+        apart = ("features", "count", "real")
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in apart}
         return SampleConfig(**own, count=2 * self.count)
+
+    def plan(self) -> Plan:
+        """Return the blocks of samples; they keep what the judge sees at every node.
+
+        Raises:
+            FanalError: the configuration does not fit the model, or there is nothing to compare with.
+        """
+        setup, about = prepare(self.sampling())
+        judge = _judge(self, setup, about)
+        content = identity(setup.config, setup.network)
+        content["features"] = f"{judge.extract.name} {judge.extract.sha256}".strip()
+        total = 2 * self.count
+        parts = [range(at, min(at + self.block, total)) for at in range(0, total, self.block)]
+        blocks = [lambda found, rows=rows: _block(setup, judge, rows) for rows in parts]
+
+        def close(found: Sequence[Found], progress: Progress) -> Outcome:
+            whole = {name: torch.cat([tensors[name] for tensors, _ in found]) for name in found[0][0]}
+            results = _results(setup, judge, whole, self.count, progress)
+            return Outcome(results, tables(results), panels(results))
+
+        return Plan(blocks, close, "blocks", content)
+
+
+def _judge(config: JumpsConfig, setup: Setup, about: Mapping[str, Any]) -> Judge:
+    """Judge by the given real samples, and by the card's data where it names any."""
+    if config.real is None:
+        return Judge.of(dataset_of(about, setup.network), config.count, config.features, setup.network)
+    return Judge.against(
+        config.real, config.count, config.features, setup.network, rule=setup.dataset, device=config.device
+    )
 
 
 def pick(figures: Sequence[Mapping[str, Any]], full: Mapping[str, Any], better: int) -> int:
@@ -95,7 +140,7 @@ def pick(figures: Sequence[Mapping[str, Any]], full: Mapping[str, Any], better: 
 def _block(setup: Setup, judge: Judge, rows: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Run some samples and keep what the judge sees at every node, on both trajectories."""
     seeds = setup.config.seeds()[rows.start : rows.stop]
-    x = noise(setup.network.shape, seeds, float(setup.sigmas[0]))
+    x = noise(setup.network.shape, seeds, float(setup.sigmas[0]), device=setup.config.device)
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {"x": [], "denoised": []}
     with torch.no_grad():
         for transition in trace(setup.bound(rows), x, setup.sigmas, setup.solver, seeds):
@@ -211,44 +256,3 @@ def panels(results: Mapping[str, Any]) -> list[Panel]:
         if lines[0].y:
             out.append(Panel(measure, lines, "calls", measure, log=False))
     return out
-
-
-def bench_jumps(
-    config: JumpsConfig,
-    out: str | Path,
-    *,
-    overwrite: bool = False,
-    progress: Progress = quiet,
-    say: Callable[[str], None] = lambda line: None,
-) -> Path:
-    """Measure quality along both trajectories into a run folder: `run.json`, `tables.md` and `plots.html`.
-
-    Args:
-        config: what to run.
-        out: the run folder.
-        overwrite: replace a finished run.
-        progress: wraps loops, given what they do.
-        say: takes one line for the user.
-
-    Raises:
-        FanalError: the configuration or the place does not work, or the card names no data to compare with.
-    """
-    setup, about = prepare(config.sampling())
-    judge = Judge.of(dataset_of(about, setup.network), config.count, config.features, setup.network)
-    content = identity(setup.config, setup.network)
-    content["features"] = f"{judge.extract.name} {judge.extract.sha256}".strip()
-    total = 2 * config.count
-    with cpu_threads(config.threads):
-        with Run(out, "bench jumps", dataclasses.asdict(config), identity=content, overwrite=overwrite) as run:
-            if run.resumed:
-                say(f"resuming: {run.resumed} blocks are there already")
-            found = []
-            for i in progress(range(math.ceil(total / config.block)), "blocks"):
-                rows = range(i * config.block, min((i + 1) * config.block, total))
-                found.append(run.block(i, lambda rows=rows: _block(setup, judge, rows))[0])
-            whole = {name: torch.cat([part[name] for part in found]) for name in found[0]}
-            results = _results(setup, judge, whole, config.count, progress)
-            run.path("tables.md").write_text(tables(results), encoding="utf-8")
-            write_plots(run.path("plots.html"), "fanal bench jumps", panels(results))
-            run.describe({"results": results})
-            return run.finish()

@@ -15,11 +15,14 @@ from fanal.denoiser import Counted, Latent, Model, network_of
 from fanal.errors import FanalError
 from fanal.metrics.estimates import Estimate
 from fanal.metrics.features import is_image
+from fanal.metrics.samples import open_samples
 from fanal.pictures import to_bytes
 from fanal.sampling import Solver, sample
 from fanal.summary import as_json
 
-__all__ = ["Judge", "calls_on", "draws", "dataset_of", "short"]
+__all__ = ["Judge", "calls_on", "dataset_of", "draws", "short"]
+
+_BLOCK = 128  # images whose features are computed together
 
 
 def calls_on(solver: Solver, sigmas: Tensor) -> int:
@@ -69,14 +72,38 @@ class Judge:
 
     @classmethod
     def of(cls, dataset: Dataset, count: int, features: str = "auto", model: Model | None = None) -> Judge:
-        """Judge by `count` held-out samples of a data set (or all it has).
+        """Judge by `count` held-out samples of a data set (or all it has), and by its rule.
 
         Raises:
             FanalError: the features are unknown.
         """
-        own = "own" if is_image(dataset.shape) else "pixels"
-        extract = metrics.extractor(own if features == "auto" else features)
-        return cls(extract, extract(_held_out(dataset, count)), dataset, model)
+        return cls._by(_held_out(dataset, count), dataset, features, model)
+
+    @classmethod
+    def against(
+        cls, real: str, count: int, features: str, model: Model, rule: Dataset | None = None, device: str = "cpu"
+    ) -> Judge:
+        """Judge by the first `count` real samples from anywhere (or all there are).
+
+        Args:
+            real: as `fanal.metrics.samples.open_samples` takes it.
+            count: how many.
+            features: as in `fanal eval`.
+            model: decodes its latents.
+            rule: data set whose rule judges the samples too.
+            device: where the features are computed.
+
+        Raises:
+            FanalError: there are no such samples, or the features are unknown or do not fit them.
+        """
+        found = open_samples(real)
+        return cls._by(found.read(0, min(count, len(found))), rule, features, model, device)
+
+    @classmethod
+    def _by(cls, real: Tensor, rule: Dataset | None, features: str, model: Model | None, device: str = "cpu") -> Judge:
+        own = "own" if is_image(tuple(real.shape[1:])) else "pixels"
+        extract = metrics.extractor(own if features == "auto" else features, device)
+        return cls(extract, torch.cat([extract(part) for part in real.split(_BLOCK)]), rule, model)
 
     @property
     def rule(self) -> bool:

@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
+from fanal.bench.plans import Found
 from fanal.schedule_search import error_of
 
 __all__ = ["markdown", "results_of", "tables"]
@@ -17,14 +16,11 @@ _BASELINES = ("gits", "polynomial", "logsnr", "quadratic")
 _FITS = ("fit", "fit-mean", "weights")
 _GOAL = {"median": 0.9, "rms": 0.8}  # shares of problems in which a fit should be below every baseline
 
-Found = Sequence[tuple[dict[str, Any], dict[str, Tensor]]]
-"""Notes and errors of each problem."""
 
-
-def _figures(found: Found) -> dict[str, dict[str, dict[str, Any]]]:
+def _figures(found: Sequence[Found]) -> dict[str, dict[str, dict[str, Any]]]:
     """Median and root mean square of every cell, by problem and `SOLVER|CALLS|METHOD`."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
-    for notes, errors in found:
+    for errors, notes in found:
         own = out.setdefault(notes["problem"], {})
         for name, about in notes["cells"].items():
             extra = {key: about[key] for key in ("calls", "score", "start") if key in about}
@@ -98,10 +94,10 @@ def _best(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _seconds(found: Found) -> dict[str, Any]:
+def _seconds(found: Sequence[Found]) -> dict[str, Any]:
     """GITS's stages on each network: medians, and the share of cost and path beside the teacher."""
     out: dict[str, Any] = {}
-    for notes, _ in found:
+    for _, notes in found:
         for metric in ("dev", "l2"):
             laps = [lap for lap in notes.get("seconds", []) if lap["metric"] == metric]
             if laps:
@@ -111,7 +107,7 @@ def _seconds(found: Found) -> dict[str, Any]:
     return out
 
 
-def results_of(found: Found) -> dict[str, Any]:
+def results_of(found: Sequence[Found]) -> dict[str, Any]:
     """Return the figures of a run, as plain JSON values."""
     figures = _figures(found)
     mixtures = {name: own for name, own in figures.items() if name.startswith("mixture")}

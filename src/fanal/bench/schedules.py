@@ -6,25 +6,23 @@ that no search saw. Errors are distances to the end of the same trajectory by a 
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fanal.bench.plans import Found, Outcome, Plan
 from fanal.config import build_solver
 from fanal.denoiser import Model
 from fanal.errors import FanalError
 from fanal.exact import Mixture
-from fanal.files import write_tensors
 from fanal.gits import Search, search
-from fanal.loading import load
+from fanal.loading import fingerprint, load
 from fanal.preparation import SEED_STRIDE
-from fanal.runs import Progress, Run, cpu_threads, quiet
+from fanal.runs import Progress
 from fanal.sampling import Solver, sample
 from fanal.schedule_search import Student, calls_of, starts
 from fanal.schedule_search.fitting import judge
@@ -32,7 +30,7 @@ from fanal.schedules import logsnr
 from fanal.seeding import noise
 from fanal.solvers import RK4
 
-__all__ = ["BASELINES", "Problem", "SchedulesConfig", "bench_schedules", "mixture", "problems"]
+__all__ = ["BASELINES", "Problem", "SchedulesConfig", "mixture", "problems", "whole"]
 
 BASELINES = ("gits", "polynomial", "logsnr", "quadratic")
 """What a fit should beat: GITS as published, and three fixed grids."""
@@ -60,7 +58,7 @@ class SchedulesConfig:
         model_calls: the same on networks.
         warmup: samples of each search on a mixture.
         test: test samples of a mixture.
-        model_warmup: samples of each search on a network, with the robust objective only.
+        model_warmup: samples of each search on a network.
         model_test: test samples of a network.
         seed: run seed of all samples.
         repeats: how often GITS's stages are timed on each network.
@@ -68,17 +66,19 @@ class SchedulesConfig:
         threads: CPU threads.
     """
 
+    command: ClassVar[str] = "bench schedules"
+
     mixtures: int = 10
     first: int = 0
     models: tuple[str, ...] = ("hands32", "shapes32")
     solvers: tuple[str, ...] = _SOLVERS
-    model_solvers: tuple[str, ...] = ("ipndm:order=3", "dpmpp:order=2")
+    model_solvers: tuple[str, ...] = _SOLVERS
     calls: tuple[int, ...] = (5, 6, 8, 10)
-    model_calls: tuple[int, ...] = (5, 6, 8)
+    model_calls: tuple[int, ...] = (5, 6, 8, 10)
     warmup: int = 256
     test: int = 1024
     model_warmup: int = 32
-    model_test: int = 64
+    model_test: int = 96
     seed: int = 0
     repeats: int = 3
     reference: int = 400
@@ -99,6 +99,18 @@ class SchedulesConfig:
                 per = calls_of(solver, 1)
                 if calls % per == 0 and calls_of(solver, calls // per) == calls:
                     yield text, calls, calls // per
+
+    def plan(self) -> Plan:
+        """Return one block per problem.
+
+        Raises:
+            FanalError: there is nothing to compare.
+        """
+        every = problems(self)
+        if not every or not list(self.cells()):
+            raise FanalError("nothing to compare: give mixtures or models, and calls that the solvers can spend")
+        blocks = [lambda found, make=make: _work(make, self) for _, make in every]
+        return Plan(blocks, _close, "problems", {name: fingerprint(name) for name in self.models})
 
 
 def mixture(seed: int, components: int = 6, dimensions: int = 48, std: float = 0.3) -> Mixture:
@@ -205,7 +217,7 @@ class _Bench:
         found = {"gits": search(self.problem.model, 0, steps, **shared)}
         free = calls_of(solver, 1) == 1
         for name, (method, objective) in _METHODS.items():
-            if (method == "fit" or free) and (objective == "robust" or not self.network):
+            if method == "fit" or free:
                 found[name] = search(self.problem.model, 0, steps, method=method, objective=objective, **shared)
         for calls, k in cells:
             for name in BASELINES[1:]:
@@ -242,42 +254,13 @@ def _work(make: Callable[[], Problem], config: SchedulesConfig) -> tuple[dict[st
     return bench.tensors, bench.notes
 
 
-def bench_schedules(
-    config: SchedulesConfig,
-    out: str | Path,
-    *,
-    overwrite: bool = False,
-    progress: Progress = quiet,
-    say: Callable[[str], None] = lambda line: None,
-) -> Path:
-    """Compare schedules into a run folder: `run.json`, `errors.safetensors` and `tables.md`.
+def whole(found: Sequence[Found]) -> dict[str, Tensor]:
+    """Return the errors of all problems, by `PROBLEM|CELL`."""
+    return {f"{notes['problem']}|{cell}": errors for tensors, notes in found for cell, errors in tensors.items()}
 
-    Args:
-        config: what to compare.
-        out: the run folder.
-        overwrite: replace a finished run.
-        progress: wraps the loop over problems.
-        say: takes one line for the user.
 
-    Raises:
-        FanalError: the configuration or the place does not work.
-    """
+def _close(found: Sequence[Found], progress: Progress) -> Outcome:
     from fanal.bench.schedule_tables import results_of, tables
 
-    every = problems(config)
-    if not every or not list(config.cells()):
-        raise FanalError("nothing to compare: give mixtures or models, and calls that the solvers can spend")
-    with cpu_threads(config.threads):
-        with Run(out, "bench schedules", dataclasses.asdict(config), overwrite=overwrite) as run:
-            if run.resumed:
-                say(f"resuming: {run.resumed} problems are there already")
-            found = [
-                run.block(i, lambda make=every[i][1]: _work(make, config))
-                for i in progress(range(len(every)), "problems")
-            ]
-            results = results_of([(notes, tensors) for tensors, notes in found])
-            whole = {f"{notes['problem']}|{k}": v for tensors, notes in found for k, v in tensors.items()}
-            write_tensors(run.path("errors.safetensors"), whole)
-            run.path("tables.md").write_text(tables(results), encoding="utf-8")
-            run.describe({"results": results})
-            return run.finish()
+    results = results_of(found)
+    return Outcome(results, tables(results), tensors=whole(found))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from fanal.bench.plans import Found
 from fanal.bench.plots import Line, Panel
 from fanal.bench.quality import short
-from fanal.bench.schedule_tables import Found, markdown
+from fanal.bench.schedule_tables import markdown
 from fanal.metrics.estimates import mean
 from fanal.schedule_search import error_of
 from fanal.summary import as_json
@@ -59,10 +60,10 @@ def slopes(cells: Cells) -> dict[str, float]:
     return {name: slope for name, slope in out.items() if slope == slope}
 
 
-def results_of(found: Found) -> dict[str, Any]:
+def results_of(found: Sequence[Found]) -> dict[str, Any]:
     """Return the figures of a run, as plain JSON values, by problem and over all mixtures."""
     own: dict[str, dict[str, Any]] = {}
-    for notes, errors in found:
+    for errors, notes in found:
         cells = {}
         for cell, about in notes["cells"].items():
             measured = dataclasses.asdict(error_of(errors[cell])) if cell in errors else {}

@@ -7,34 +7,32 @@ the samples it makes, beside a few that draw none.
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fanal import metrics
+from fanal.bench.plans import Found, Outcome, Plan
 from fanal.bench.quality import Judge, calls_on, dataset_of, draws
-from fanal.bench.schedules import Problem, SchedulesConfig, problems
+from fanal.bench.schedules import Problem, SchedulesConfig, problems, whole
 from fanal.config import build_schedule, build_solver
 from fanal.denoiser import Counted
 from fanal.errors import FanalError, NonFiniteError
 from fanal.exact import Mixture
-from fanal.files import write_tensors
 from fanal.loading import card, fingerprint
 from fanal.preparation import SEED_STRIDE
-from fanal.runs import Progress, Run, cpu_threads, quiet
+from fanal.runs import Progress
 from fanal.sampling import sample
 from fanal.schedule_search import Student
 from fanal.seeding import noise
 from fanal.summary import as_json
 
-__all__ = ["STREAM", "SolversConfig", "bench_solvers"]
+__all__ = ["STREAM", "SolversConfig"]
 
 STREAM = "bench quality"
 """Stream of the samples that are judged by quality."""
@@ -92,6 +90,8 @@ class SolversConfig:
         threads: CPU threads.
     """
 
+    command: ClassVar[str] = "bench solvers"
+
     mixtures: int = 10
     first: int = 0
     models: tuple[str, ...] = ("hands32", "shapes32")
@@ -101,8 +101,8 @@ class SolversConfig:
     calls: tuple[int, ...] = (6, 12, 24, 48)
     model_calls: tuple[int, ...] = (6, 12, 24)
     test: int = 256
-    model_test: int = 32
-    quality: int = 128
+    model_test: int = 64
+    quality: int = 256
     seed: int = 0
     reference: int = 400
     threads: int = 1
@@ -137,6 +137,18 @@ class SolversConfig:
             reference=self.reference,
         )
         return problems(same)
+
+    def plan(self) -> Plan:
+        """Return one block per problem.
+
+        Raises:
+            FanalError: there is nothing to compare.
+        """
+        every = self.problems()
+        if not every:
+            raise FanalError("nothing to compare: give mixtures or models")
+        blocks = [lambda found, make=make: _work(make, self) for _, make in every]
+        return Plan(blocks, _close, "problems", {name: fingerprint(name) for name in self.models})
 
 
 @functools.cache
@@ -238,45 +250,8 @@ def _work(make: Callable[[], Problem], config: SolversConfig) -> tuple[dict[str,
     return bench.tensors, bench.notes
 
 
-def bench_solvers(
-    config: SolversConfig,
-    out: str | Path,
-    *,
-    overwrite: bool = False,
-    progress: Progress = quiet,
-    say: Callable[[str], None] = lambda line: None,
-) -> Path:
-    """Compare solvers into a run folder: `run.json`, `errors.safetensors`, `tables.md` and `plots.html`.
-
-    Args:
-        config: what to compare.
-        out: the run folder.
-        overwrite: replace a finished run.
-        progress: wraps the loop over problems.
-        say: takes one line for the user.
-
-    Raises:
-        FanalError: the configuration or the place does not work.
-    """
-    from fanal.bench.plots import write_plots
+def _close(found: Sequence[Found], progress: Progress) -> Outcome:
     from fanal.bench.solver_tables import panels, results_of, tables
 
-    every = config.problems()
-    if not every:
-        raise FanalError("nothing to compare: give mixtures or models")
-    identity = {name: fingerprint(name) for name in config.models}
-    with cpu_threads(config.threads):
-        with Run(out, "bench solvers", dataclasses.asdict(config), identity=identity, overwrite=overwrite) as run:
-            if run.resumed:
-                say(f"resuming: {run.resumed} problems are there already")
-            found = [
-                run.block(i, lambda make=every[i][1]: _work(make, config))
-                for i in progress(range(len(every)), "problems")
-            ]
-            results = results_of([(notes, tensors) for tensors, notes in found])
-            whole = {f"{notes['problem']}|{k}": v for tensors, notes in found for k, v in tensors.items()}
-            write_tensors(run.path("errors.safetensors"), whole)
-            run.path("tables.md").write_text(tables(results), encoding="utf-8")
-            write_plots(run.path("plots.html"), "fanal bench solvers", panels(results))
-            run.describe({"results": results})
-            return run.finish()
+    results = results_of(found)
+    return Outcome(results, tables(results), panels(results), whole(found))

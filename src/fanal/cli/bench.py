@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fanal.cli.console import errors_shown, progress, say
 from fanal.errors import FanalError
+
+if TYPE_CHECKING:
+    from fanal.bench.plans import Comparison
 
 app = typer.Typer(help="Run the comparisons behind the documentation's tables.", no_args_is_help=True)
 
@@ -32,13 +35,12 @@ def schedules(
     with errors_shown(resumable=True):
         import dataclasses
 
-        from fanal.bench.schedules import SchedulesConfig, bench_schedules
+        from fanal.bench.schedules import SchedulesConfig
 
         names = tuple(name for name in models.split(",") if name)
         chosen = SchedulesConfig.quick() if quick else SchedulesConfig(mixtures=mixtures, models=names)
         config = dataclasses.replace(chosen, seed=seed)
-        folder = bench_schedules(config, out, overwrite=overwrite, progress=progress, say=say)
-        say((folder / "tables.md").read_text(encoding="utf-8"))
+        _compare(config, out, overwrite)
 
 
 @app.command(
@@ -72,7 +74,7 @@ def solvers(
     with errors_shown(resumable=True):
         import dataclasses
 
-        from fanal.bench.solvers import SolversConfig, bench_solvers
+        from fanal.bench.solvers import SolversConfig
 
         given: dict[str, Any] = {"seed": seed}
         if mixtures is not None:
@@ -86,25 +88,36 @@ def solvers(
         if calls is not None:
             given |= dict.fromkeys(("calls", "model_calls"), _numbers(calls))
         config = dataclasses.replace(SolversConfig.quick() if quick else SolversConfig(), **given)
-        folder = bench_solvers(config, out, overwrite=overwrite, progress=progress, say=say)
-        say((folder / "tables.md").read_text(encoding="utf-8"))
+        _compare(config, out, overwrite)
 
 
 @app.command(
     "jumps",
     epilog="Examples:\n\n  fanal bench jumps grid2 --steps 10 --count 64 --out jumps\n\n  "
     "fanal bench jumps hands32 --solver heun --steps 40 --out jumps\n\n  "
-    "fanal bench jumps hands32 --schedule searched.json --solver searched.json --steps 8 --out gits-jump",
+    "fanal bench jumps hands32 --schedule searched.json --solver searched.json --steps 8 --out gits-jump\n\n  "
+    "fanal bench jumps diffusers:DIR --captions captions.txt --guidance 7.5 --real photos.zip "
+    "--features inception:FILE --steps 50 --solver pndm --out latent-jumps",
 )
 def jumps(
-    model: Annotated[str, typer.Argument(help="Model spec; its card names the data it was trained on.")],
+    model: Annotated[str, typer.Argument(help="Model spec; give --real where its card names no data.")],
     solver: Annotated[str, typer.Option(help="Solver, or a schedule file's own.")] = "heun",
     schedule: Annotated[str | None, typer.Option(help="Grid, or a schedule file.  [default: polynomial]")] = None,
     steps: Annotated[int, typer.Option(help="Intervals of the full run.", min=1)] = 40,
     count: Annotated[int, typer.Option(help="Samples the jump is chosen on, and as many it is reported on.")] = 512,
-    label: Annotated[str | None, typer.Option(help="Class label for all samples, or `each`.")] = None,
+    real: Annotated[
+        str | None, typer.Option(help="Real samples, as in fanal eval.  [default: held-out ones of the card's data]")
+    ] = None,
     features: Annotated[str, typer.Option(help="Features of the distances, as in fanal eval.")] = "auto",
+    label: Annotated[str | None, typer.Option(help="Class label for all samples, or `each`.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to draw, for a text-to-image model.")] = None,
+    captions: Annotated[str | None, typer.Option(help="Caption file: sample b gets its caption b.")] = None,
+    negative: Annotated[str, typer.Option(help="What guidance leads away from, for a text-to-image model.")] = "",
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
     seed: Annotated[int, typer.Option(help="Run seed.", min=0)] = 0,
+    block: Annotated[int, typer.Option(help="Samples computed together.", min=1)] = 64,
+    allow_bin: Annotated[bool, typer.Option("--allow-bin", help="Read a pipeline's .bin weights.")] = False,
+    device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, mps.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-jumps"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
 ) -> None:
@@ -114,12 +127,36 @@ def jumps(
     goes on where it was.
     """
     with errors_shown(resumable=True):
-        from fanal.bench.jumps import JumpsConfig, bench_jumps
+        from fanal.bench.jumps import JumpsConfig
 
         bound = int(label) if label is not None and label.isdecimal() else label
-        config = JumpsConfig(model, solver, schedule, steps, count, bound, features, seed)
-        folder = bench_jumps(config, out, overwrite=overwrite, progress=progress, say=say)
-        say((folder / "tables.md").read_text(encoding="utf-8"))
+        config = JumpsConfig(
+            model,
+            solver,
+            schedule,
+            steps,
+            count,
+            real,
+            features,
+            bound,
+            prompt,
+            captions,
+            negative,
+            guidance,
+            seed,
+            block,
+            allow_bin,
+            device,
+        )
+        _compare(config, out, overwrite)
+
+
+def _compare(config: Comparison, out: Path, overwrite: bool) -> None:
+    """Run a comparison and print its tables."""
+    from fanal.bench.plans import compare
+
+    folder = compare(config, out, overwrite=overwrite, progress=progress, say=say)
+    say((folder / "tables.md").read_text(encoding="utf-8"))
 
 
 def _listed(text: str) -> tuple[str, ...]:
