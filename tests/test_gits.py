@@ -87,6 +87,21 @@ def test_l1_and_l2_are_their_definitions_and_so_is_a_function_of_ones_own(run, m
     torch.testing.assert_close(cost[inside], custom[inside], rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(("metric", "p"), [("l1", 1), ("l2", 2)])
+def test_distances_of_float32_states_are_those_of_float64(metric, p):
+    """Differences of the float32 states themselves are up to six percent off here."""
+    denoiser = mixture(d=48)
+    x = warm(denoiser, 5)
+    found = teach(lambda x, sigma: denoiser(x.double(), sigma).float(), x.float(), polynomial(40, zero=False), IPNDM(4))
+    cost, sigmas = cost_matrix(found, metric), found.sigmas
+    for i in range(40):
+        start = found.x[i].double()
+        d = slope(start, found.denoised[i].double(), sigmas[i])
+        off = start + (sigmas[i + 1 :, None, None] - sigmas[i]) * d - found.x[i + 1 :].double()
+        exact = torch.linalg.vector_norm(off, ord=p, dim=2).mean(1)
+        torch.testing.assert_close(cost[i, i + 1 :], exact, rtol=1e-3, atol=0)
+
+
 def test_with_an_euler_teacher_neighbors_cost_nothing():
     """One Euler step from the teacher's own state is then the teacher's own step."""
     denoiser = mixture()

@@ -8,9 +8,7 @@ Every candidate jump from node i to node j is one Euler step from the teacher's 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,91 +17,85 @@ from fanal.denoiser import slope
 from fanal.errors import FanalError, unknown_name
 from fanal.trajectory import Trajectory
 
-__all__ = ["METRICS", "Metric", "cost_matrix", "slopes"]
+__all__ = ["METRICS", "Metric", "cost_matrix"]
 
 Metric = Callable[[Tensor, Tensor], Tensor | float]
 """Maps predicted and teacher states, both (B, *shape), to one number."""
 
-_ENTRIES = 2**18  # of the differences that l1 and l2 hold at a time: they should stay in the processor's cache
+_ENTRIES = 2**20  # of the states that l1 and l2 hold at a time: they should stay in the processor's cache
 
 
-@runtime_checkable
-class _Row(Protocol):
-    def __call__(self, i: int, d: Tensor) -> Tensor:
-        """Return the costs of the jumps from node i along slope d to the nodes i+1, i+2, …: (G − 1 − i,), float64."""
-        ...
-
-
-def slopes(teacher: Trajectory) -> Float[Tensor, "n b *d"]:
-    """Return the raw slopes `(x − D)/sigma` of a trajectory, one per interval."""
-    parts = zip(teacher.x[:-1], teacher.denoised, teacher.sigmas, strict=False)
-    return torch.stack([slope(x, denoised, sigma) for x, denoised, sigma in parts])
-
-
-class _Deviation:
+def _deviation(teacher: Trajectory) -> Tensor:
     """`mean_b dev(y_ij) − mean_b dev(x_j)`: how far a jump lands from the straight line through both ends.
 
     With P the projection off the chord, `a_i = P(x_i − x_T)` and `e_i = P·d_i`, a jump of length h lands at the
     distance `sqrt(|a_i|² + 2h⟨a_i, e_i⟩ + h²|e_i|²)`: three inner products per node give every entry.
     """
-
-    def __init__(self, teacher: Trajectory) -> None:
-        self.sigmas = teacher.sigmas
-        self.end = _wide(teacher.x[-1])
-        chord = self.end - _wide(teacher.x[0])
-        self.unit = chord / torch.linalg.vector_norm(chord, dim=1, keepdim=True).clamp_min(1e-300)
-        self.off = [self._project(_wide(x) - self.end) for x in teacher.x]
-        self.squares = [off.square().sum(1) for off in self.off]
-        self.own = torch.stack([square.sqrt().mean() for square in self.squares])
-
-    def _project(self, v: Tensor) -> Tensor:
-        return torch.addcmul(v, (v * self.unit).sum(1, keepdim=True), self.unit, value=-1)
-
-    def __call__(self, i: int, d: Tensor) -> Tensor:
-        a, e = self.off[i], self._project(_wide(d))
-        h = (self.sigmas[i + 1 :] - self.sigmas[i]).to(a)[:, None]
-        lands = self.squares[i] + 2 * h * (a * e).sum(1) + h**2 * e.square().sum(1)
-        return lands.clamp_min(0).sqrt().mean(1) - self.own[i + 1 :]
+    end = _wide(teacher.x[-1])
+    unit = end - _wide(teacher.x[0])
+    unit /= torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(1e-300)
+    own, products = [], []
+    for i, x in enumerate(teacher.x):
+        a = _off(_wide(x) - end, unit)
+        squares = a.square().sum(1)
+        own.append(squares.sqrt().mean())
+        if i < len(teacher.denoised):
+            e = _off(_wide(slope(x, teacher.denoised[i], teacher.sigmas[i])), unit)
+            products.append(torch.stack([squares, a.mul_(e).sum(1), e.square_().sum(1)]))
+    zero, first, second = torch.stack(products, 1)[:, :, None]  # each (G − 1, 1, B)
+    h = _lengths(teacher).to(zero)[:, :, None]
+    return (zero + 2 * h * first + h**2 * second).clamp_min(0).sqrt().mean(2) - torch.stack(own)
 
 
-class _Distance:
-    """`mean_b |y_ij − x_j|_p`, from the differences themselves: inner products would cancel."""
-
-    def __init__(self, teacher: Trajectory, p: int) -> None:
-        self.sigmas, self.p = teacher.sigmas, p
-        self.x = teacher.x.flatten(2)
-
-    def __call__(self, i: int, d: Tensor) -> Tensor:
-        start, direction = self.x[i], d.flatten(1)
-        out = torch.empty(len(self.sigmas) - 1 - i, dtype=torch.float64)
-        size = max(1, _ENTRIES // start.numel())
-        for at in range(i + 1, len(self.sigmas), size):
-            some = slice(at, at + size)
-            h = (self.sigmas[some] - self.sigmas[i]).to(start)[:, None, None]
-            off = torch.addcmul(start - self.x[some], h, direction)
-            norms = torch.linalg.vector_norm(off, ord=self.p, dim=2)
-            out[at - i - 1 : at - i - 1 + size] = norms.mean(1, dtype=_double(norms)).cpu()
-        return out
+def _off(v: Tensor, unit: Tensor) -> Tensor:
+    """Project off a direction, in place."""
+    return v.addcmul_((v * unit).sum(1, keepdim=True), unit, value=-1)
 
 
-class _Custom:
+def _distance(teacher: Trajectory, p: int) -> Tensor:
+    """`mean_b |y_ij − x_j|_p`, from the differences themselves: their squares by inner products would cancel.
+
+    States lose digits at large sigma, where all are about `sigma·c` with `c = x_0/sigma_0`. Without that part,
+    `u_j = x_j − sigma_j·c`, they are of the data's size. An Euler step takes u_i to
+    `(sigma_j/sigma_i)·u_i + (1 − sigma_j/sigma_i)·D_i`, and its distance from u_j is that of y_ij from x_j. Only u is
+    formed in float64.
+    """
+    sigmas, (nodes, count) = teacher.sigmas, teacher.x.shape[:2]
+    states, answers = (v.flatten(2).transpose(0, 1) for v in (teacher.x, teacher.denoised))
+    levels = sigmas.to(states.device, _double(states))[:, None]
+    shares, entries = (sigmas / sigmas[:, None]).to(states)[:, :, None], states.shape[2]
+    size = max(1, _ENTRIES // (nodes * entries))
+    room, out = states.new_empty(min(size, count) * nodes * entries), levels.new_zeros(nodes - 1, nodes)
+    for x, denoised in zip(states.split(size), answers.split(size), strict=True):
+        u = x.to(levels, copy=True)
+        u = u.addcmul_(levels, u[:, :1] / levels[0], value=-1).to(x)
+        for i in range(nodes - 1):
+            later = u[:, i + 1 :]
+            miss = room[: later.numel()].view(later.shape)
+            torch.lerp(denoised[:, i, None], u[:, i, None], shares[i, i + 1 :], out=miss)
+            miss.sub_(later)
+            norms = miss.abs_().sum(2) if p == 1 else miss.mul_(miss).sum(2).sqrt_()
+            out[i, i + 1 :] += norms.sum(0, dtype=out.dtype)
+    return out / count
+
+
+def _custom(teacher: Trajectory, metric: Metric) -> Tensor:
     """A metric of the user's, one pair at a time."""
+    x, h = teacher.x, _lengths(teacher)
+    out = torch.zeros(h.shape, dtype=torch.float64)
+    for i, denoised in enumerate(teacher.denoised):
+        d = slope(x[i], denoised, teacher.sigmas[i])
+        for j in range(i + 1, len(x)):
+            out[i, j] = float(metric(x[i] + h[i, j] * d, x[j]))
+    return out
 
-    def __init__(self, teacher: Trajectory, metric: Metric) -> None:
-        self.teacher, self.metric = teacher, metric
 
-    def __call__(self, i: int, d: Tensor) -> Tensor:
-        sigmas, x = self.teacher.sigmas, self.teacher.x
-        found = [float(self.metric(x[i] + (sigmas[j] - sigmas[i]) * d, x[j])) for j in range(i + 1, len(sigmas))]
-        return torch.tensor(found, dtype=torch.float64)
-
-
-METRICS: dict[str, Callable[[Trajectory], _Row]] = {
-    "dev": _Deviation,
-    "l1": lambda teacher: _Distance(teacher, 1),
-    "l2": lambda teacher: _Distance(teacher, 2),
+METRICS: dict[str, Callable[[Trajectory], Tensor]] = {
+    "dev": _deviation,
+    "l1": lambda teacher: _distance(teacher, 1),
+    "l2": lambda teacher: _distance(teacher, 2),
 }
-"""Name → how the cost of a jump is measured."""
+"""Name → costs of all jumps, (G − 1, G), of which only those to later nodes count."""
 
 
 def _double(x: Tensor) -> torch.dtype:
@@ -114,18 +106,9 @@ def _wide(x: Tensor) -> Tensor:
     return x.flatten(1).to(_double(x))
 
 
-def _rows(teacher: Trajectory, metric: str | Metric) -> _Row:
-    if callable(metric):
-        return _Custom(teacher, metric)
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, METRICS)
-    return METRICS[metric](teacher)
-
-
-def _checked(row: Tensor, i: int) -> np.ndarray:
-    if not bool(torch.isfinite(row).all()):
-        raise FanalError(f"the metric is not finite for jumps from node {i} of the teacher's grid")
-    return row.cpu().double().numpy()
+def _lengths(teacher: Trajectory) -> Float[Tensor, "n g"]:
+    """Return `sigma_j − sigma_i`."""
+    return teacher.sigmas - teacher.sigmas[:-1, None]
 
 
 def cost_matrix(teacher: Trajectory, metric: str | Metric = "dev") -> Float[Tensor, "g g"]:
@@ -138,8 +121,13 @@ def cost_matrix(teacher: Trajectory, metric: str | Metric = "dev") -> Float[Tens
     Raises:
         FanalError: the metric is unknown, or not finite.
     """
-    row, nodes = _rows(teacher, metric), len(teacher.sigmas)
-    cost = np.full((nodes, nodes), np.inf)
-    for i, d in enumerate(slopes(teacher)):
-        cost[i, i + 1 :] = _checked(row(i, d), i)
-    return torch.from_numpy(cost)
+    if not callable(metric) and metric not in METRICS:
+        raise unknown_name("metric", metric, METRICS)
+    found = (_custom(teacher, metric) if callable(metric) else METRICS[metric](teacher)).cpu().double()
+    later = torch.ones_like(found).triu(1).bool()
+    bad = (later & ~torch.isfinite(found)).any(1).nonzero()
+    if len(bad):
+        raise FanalError(f"the metric is not finite for jumps from node {int(bad[0])} of the teacher's grid")
+    cost = torch.full((len(teacher.sigmas),) * 2, torch.inf, dtype=torch.float64)
+    cost[:-1] = found.where(later, cost[:-1])
+    return cost
