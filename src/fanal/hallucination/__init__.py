@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from fanal.hallucination import calibration as calibration
+from fanal.hallucination import combination as combination
 from fanal.hallucination import detectors as detectors
 from fanal.hallucination import evaluate as evaluate
+from fanal.hallucination import observation as observation
 from fanal.hallucination import repair as repair
 from fanal.hallucination import rods as rods
 from fanal.hallucination.calibration import Calibration as Calibration
 from fanal.hallucination.calibration import calibrate as calibrate
 from fanal.hallucination.detectors import DETECTORS as DETECTORS
+from fanal.hallucination.detectors import Combined as Combined
 from fanal.hallucination.detectors import Detector as Detector
 from fanal.hallucination.detectors import LastSlope as LastSlope
 from fanal.hallucination.detectors import Variance as Variance

@@ -16,6 +16,9 @@ from fanal.hallucination.detectors.asking import OVER as OVER
 from fanal.hallucination.detectors.asking import GradientNorm as GradientNorm
 from fanal.hallucination.detectors.asking import JacobianProbe as JacobianProbe
 from fanal.hallucination.detectors.asking import RodsIndex as RodsIndex
+from fanal.hallucination.detectors.combined import Combined as Combined
+from fanal.hallucination.detectors.combined import Part as Part
+from fanal.hallucination.detectors.free import Contrast as Contrast
 from fanal.hallucination.detectors.free import EarlyStop as EarlyStop
 from fanal.hallucination.detectors.free import Gray as Gray
 from fanal.hallucination.detectors.free import LastSlope as LastSlope
@@ -32,12 +35,15 @@ from fanal.hallucination.detectors.watching import last_window as last_window
 __all__ = [
     "DETECTORS",
     "FREE",
+    "Combined",
+    "Contrast",
     "Detector",
     "EarlyStop",
     "GradientNorm",
     "Gray",
     "JacobianProbe",
     "LastSlope",
+    "Part",
     "PathLength",
     "RodsIndex",
     "Running",
@@ -59,6 +65,7 @@ DETECTORS: dict[str, type] = {
     "early_stop": EarlyStop,
     "last_slope": LastSlope,
     "gray": Gray,
+    "contrast": Contrast,
     "jacobian": JacobianProbe,
     "gradient_norm": GradientNorm,
     "rods_index": RodsIndex,
@@ -73,37 +80,46 @@ FREE: tuple[str, ...] = tuple(
 """Names of the detectors that need no call beyond the run's own."""
 
 
+def _kind(name: str) -> type:
+    kinds = {**DETECTORS, "combined": Combined}  # which is no detector of its own, and so not in the registry
+    if not isinstance(name, str) or name not in kinds:
+        raise unknown_name("detector", str(name), kinds)
+    return kinds[name]
+
+
 def build(name: str, window: tuple[float, float], **options: Any) -> Detector:
     """Build a detector from its name; those that need no window ignore it.
 
     Args:
-        name: one of `DETECTORS`.
+        name: one of `DETECTORS`, or "combined".
         window: closed range of sigma that it looks at.
         options: its further fields, such as `v="score"` for the index of RODS.
 
     Raises:
         FanalError: no detector has this name, it has no such option, or a value is none of the option's.
     """
-    if not isinstance(name, str) or name not in DETECTORS:
-        raise unknown_name("detector", str(name), DETECTORS)
-    kind = DETECTORS[name]
-    fields = [field.name for field in dataclasses.fields(kind) if field.init]
+    kind = _kind(name)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     known = [field for field in fields if field != "window"]
     for option in options:
         if option not in known:
             raise FanalError(f"{name} has no option {option!r:.40}: it has {', '.join(known) or 'none'}")
+    if kind is Combined:
+        return Combined.from_dict(options)
     return kind(**({"window": window} if "window" in fields else {}), **options)
 
 
 def describe(detector: Detector) -> dict[str, Any]:
-    """Return a registered detector as plain JSON values: `name`, `window`, and the `options` that `build` takes.
+    """Return one of fanal's detectors as plain JSON values: `detector`, `window`, and the `options` that `build` takes.
 
     Raises:
-        FanalError: it is not in the registry.
+        FanalError: it is none of them.
     """
+    window = [float(v) for v in detector.window]
+    if isinstance(detector, Combined):
+        return {"detector": "combined", "window": window, "options": detector.to_dict()}
     name = next((name for name, kind in DETECTORS.items() if type(detector) is kind), None)
     if name is None:
         raise FanalError(f"{type(detector).__name__} is none of fanal's detectors: {', '.join(DETECTORS)}")
     fields = [field.name for field in dataclasses.fields(DETECTORS[name]) if field.init and field.name != "window"]
-    window = [float(v) for v in detector.window]
-    return {"name": name, "window": window, "options": {field: getattr(detector, field) for field in fields}}
+    return {"detector": name, "window": window, "options": {field: getattr(detector, field) for field in fields}}

@@ -12,13 +12,32 @@ from fanal.denoiser import Denoiser, slope
 from fanal.hallucination.detectors.watching import Running, Watch, check_window, size
 from fanal.sampling import Transition
 
-__all__ = ["EarlyStop", "Gray", "LastSlope", "PathLength", "SecondDifference", "SlopeChange", "Variance"]
+__all__ = ["Contrast", "EarlyStop", "Gray", "LastSlope", "PathLength", "SecondDifference", "SlopeChange", "Variance"]
 
 
 def _slope(transition: Transition) -> Tensor:
     """The noise prediction d where the step asked for it."""
     x, sigma = transition.step.at or (transition.x, transition.span.sigma)
     return slope(x, transition.step.denoised, sigma)
+
+
+@dataclass(frozen=True)
+class _Windowed:
+    """Base of the detectors that look at a range of sigma."""
+
+    window: tuple[float, float]
+    free: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+
+
+@dataclass(frozen=True)
+class _Final:
+    """Base of the detectors that look at the last step, wherever it is."""
+
+    free: bool = field(default=True, init=False)
+    window: tuple[float, float] = field(default=(0.0, 0.0), init=False)
 
 
 class _VarianceWatch(Running):
@@ -36,7 +55,7 @@ class _VarianceWatch(Running):
 
 
 @dataclass(frozen=True)
-class Variance:
+class Variance(_Windowed):
     """Variance of the denoised prediction over the last part of a run (Aithal et al. 2024), free.
 
     `mean_j Var_i(D_j(x_i, sigma_i))` over the steps i with sigma in `window` and the entries j of a sample: a
@@ -45,12 +64,6 @@ class Variance:
     Attributes:
         window: closed range of sigma that counts; in sigma, so that a run that starts half-way is judged alike.
     """
-
-    window: tuple[float, float]
-    free: bool = field(default=True, init=False)
-
-    def __post_init__(self) -> None:
-        check_window(self.window)
 
     def start(self, denoiser: Denoiser | None = None) -> Watch:
         """Begin to watch a run."""
@@ -66,7 +79,7 @@ class _PathWatch(Running):
 
 
 @dataclass(frozen=True)
-class PathLength:
+class PathLength(_Windowed):
     """Length of the denoising trajectory over the last part of a run, free.
 
     `Σ_i ‖D_{i+1} − D_i‖/√dim` over the neighboring steps with sigma in `window`.
@@ -74,12 +87,6 @@ class PathLength:
     Attributes:
         window: closed range of sigma that both ends of a piece must lie in.
     """
-
-    window: tuple[float, float]
-    free: bool = field(default=True, init=False)
-
-    def __post_init__(self) -> None:
-        check_window(self.window)
 
     def start(self, denoiser: Denoiser | None = None) -> Watch:
         """Begin to watch a run."""
@@ -100,7 +107,7 @@ class _BendWatch(Running):
 
 
 @dataclass(frozen=True)
-class SecondDifference:
+class SecondDifference(_Windowed):
     """Largest second difference of the denoising trajectory, free.
 
     `max_i ‖D_{i+1} − 2·D_i + D_{i−1}‖/√dim` over the triples of steps with sigma in `window`: the sharpest turn.
@@ -108,12 +115,6 @@ class SecondDifference:
     Attributes:
         window: closed range of sigma that all three steps must lie in.
     """
-
-    window: tuple[float, float]
-    free: bool = field(default=True, init=False)
-
-    def __post_init__(self) -> None:
-        check_window(self.window)
 
     def start(self, denoiser: Denoiser | None = None) -> Watch:
         """Begin to watch a run."""
@@ -129,7 +130,7 @@ class _ChangeWatch(Running):
 
 
 @dataclass(frozen=True)
-class SlopeChange:
+class SlopeChange(_Windowed):
     """Largest disagreement of Euler's and Heun's step, free.
 
     `max_i ‖d_{i+1} − d_i‖/√dim`, d the noise prediction, over the neighboring steps with sigma in `window`. From
@@ -138,12 +139,6 @@ class SlopeChange:
     Attributes:
         window: closed range of sigma that both steps must lie in.
     """
-
-    window: tuple[float, float]
-    free: bool = field(default=True, init=False)
-
-    def __post_init__(self) -> None:
-        check_window(self.window)
 
     def start(self, denoiser: Denoiser | None = None) -> Watch:
         """Begin to watch a run."""
@@ -161,7 +156,7 @@ class _EarlyWatch(Running):
 
 
 @dataclass(frozen=True)
-class EarlyStop:
+class EarlyStop(_Windowed):
     """Distance of an early denoised prediction from the last one, free.
 
     `‖D_last − D_first‖/√dim`, first and last among the steps with sigma in `window`. On a grid that ends at 0 the last
@@ -170,12 +165,6 @@ class EarlyStop:
     Attributes:
         window: closed range of sigma; its upper end says where the run would have stopped.
     """
-
-    window: tuple[float, float]
-    free: bool = field(default=True, init=False)
-
-    def __post_init__(self) -> None:
-        check_window(self.window)
 
     def start(self, denoiser: Denoiser | None = None) -> Watch:
         """Begin to watch a run."""
@@ -188,15 +177,12 @@ class _SlopeWatch(Running):
 
 
 @dataclass(frozen=True)
-class LastSlope:
+class LastSlope(_Final):
     """Size of the noise prediction at the last step, `‖d‖/√dim` at the smallest sigma, free.
 
     `d = −sigma·score`: small inside a mode, whose score is small, and large off the support, where the score still
     pulls towards it. It shines in few dimensions and says little about images.
     """
-
-    free: bool = field(default=True, init=False)
-    window: tuple[float, float] = field(default=(0.0, 0.0), init=False)
 
     def start(self, denoiser: Denoiser | None = None) -> Watch:
         """Begin to watch a run."""
@@ -209,15 +195,30 @@ class _GrayWatch(Running):
 
 
 @dataclass(frozen=True)
-class Gray:
+class Gray(_Final):
     """How undecided the values of the last prediction are, `mean_j max(0, 1 − |D_j|)`, free.
 
     For pictures in [−1, 1] that are black and white but for their edges; elsewhere it means nothing.
     """
 
-    free: bool = field(default=True, init=False)
-    window: tuple[float, float] = field(default=(0.0, 0.0), init=False)
-
     def start(self, denoiser: Denoiser | None = None) -> Watch:
         """Begin to watch a run."""
         return _GrayWatch((0.0, math.inf), "the share of gray")
+
+
+class _ContrastWatch(Running):
+    def update(self, transition: Transition) -> Tensor:
+        return transition.step.denoised.flatten(1).var(1, correction=0)
+
+
+@dataclass(frozen=True)
+class Contrast(_Final):
+    """How much the last prediction holds, `Var_j(D_j)` over the entries of a sample, free.
+
+    No risk by itself. Most risks grow with what a picture holds, so that full pictures look wrong; beside them in a
+    `Combined`, this takes it out.
+    """
+
+    def start(self, denoiser: Denoiser | None = None) -> Watch:
+        """Begin to watch a run."""
+        return _ContrastWatch((0.0, math.inf), "contrast")
