@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fanal.errors import FanalError, unknown_name
+from fanal.hallucination.detectors import DETECTORS, Detector
 from fanal.hallucination.repair import REPAIRS, Repair
 from fanal.hallucination.rods import Guard
 from fanal.sampling import Solver
@@ -17,7 +18,15 @@ from fanal.schedules import SCHEDULES, from_file, table, tables
 from fanal.schedules.files import holds_many
 from fanal.solvers import SOLVERS
 
-__all__ = ["NAMED", "build_repair", "build_schedule", "build_solver", "parse_options", "split_settings"]
+__all__ = [
+    "NAMED",
+    "build_detector",
+    "build_repair",
+    "build_schedule",
+    "build_solver",
+    "parse_options",
+    "split_settings",
+]
 
 NAMED: dict[str, type] = {**SOLVERS, "rods": Guard}
 """What the command line calls a solver: name → class; all solvers, and the guard around them."""
@@ -146,6 +155,26 @@ def build_repair(text: str, hints: Mapping[str, Any] | None = None) -> Repair:
     values = {key: _value(value, getattr(default, key), f"{name}:{key}") for key, value in options.items()}
     own = {key: tuple(v) if isinstance(v, list) else v for key, v in (hints or {}).items() if key in fields_of(name)}
     return dataclasses.replace(default, **{**own, **values})
+
+
+def build_detector(text: str, window: tuple[float, float]) -> Detector:
+    """Build a detector from `name` or `name:field=value,…`, e.g. `rods_index:v=score`.
+
+    Args:
+        text: as written on the command line; a window in it counts before the other.
+        window: closed range of sigma that it looks at.
+
+    Raises:
+        FanalError: the name, a field or a value is not one of the detector's.
+    """
+
+    def fields_of(name: str) -> list[str]:
+        return [field.name for field in dataclasses.fields(DETECTORS[name]) if field.init]
+
+    name, options = parse_options("detector", text, DETECTORS, fields_of)
+    default = DETECTORS[name](window) if "window" in fields_of(name) else DETECTORS[name]()
+    values = {key: _value(value, getattr(default, key), f"{name}:{key}") for key, value in options.items()}
+    return dataclasses.replace(default, **values)
 
 
 def build_schedule(text: str, steps: int, sigma_min: float, sigma_max: float, *, zero: bool = True) -> Tensor:

@@ -1,0 +1,227 @@
+"""The tables and plots of `fanal bench hallucination`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fanal.bench.hallucination import PLAIN
+from fanal.bench.plots import Line, Panel
+from fanal.bench.quality import short
+from fanal.bench.schedule_tables import markdown
+
+__all__ = ["panels", "tables"]
+
+_STEPS = 6  # columns of the tables along the run
+_MARK = {"worse": " ↓", "kept": "", "open": " ?"}
+
+
+def _percent(figure: Mapping[str, Any] | None, sign: bool = False) -> str:
+    """A share in percent, with its standard error."""
+    if figure is None or figure["value"] is None:
+        return "–"
+    value, se = 100 * figure["value"], figure["se"]
+    digits = 2 if se is not None and 100 * se < 0.1 else 1
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text if se is None else f"{text} ± {100 * se:.{digits}f}"
+
+
+def _number(figure: Mapping[str, Any], digits: int = 1) -> str:
+    value, se = figure["value"], figure["se"]
+    rough = se is not None and se >= 0.5 * 10.0**-digits
+    text = f"{value:.{digits}f}".rstrip("0").rstrip(".") if not rough else f"{value:.{digits}f}"
+    return f"{text} ± {se:.{digits}f}" if rough else text
+
+
+def _corrections(own: Mapping[str, Any]) -> str:
+    rows = []
+    for row in own["methods"]:
+        plain = row["name"] == PLAIN
+        calls = _number(row["calls"]) + (" (over)" if row["over_budget"] else "")
+        rows.append(
+            [
+                row["name"],
+                str(row["n"]),
+                _percent(row["wrong"]),
+                "–" if plain else _percent(row["difference"], sign=True),
+                "–" if plain else _percent(row["corrected"]),
+                "–" if plain else _percent(row["new"]),
+                calls,
+                _number(row["products"]),
+                _number(row["time"], 2),
+                f"{1000 * row['seconds']['value']:.2g}",
+            ]
+        )
+    head = ["method", "N", "wrong, %", "change", "corrected, %", "newly wrong, %"]
+    return markdown([*head, "calls", "products", "time / Euler", "ms"], rows)
+
+
+def _classes(own: Mapping[str, Any]) -> str:
+    """Share of each kind of error after each method, beside that of the plain run on the same samples."""
+    kinds = [kind for kind in own["verdicts"][1:] if any(kind in row["by_class"] for row in own["methods"])]
+    rows = []
+    for row in own["methods"]:
+        cells = [row["by_class"].get(kind) for kind in kinds]
+        if row["name"] == PLAIN:
+            rows.append([row["name"], *("–" if c is None else _percent(c["after"]) for c in cells)])
+        else:
+            rows.append([row["name"], *("–" if c is None else f"{_percent(c['after'])} ({_signed(c)})" for c in cells)])
+    return markdown(["method", *kinds], rows)
+
+
+def _signed(change: Mapping[str, Any]) -> str:
+    return f"{100 * change['difference']['value']:+.1f}"
+
+
+def _diversity(own: Mapping[str, Any]) -> str:
+    rows = []
+    names = list(own["methods"][0]["diversity"])
+    for row in own["methods"]:
+        cells = []
+        for name in names:
+            found = row["diversity"].get(name)
+            if found is None:
+                cells.append("–")
+            elif row["name"] == PLAIN or found["ratio"] is None or found["ratio_se"] is None:
+                cells.append(short(found))
+            else:
+                ratio = f"{found['ratio']:.2f} ± {found['ratio_se']:.2f}"
+                cells.append(f"{short({'value': found['value'], 'se': None})} (× {ratio}{_MARK[found['judged']]})")
+        rows.append([row["name"], *cells])
+    head = [f"{name} {'↓' if own['methods'][0]['diversity'][name]['better'] < 0 else '↑'}" for name in names]
+    return markdown(["method", *head], rows)
+
+
+def _detection(own: Mapping[str, Any]) -> str:
+    rows = []
+    for name, found in own["detectors"].items():
+        cost = "0" if found["free"] else f"{found['evaluations']:.3g} + {found['products']:.3g}"
+        area, rate = found.get("auc"), found.get("tpr_at_20")
+        rows.append([name, str(found["n"]), short(area), "–" if rate is None else _percent(rate), cost])
+    rows.sort(key=lambda row: -_leading(row[2]))
+    return markdown(["detector", "N", "AUC", "TPR at 20 % FPR", "calls + products"], rows)
+
+
+def _leading(text: str) -> float:
+    try:
+        return float(text.split()[0])
+    except ValueError:
+        return -1.0
+
+
+def _by_class(own: Mapping[str, Any]) -> str:
+    kinds = [k for k in own["verdicts"][1:] if any(k in d.get("by_class", {}) for d in own["detectors"].values())]
+    rows = [
+        [name, *(short(found.get("by_class", {}).get(kind)) for kind in kinds)]
+        for name, found in own["detectors"].items()
+    ]
+    return markdown(["detector", *kinds], rows)
+
+
+def _columns(sigma: Sequence[float], count: int = _STEPS) -> list[int]:
+    """Indices of the steps that a table shows: spread over the part of the run where things happen."""
+    inside = [i for i, s in enumerate(sigma) if 0.05 <= s <= 15]
+    if len(inside) <= count:
+        return inside
+    return [inside[round(k * (len(inside) - 1) / (count - 1))] for k in range(count)]
+
+
+def _along(own: Mapping[str, Any]) -> str:
+    found = {name: d["by_step"] for name, d in own["detectors"].items() if "by_step" in d}
+    first = next(iter(found.values()))
+    columns = _columns(first["sigma"])
+    rows = []
+    for name, d in found.items():
+        cells = ["–" if d["auc"][i] is None else f"{d['auc'][i]:.2f}" for i in columns]
+        rows.append([name, *cells])
+    return markdown(["AUC once the run has reached sigma", *(f"{first['sigma'][i]:.2g}" for i in columns)], rows)
+
+
+def _confusions(own: Mapping[str, Any]) -> str:
+    rows = []
+    for name, found in own["detectors"].items():
+        c = found["confusion"]
+        counts = [str(c[key]) for key in ("tp", "fn", "fp", "tn")]
+        rows.append([name, f"{c['threshold']:.3g}", *counts, _percent(c["tpr"]), _percent(c["fpr"])])
+    head = ["detector", "threshold", "wrong, flagged", "wrong, missed", "right, flagged", "right, left"]
+    return markdown([*head, "TPR, %", "FPR, %"], rows)
+
+
+def _sweep(own: Mapping[str, Any]) -> str:
+    """The threshold sweep of the gate."""
+    rows = []
+    for c in own["detectors"][own["gate"]["detector"]].get("sweep", [])[::2]:
+        rows.append([f"{c['threshold']:.3g}", *(_percent(c[key]) for key in ("flagged", "tpr", "fpr", "precision"))])
+    return markdown(["threshold", "flagged, %", "TPR, %", "FPR, %", "precision, %"], rows)
+
+
+def _decision(own: Mapping[str, Any]) -> str:
+    d = own["decision"]
+    columns = _columns(d["sigma"], 8)
+    rows = [[key, *(_percent(d[key][i]) for i in columns)] for key in ("same", "settled")]
+    return markdown(["sigma", *(f"{d['sigma'][i]:.2g}" for i in columns)], rows)
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Return every model's figures as Markdown."""
+    out = []
+    for spec, own in results.items():
+        gate = own["gate"]
+        told = f"gate: {gate['detector']}, flagging {100 * gate['flag']:.0f} %"
+        parts = {
+            f"{spec}: corrections, {own['n']} samples of the plain run, {told}": _corrections(own),
+            f"{spec}: kinds of error, % of all samples (in brackets the paired change)": _classes(own),
+            f"{spec}: diversity (in brackets the paired ratio to Euler; ↓ worse by more than 5 %, ? open)": _diversity(
+                own
+            ),
+            f"{spec}: detectors": _detection(own),
+            f"{spec}: detectors by kind of error, AUC": _by_class(own),
+            f"{spec}: how early detectors know, AUC along the run": _along(own),
+            f"{spec}: confusion at the calibrated threshold": _confusions(own),
+            f"{spec}: threshold sweep of the gate": _sweep(own),
+            f"{spec}: share of predictions D(x, sigma), in %, that already have the final verdict, and keep it": (
+                _decision(own)
+            ),
+        }
+        if len(own["verdicts"]) == 2:  # one kind of error: nothing to tell apart
+            parts = {title: table for title, table in parts.items() if "kind" not in title}
+        out += [f"{title}\n\n{table}" for title, table in parts.items()]
+    return "\n".join(out)
+
+
+def panels(results: Mapping[str, Any]) -> list[Panel]:
+    """Return the plots: ROC, AUC along the run, threshold sweep, and wrong samples against calls."""
+    out = []
+    for spec, own in results.items():
+        detectors = own["detectors"]
+        curves = [
+            Line(name, d["roc"]["fpr"], d["roc"]["tpr"], [None] * len(d["roc"]["fpr"]))
+            for name, d in detectors.items()
+            if "roc" in d
+        ]
+        out.append(Panel(f"{spec}: ROC", curves, "right samples flagged", "wrong samples flagged", log=False))
+        lines = [_rising(name, d["by_step"]) for name, d in detectors.items() if "by_step" in d]
+        out.append(Panel(f"{spec}: AUC along the run", lines, "step", "AUC", log=False))
+        rows = detectors[own["gate"]["detector"]].get("sweep", [])
+        shares = [c["flagged"]["value"] for c in rows]
+        swept = [
+            Line(key, shares, [c[key]["value"] for c in rows], [c[key]["se"] for c in rows])
+            for key in ("tpr", "fpr", "precision")
+        ]
+        out.append(Panel(f"{spec}: threshold sweep of {own['gate']['detector']}", swept, "flagged", "share", log=False))
+        points = [
+            Line(
+                row["name"],
+                [row["calls"]["value"] + row["products"]["value"]],
+                [row["wrong"]["value"]],
+                [row["wrong"]["se"]],
+            )
+            for row in own["methods"]
+        ]
+        out.append(Panel(f"{spec}: wrong samples", points, "calls + products", "wrong", log=False))
+    return out
+
+
+def _rising(name: str, by_step: Mapping[str, Any]) -> Line:
+    kept = [i for i, value in enumerate(by_step["auc"]) if value is not None]
+    return Line(name, kept, [by_step["auc"][i] for i in kept], [by_step["se"][i] for i in kept])
