@@ -109,8 +109,9 @@ class Region:
     ) -> Float[Tensor, "b *d"]:
         """Return a step uphill, projected: `δ' = P(δ + h·w)`, w = u(g), or sign(g) in a box.
 
-        From the center h = r. On the sphere it stays r; in ball and box, where the maximum may be inside, the k-th
-        step has h = r/(k + 1).
+        From the center h = r. On the sphere it stays r while the gradient points outward; where it points inward, only
+        its tangential part is followed. There, and in ball and box, where the maximum may be inside, the k-th step has
+        h = r/(k + 1).
 
         Args:
             size: r, as `radius` gives it.
@@ -122,5 +123,10 @@ class Region:
         way = inside.sign() if self.kind == "box" else unit(inside)
         if start is None:
             return size * way
-        length = size if self.kind == "sphere" else size / (number + 1)
-        return self.project(start + length * way, size)
+        short = size / (number + 1)
+        if self.kind != "sphere":
+            return self.project(start + short * way, size)
+        outer = unit(start)
+        along = (way * outer).flatten(1).sum(1).reshape(norms(way).shape)
+        move = torch.where(along < 0, short * (way - along * outer), size * way)
+        return self.project(start + move, size)
