@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -21,7 +22,15 @@ from fanal.errors import FanalError
 from fanal.exact import Gaussian
 from fanal.loading import load
 from fanal.metrics.estimates import Estimate
-from fanal.schedule_files import Entry, Schedules, entries_of, export, read_schedules, write_schedules
+from fanal.schedule_files import (
+    Entry,
+    Schedules,
+    completed,
+    entries_of,
+    export,
+    read_schedules,
+    write_schedules,
+)
 from fanal.schedule_search import Error, Weighted
 from fanal.schedule_search.command import draw
 from fanal.schedules import logsnr, polynomial
@@ -29,7 +38,14 @@ from fanal.seeding import noise
 from fanal.solvers import Euler, Heun
 from toys import fanal, part_of, record, refused
 
+ROWS = ((1.0,), (1.5, -0.5), (1.9, -1.3, 0.4))
 ERROR = Error(Estimate(0.1, 0.01, 64), Estimate(0.2, math.nan, 64))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def denoiser():
@@ -55,7 +71,7 @@ def noisy(sigma=50.0):
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    kept = content(((1.0,), (1.5, -0.5), (1.9, -1.3, 0.4)))
+    kept = content(ROWS)
     write_schedules(tmp_path / "a.json", kept)
     found = read_schedules(tmp_path / "a.json")
     assert (found.model, found.search) == ("hands32", {"method": "fit", "seed": 0})
@@ -84,15 +100,34 @@ def test_an_analytical_first_step_goes_into_the_file(tmp_path, method):
     assert build_solver(str(tmp_path / "a.json")) == found.solver_for(2)
 
 
+def test_a_free_first_step_is_not_counted_when_a_grid_is_asked_for(tmp_path):
+    found = gits.search(denoiser(), noisy(80.0), [2, 3], solver=Euler(), teacher=Euler(), afs=True)
+    write_schedules(tmp_path / "a.json", Schedules("m", entries_of(found, "euler")))
+    kept = read_schedules(tmp_path / "a.json")
+    for steps in (2, 3):
+        assert torch.equal(kept.entry(steps).sigmas, found.schedules[steps])
+    assert torch.equal(kept.entry(4).sigmas, found.schedules[3])  # nothing was asked for with 4: its intervals count
+    with pytest.raises(FanalError, match="grids of 2, 3 steps, not of 5"):
+        kept.entry(5)
+
+
+def test_a_run_takes_from_its_file_what_was_not_given(path, tmp_path):
+    plain = tmp_path / "plain.json"
+    plain.write_text("[3, 2, 1]", encoding="utf-8")
+    assert completed(str(path), None, None) == (str(path), 4)  # the most steps of 3 and 4
+    assert completed(str(path), "heun", 3) == ("heun", 3)
+    for other in (None, "polynomial:rho=5", str(plain)):
+        assert completed(other, None, None) == (None, None)
+
+
 def test_the_command_line_takes_a_file_as_schedule_and_as_solver(tmp_path, path):
     sigmas = build_schedule(str(path), 4, 0.002, 80.0)
     assert torch.equal(sigmas, polynomial(4, 0.01, 50.0, zero=False))
     assert build_solver(str(path)) == Euler()
-    rows = ((1.0,), (1.5, -0.5), (1.9, -1.3, 0.4))
-    write_schedules(tmp_path / "w.json", content(rows))
+    write_schedules(tmp_path / "w.json", content(ROWS))
     solver = build_solver(str(tmp_path / "w.json"))
     ran = package.sample(denoiser(), noisy(), polynomial(3, 0.01, 50.0, zero=False), solver)
-    assert torch.equal(ran, package.sample(denoiser(), noisy(), polynomial(3, 0.01, 50.0, zero=False), Weighted(rows)))
+    assert torch.equal(ran, package.sample(denoiser(), noisy(), polynomial(3, 0.01, 50.0, zero=False), Weighted(ROWS)))
     with pytest.raises(FanalError, match="these solvers are for 3, 4 steps, the grid has 5"):
         package.sample(denoiser(), noisy(), logsnr(5), solver)
 
@@ -247,14 +282,18 @@ def test_the_diffusers_flow_sigmas_run_in_its_flow_scheduler(path):
     torch.testing.assert_close(z.double() / (1 - flow[-1]), own(4), rtol=5e-5, atol=5e-5)
 
 
-def test_the_diffusers_scheduler_entry_runs_this_very_solver(path):
-    """Live: in the place of a DDIM scheduler, which takes no sigmas at all."""
+@pytest.mark.parametrize(("solver", "calls", "rows"), [("heun", 8, None), ("ipndm", 4, (*ROWS, (1.7, -1.0, 0.3)))])
+def test_the_diffusers_scheduler_entry_runs_this_very_solver(here, solver, calls, rows):
+    """Live: in the place of a DDIM scheduler, which takes no sigmas at all; searched weights are in the file."""
     from diffusers import DDIMScheduler
 
     from fanal.adapters.scheduler import FanalScheduler
 
-    entry = Entry(logsnr(4, 0.05, 14.0, zero=False), "heun", 8)
-    kept = json.loads(export(path, Schedules("m", {4: entry}), "diffusers").read_text())["schedules"]["4"]["scheduler"]
+    entry = Entry(logsnr(4, 0.05, 14.0, zero=False), solver, calls, rows)
+    write_schedules("a.json", Schedules("m", {4: entry}))
+    kept = json.loads(export("a.json", read_schedules("a.json"), "diffusers").read_text())["schedules"]["4"]
+    assert ("sigmas" in kept) == (rows is None)  # no other scheduler has the weights
+    kept = kept["scheduler"]
     base = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     scheduler = FanalScheduler(kept["solver"], kept["sigmas"], scheduler=base)
     scheduler.set_timesteps(4)
@@ -267,24 +306,36 @@ def test_the_diffusers_scheduler_entry_runs_this_very_solver(path):
         scale = (1 + sigma**2).sqrt()
         epsilon = (z * scale - model(z * scale, sigma)) / sigma
         z = scheduler.step(epsilon, t, z).prev_sample
-    expected = package.sample(denoiser(), x, entry.sigmas, Heun()) / math.sqrt(1 + 0.05**2)
+    ran = build_solver("a.json") if rows else Heun()
+    expected = package.sample(denoiser(), x, entry.sigmas, ran) / math.sqrt(1 + 0.05**2)
     torch.testing.assert_close(z, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_grids_that_belong_to_weights_are_not_exported(path):
-    with pytest.raises(FanalError, match="--method fit"):
-        export(path, content(((1.0,), (1.5, -0.5), (1.9, -1.3, 0.4))), "edm")
+def test_weights_go_to_comfyui_as_the_inputs_of_fanals_nodes(tmp_path):
+    """What the nodes read with these inputs is the grid and the solver of the file."""
+    from fanal.adapters.comfyui import FanalSamplerFromFile, FanalSigmasFromFile, read_sigmas
+
+    whole = content(ROWS)
+    entries = {k: dataclasses.replace(entry, solver="afs:solver=euler") for k, entry in whole.entries.items()}
+    write_schedules(tmp_path / "a.json", Schedules("m", entries))
+    kept = json.loads(export(tmp_path / "a.json", read_schedules(tmp_path / "a.json"), "comfyui").read_text())
+    for k, nodes in kept["schedules"].items():
+        assert set(nodes["FanalSamplerFromFile"]) == set(FanalSamplerFromFile.INPUT_TYPES()["required"])
+        sigmas = nodes["FanalSigmasFromFile"]
+        assert set(sigmas) | {"kind"} == set(FanalSigmasFromFile.INPUT_TYPES()["required"])
+        assert sigmas["steps"] == int(k) - 1  # the free step is not counted
+        assert torch.equal(read_sigmas(tmp_path / sigmas["file"], sigmas["steps"]), whole.entries[int(k)].sigmas)
+
+
+@pytest.mark.parametrize("consumer", ["edm", "kdiffusion"])
+def test_grids_that_belong_to_weights_are_exported_where_they_have_a_place(path, consumer):
+    with pytest.raises(FanalError, match=f"weights that {consumer} does not have.*--method fit"):
+        export(path, content(ROWS), consumer)
     with pytest.raises(FanalError, match="did you mean 'comfyui'"):
         export(path, content(), "comfy")
 
 
 # The command.
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 SEARCH = ("schedule", "gaussian:tilted2", "--warmup", 6, "--holdout", 5, "--teacher", "euler", "--teacher-steps", 12)

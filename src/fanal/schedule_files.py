@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,21 @@ from fanal.sampling import Solver
 from fanal.schedule_search import BySteps, Error, Weighted, calls_of
 from fanal.schedule_search.weights import Rows, rows_of
 from fanal.schedules import check_sigmas
+from fanal.schedules.files import holds_many
 from fanal.solvers import AFS
 
-__all__ = ["EXPORTS", "Entry", "Schedules", "entries_of", "export", "export_path", "read_schedules", "write_schedules"]
+__all__ = [
+    "EXPORTS",
+    "Entry",
+    "Schedules",
+    "check_exports",
+    "completed",
+    "entries_of",
+    "export",
+    "export_path",
+    "read_schedules",
+    "write_schedules",
+]
 
 FORMAT = "fanal-schedules-1"
 
@@ -59,6 +71,11 @@ class Entry:
         """Number of intervals."""
         return len(self.sigmas) - 1
 
+    @property
+    def asked(self) -> int:
+        """Number of steps that a search was asked for: without the free one of an analytical first step."""
+        return self.steps - _is_free(self.solver)
+
 
 @dataclass(frozen=True, eq=False)
 class Schedules:
@@ -75,17 +92,20 @@ class Schedules:
     search: Mapping[str, Any] = field(default_factory=dict)
 
     def entry(self, steps: int) -> Entry:
-        """Return the grid with so many intervals; a file with a single grid gives that one, whatever is asked.
+        """Return the grid that was asked for with so many steps, a free first one not counted, or else the one with so
+        many intervals. A file with a single grid gives that one, whatever is asked.
 
         Raises:
             FanalError: there are several, and none has so many.
         """
         if len(self.entries) == 1:
             return next(iter(self.entries.values()))
-        if steps not in self.entries:
-            known = ", ".join(map(str, sorted(self.entries)))
+        by_asked = {entry.asked: entry for entry in self.entries.values()}
+        found = by_asked.get(steps, self.entries.get(steps))
+        if found is None:
+            known = ", ".join(map(str, sorted(by_asked)))
             raise FanalError(f"the schedule file has grids of {known} steps, not of {steps}: pass --steps with one")
-        return self.entries[steps]
+        return found
 
     def grid(self, steps: int, sigma_min: float = 0.0, sigma_max: float = math.inf) -> Float[Tensor, " n"]:
         """Return the sigmas of an entry, for a model that was made for sigma_min to sigma_max.
@@ -119,8 +139,33 @@ class Schedules:
         return first if all(solver == first for solver in made.values()) else BySteps(tuple(made.items()))
 
 
+def _is_free(solver: str) -> bool:
+    """Whether a solver's text puts the analytical first step, which costs no call, before its own."""
+    return solver.partition(":")[0] == "afs"
+
+
 def _weighted(weights: Rows, solver: str) -> Solver:
-    return AFS(Weighted(weights)) if solver.partition(":")[0] == "afs" else Weighted(weights)
+    return AFS(Weighted(weights)) if _is_free(solver) else Weighted(weights)
+
+
+def completed(schedule: str | None, solver: str | None, steps: int | None) -> tuple[str | None, int | None]:
+    """Return solver and number of steps of a run; what was not given comes from its schedule file, if it has one.
+
+    A file of `fanal schedule` has its own solver, weights included, and of its grids the one with the most steps is
+    taken. Any other schedule leaves them as they are.
+
+    Args:
+        schedule: as on the command line.
+        solver: as on the command line; None: not given.
+        steps: None: not given.
+
+    Raises:
+        FanalError: the schedule is a file that cannot be read.
+    """
+    if schedule is None or not schedule.endswith(".json") or not holds_many(schedule):
+        return solver, steps
+    most = max(entry.asked for entry in read_schedules(schedule).entries.values())
+    return solver or schedule, most if steps is None else steps
 
 
 def entries_of(found: Search, solver: str) -> dict[int, Entry]:
@@ -237,30 +282,24 @@ def read_schedules(path: str | Path) -> Schedules:
     return Schedules(model, kept, search if isinstance(search, dict) else {})
 
 
-# Exports.
-
 _ENDS = (
     "These grids end at the last sigma, above 0: N + 1 values are N steps. Do not append 0, which adds a call, and do "
     "not replace the last value by 0."
 )
 
 
-def _solvers(schedules: Schedules) -> dict[str, str]:
-    return {str(k): entry.solver for k, entry in schedules.entries.items()}
+def _plain(sigmas: Tensor) -> str:
+    """Decimals with commas, without an exponent, which some readers of text do not know, exact to float64."""
+    return ", ".join(f"{value:.20f}".rstrip("0").rstrip(".") for value in sigmas.tolist())
 
 
-def _plain(sigmas: Tensor) -> list[str]:
-    """Decimals without an exponent, which some readers of text do not know, exact to float64."""
-    return [f"{value:.20f}".rstrip("0").rstrip(".") for value in sigmas.tolist()]
-
-
-def _diffusers(entry: Entry) -> dict[str, Any]:
-    flow = entry.sigmas / (1 + entry.sigmas)
-    return {
-        "sigmas": entry.sigmas.tolist(),
-        "flow_sigmas": flow.tolist(),
-        "scheduler": {"_class_name": "FanalScheduler", "solver": entry.solver, "sigmas": entry.sigmas.tolist()},
-    }
+def _diffusers(entry: Entry, source: str) -> dict[str, Any]:
+    sigmas = entry.sigmas.tolist()
+    if entry.weights is not None:
+        return {"scheduler": {"_class_name": "FanalScheduler", "solver": source, "sigmas": sigmas}}
+    flow = (entry.sigmas / (1 + entry.sigmas)).tolist()
+    own = {"_class_name": "FanalScheduler", "solver": entry.solver, "sigmas": sigmas}
+    return {"sigmas": sigmas, "flow_sigmas": flow, "scheduler": own}
 
 
 _DIFFUSERS = (
@@ -268,43 +307,67 @@ _DIFFUSERS = (
     "flow_sigmas: s/(1 + s), for flow matching without shift; with a shift pass f/(shift − (shift − 1)·f); leave "
     "out the last value, since the scheduler appends its own end. "
     "scheduler: FanalScheduler(solver, sigmas, scheduler=pipe.scheduler) of fanal.adapters.scheduler takes the place "
-    "of any other scheduler and runs this very solver."
+    "of any other scheduler and runs this very solver; a solver that is a schedule file has searched weights, without "
+    "which the grid is poor."
 )
 
 
-def _write_diffusers(path: Path, schedules: Schedules) -> None:
-    grids = {str(k): _diffusers(entry) for k, entry in schedules.entries.items()}
-    write_json(path, {"for": "diffusers", "note": _DIFFUSERS, "solvers": _solvers(schedules), "schedules": grids})
+def _comfyui(entry: Entry, source: str) -> Any:
+    if entry.weights is None:
+        return _plain(entry.sigmas)
+    sigmas = {"file": source, "steps": entry.asked}
+    return {"FanalSamplerFromFile": {"file": source}, "FanalSigmasFromFile": sigmas}
 
 
-def _write_comfyui(path: Path, schedules: Schedules) -> None:
-    grids = {str(k): ", ".join(_plain(entry.sigmas)) for k, entry in schedules.entries.items()}
-    note = f"{_ENDS} Each text goes into a node that takes sigmas as numbers with commas and gives SIGMAS."
-    write_json(path, {"for": "comfyui", "note": note, "solvers": _solvers(schedules), "schedules": grids})
+_COMFYUI = (
+    f"{_ENDS} Each text goes into a node that takes sigmas as numbers with commas and gives SIGMAS. Grids with weights "
+    "of their own come as the inputs of fanal's nodes, which read the schedule file."
+)
 
 
-def _write_edm(path: Path, schedules: Schedules) -> None:
-    grids = {str(k): entry.sigmas.tolist() for k, entry in schedules.entries.items()}
-    note = f"{_ENDS} Each list is t_steps of an EDM sampler, in the place of its own with the appended 0."
-    write_json(path, {"for": "edm", "note": note, "solvers": _solvers(schedules), "schedules": grids})
+_EDM = f"{_ENDS} Each list is t_steps of an EDM sampler, in the place of its own with the appended 0."
 
 
-def _write_kdiffusion(path: Path, schedules: Schedules) -> None:
+def _writer(consumer: str, note: str, form: Callable[[Entry, str], Any]) -> Callable[[Path, Schedules, str], None]:
+    """What writes a JSON export: a consumer's name, a note, and each grid in its form."""
+
+    def write(path: Path, schedules: Schedules, source: str) -> None:
+        grids = {str(k): form(entry, source) for k, entry in schedules.entries.items()}
+        solvers = {str(k): entry.solver for k, entry in schedules.entries.items()}
+        write_json(path, {"for": consumer, "note": note, "solvers": solvers, "schedules": grids})
+
+    return write
+
+
+def _write_kdiffusion(path: Path, schedules: Schedules, source: str) -> None:
     grids = {f"sigmas.{k}": entry.sigmas for k, entry in schedules.entries.items()}
-    write_tensors(
-        path,
-        grids,
-        {"for": "k-diffusion", "note": _ENDS, **{f"solver.{k}": text for k, text in _solvers(schedules).items()}},
-    )
+    solvers = {f"solver.{k}": entry.solver for k, entry in schedules.entries.items()}
+    write_tensors(path, grids, {"for": "k-diffusion", "note": _ENDS, **solvers})
 
 
-EXPORTS: dict[str, tuple[str, Callable[[Path, Schedules], None]]] = {
-    "diffusers": (".diffusers.json", _write_diffusers),
-    "comfyui": (".comfyui.json", _write_comfyui),
+EXPORTS: dict[str, tuple[str, Callable[[Path, Schedules, str], None]]] = {
+    "diffusers": (".diffusers.json", _writer("diffusers", _DIFFUSERS, _diffusers)),
+    "comfyui": (".comfyui.json", _writer("comfyui", _COMFYUI, _comfyui)),
     "kdiffusion": (".kdiffusion.safetensors", _write_kdiffusion),
-    "edm": (".edm.json", _write_edm),
+    "edm": (".edm.json", _writer("edm", _EDM, lambda entry, source: entry.sigmas.tolist())),
 }
-"""Name of the other program → how its file ends, and what writes it."""
+"""Name of the other program → how its file ends, and what writes it beside a schedule file of some name."""
+
+_WEIGHTS = ("diffusers", "comfyui")  # programs in which a solver of fanal runs
+
+
+def check_exports(consumers: Iterable[str]) -> None:
+    """Refuse programs that know no weights.
+
+    Raises:
+        FanalError: one of them does not.
+    """
+    for consumer in consumers:
+        if consumer not in _WEIGHTS:
+            raise FanalError(
+                f"these grids belong to weights that {consumer} does not have, and are worse without them: search with "
+                f"--method fit to export a grid, or export to {' or '.join(_WEIGHTS)}, where fanal's solver runs"
+            )
 
 
 def export_path(path: str | Path, consumer: str) -> Path:
@@ -327,14 +390,11 @@ def export(path: str | Path, schedules: Schedules, consumer: str) -> Path:
         consumer: `diffusers`, `comfyui`, `kdiffusion` (a safetensors file of float64 tensors) or `edm`.
 
     Raises:
-        FanalError: the consumer is unknown, the place cannot be written, or the grids need weights that only fanal's
-            solver has.
+        FanalError: the consumer is unknown, the place cannot be written, or the grids need weights that it has no
+            place for.
     """
-    if any(entry.weights is not None for entry in schedules.entries.values()):
-        raise FanalError(
-            f"these grids belong to weights that {consumer} does not have, and are worse without them: search with "
-            "--method fit to export a grid"
-        )
     where = export_path(path, consumer)
-    EXPORTS[consumer][1](where, schedules)
+    if any(entry.weights is not None for entry in schedules.entries.values()):
+        check_exports([consumer])
+    EXPORTS[consumer][1](where, schedules, Path(path).name)
     return where

@@ -91,7 +91,7 @@ def schedule(
         done = search_schedules(config, out, overwrite=overwrite, progress=progress)
         rows = [
             [
-                str(entry.steps),
+                str(entry.asked),
                 str(entry.calls),
                 entry.start or "–",
                 entry.error.median.plain(4) if entry.error else "–",

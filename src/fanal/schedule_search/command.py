@@ -19,7 +19,15 @@ from fanal.gits import Choice, choose, search
 from fanal.loading import load
 from fanal.pictures import COLORS
 from fanal.runs import Progress, quiet, versions
-from fanal.schedule_files import EXPORTS, Entry, Schedules, entries_of, export, export_path, write_schedules
+from fanal.schedule_files import (
+    Entry,
+    Schedules,
+    check_exports,
+    entries_of,
+    export,
+    export_path,
+    write_schedules,
+)
 from fanal.schedules import polynomial
 
 __all__ = ["Done", "ScheduleConfig", "draw", "search_schedules"]
@@ -176,11 +184,8 @@ def search_schedules(
         raise FanalError(f"{there[0]} exists; choose another --out or pass --overwrite")
     if config.afs and ("+" in config.solver or "," in config.solver):
         raise FanalError("the analytical first step goes with one solver with at most one field")
-    if config.export and config.method == "fit-weights":
-        raise FanalError(
-            f"{', '.join(EXPORTS)} take grids, and --method fit-weights searches weights that belong to them: "
-            "use --method fit, or leave --export out"
-        )
+    if config.method == "fit-weights":
+        check_exports(config.export)
     schedules, lines = _found(config, progress)
     write_schedules(path, schedules)
     image = draw({k: entry.sigmas for k, entry in schedules.entries.items()})
