@@ -15,8 +15,8 @@ from fanal.config import build_schedule, build_solver
 from fanal.datasets import DATASETS, Dataset
 from fanal.denoiser import Model
 from fanal.errors import FanalError
-from fanal.hallucination.calibration import FLAG, HINTS, Calibration, calibrate
-from fanal.hallucination.detectors import DETECTORS, build, last_window
+from fanal.hallucination.calibration import FLAG, HINTS, Calibration, calibrate_each, window_of
+from fanal.hallucination.detectors import FREE, build
 from fanal.hallucination.repair import watch_seeds
 from fanal.nets import Preconditioned, load_model, read_card, save_model
 from fanal.runs import Progress, quiet
@@ -40,27 +40,24 @@ def wrong_of(dataset: Dataset) -> Callable[[Tensor], Tensor] | None:
 def _calibrations(
     model: Model, dataset: Dataset | None, count: int, flag: float, device: str, progress: Progress
 ) -> dict[str, Calibration]:
-    """Calibrate every free detector for Euler on Karras' 40-step grid."""
+    """Calibrate every free detector for Euler on Karras' 40-step grid, all in one run."""
     sigmas = build_schedule(_SCHEDULE, _STEPS, model.sigma_min, model.sigma_max)
     verify = wrong_of(dataset) if dataset else None
-    names = list(DETECTORS) if verify else ["variance"]
-    return {
-        name: calibrate(
-            model,
-            sigmas,
-            build_solver(_SOLVER),
-            name,
-            last_window(sigmas),
-            solver_name=_SOLVER,
-            count=count,
-            flag=flag,
-            block=_BLOCK,
-            device=device,
-            verify=verify,
-            progress=lambda items, name=name: progress(items, f"calibrating {name}"),
-        )
-        for name in names
-    }
+    names = FREE if verify else ("variance",)
+    data = dataset.name if dataset else ""
+    return calibrate_each(
+        model,
+        sigmas,
+        build_solver(_SOLVER),
+        {name: build(name, window_of(name, sigmas, data)) for name in names},
+        solver_name=_SOLVER,
+        count=count,
+        flag=flag,
+        block=_BLOCK,
+        device=device,
+        verify=verify,
+        progress=lambda items: progress(items, "calibrating"),
+    )
 
 
 def _judge(
@@ -68,7 +65,7 @@ def _judge(
 ) -> dict[str, Any]:
     """Measure the share of wrong samples and the detector's AUC on the report seeds."""
     sigmas = torch.tensor(chosen.sigmas, dtype=torch.float64)
-    detector, solver = build(chosen.detector, chosen.window), build_solver(chosen.solver)
+    detector, solver = chosen.build(), build_solver(chosen.solver)
     codes, risks = [], []
     seeds = range(REPORT_SEED, REPORT_SEED + count)
     for outcome in watch_seeds(
