@@ -30,7 +30,7 @@ from fanal.schedules import logsnr
 from fanal.seeding import noise
 from fanal.solvers import RK4
 
-__all__ = ["BASELINES", "Problem", "SchedulesConfig", "mixture", "problems", "whole"]
+__all__ = ["BASELINES", "Problem", "SchedulesConfig", "mixture", "problems", "spendable", "whole"]
 
 BASELINES = ("gits", "polynomial", "logsnr", "quadratic")
 """What a fit should beat: GITS as published, and three fixed grids."""
@@ -94,11 +94,8 @@ class SchedulesConfig:
     def cells(self, network: bool = False) -> Iterator[tuple[str, int, int]]:
         """Yield solver, calls and steps of every cell that the budgets allow, on mixtures or on networks."""
         for text in self.model_solvers if network else self.solvers:
-            solver = build_solver(text)
-            for calls in self.model_calls if network else self.calls:
-                per = calls_of(solver, 1)
-                if calls % per == 0 and calls_of(solver, calls // per) == calls:
-                    yield text, calls, calls // per
+            for calls, steps in spendable(build_solver(text), self.model_calls if network else self.calls):
+                yield text, calls, steps
 
     def plan(self) -> Plan:
         """Return one block per problem.
@@ -111,6 +108,12 @@ class SchedulesConfig:
             raise FanalError("nothing to compare: give mixtures or models, and calls that the solvers can spend")
         blocks = [lambda found, make=make: _work(make, self) for _, make in every]
         return Plan(blocks, _close, "problems", {name: fingerprint(name) for name in self.models})
+
+
+def spendable(solver: Solver, budgets: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the budgets of calls that a solver can spend exactly, each with its number of steps."""
+    per = calls_of(solver, 1)
+    return [(calls, calls // per) for calls in budgets if calls % per == 0 and calls_of(solver, calls // per) == calls]
 
 
 def mixture(seed: int, components: int = 6, dimensions: int = 48, std: float = 0.3) -> Mixture:
@@ -147,7 +150,15 @@ class Problem:
     ends: Tensor
 
     @classmethod
-    def make(cls, name: str, model: Model, sizes: tuple[int, int, int], seed: int, dtype: torch.dtype) -> Problem:
+    def make(
+        cls,
+        name: str,
+        model: Model,
+        sizes: tuple[int, int, int],
+        seed: int,
+        dtype: torch.dtype,
+        ends: Tensor | None = None,
+    ) -> Problem:
         """Draw the samples and solve for their ends.
 
         Args:
@@ -156,6 +167,7 @@ class Problem:
             sizes: warm-up samples, test samples, and steps of the reference (RK4 on a logSNR grid).
             seed: run seed.
             dtype: of the samples.
+            ends: where the test samples end, if an earlier call found out.
         """
         warmup, test, steps = sizes
 
@@ -165,7 +177,8 @@ class Problem:
 
         x = drawn(test, "bench test")
         fine = logsnr(steps, model.sigma_min, model.sigma_max, zero=False)
-        ends = torch.cat([sample(model, part, fine, RK4()) for part in x.split(256)])
+        if ends is None:
+            ends = torch.cat([sample(model, part, fine, RK4()) for part in x.split(256)])
         return cls(name, model, drawn(warmup, "bench warm-up"), x, ends)
 
 

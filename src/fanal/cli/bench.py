@@ -151,12 +151,121 @@ def jumps(
         _compare(config, out, overwrite)
 
 
+@app.command(
+    "gits",
+    epilog="Examples:\n\n  fanal bench gits grid2 --quick --out quick\n\n  "
+    "fanal bench gits hands32 shapes32 digits8 grid2 --studies transfer --out transfer\n\n  "
+    "fanal bench gits hands32 --studies warmups,coeffs --test 256 --out ablations",
+)
+def gits(
+    models: Annotated[list[str], typer.Argument(help="Models whose cards name their data.")],
+    studies: Annotated[
+        str | None,
+        typer.Option(
+            help="What to study, with commas: solvers, transfer, nodes, teachers, warmups, coeffs, metrics, alone, "
+            "proofs.  [default: all]"
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few samples and budgets: seconds on a small model.")] = False,
+    test: Annotated[int | None, typer.Option(help="Test samples of each model.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Warm-up samples of a search.")] = None,
+    seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-gits"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+) -> None:
+    """Repeat the published experiments on GITS: solvers, grid, teacher, warm-up, coefficient, transfer and more.
+
+    When it is stopped, the same command goes on where it was.
+    """
+    with errors_shown(resumable=True):
+        import dataclasses
+
+        from fanal.bench.gits import GitsConfig
+        from fanal.bench.gits_subject import Sizes
+
+        sizes = Sizes.quick() if quick else Sizes()
+        given = {"test": test, "light": test, "warmup": warmup}
+        sizes = dataclasses.replace(sizes, **{key: value for key, value in given.items() if value is not None})
+        config = GitsConfig(tuple(models), sizes=sizes, seed=seed)
+        if studies is not None:
+            config = dataclasses.replace(config, studies=_listed(studies))
+        _compare(config, out, overwrite)
+
+
 def _compare(config: Comparison, out: Path, overwrite: bool) -> None:
     """Run a comparison and print its tables."""
     from fanal.bench.plans import compare
 
     folder = compare(config, out, overwrite=overwrite, progress=progress, say=say)
     say((folder / "tables.md").read_text(encoding="utf-8"))
+
+
+@app.command(
+    "hallucination",
+    epilog="Examples:\n\n  fanal bench hallucination --quick --out quick\n\n  "
+    "fanal bench hallucination --models hands32 --methods cas,temperature,renoise --count 1024 --out hands\n\n  "
+    "fanal bench hallucination --models hands32 --methods heun --method my_module:my_method --out mine\n\n  "
+    "fanal bench hallucination --out bench-hallucination",
+)
+def hallucination(
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-hallucination"),
+    quick: Annotated[bool, typer.Option("--quick", help="The plane, four methods: seconds.")] = False,
+    models: Annotated[
+        str | None, typer.Option(help="Models whose data have a rule.  [default: grid2,shapes32,hands32]")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Samples of the plain run and of each method.  [default: 4096]")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Built-in methods, with commas; NAME=COUNT sets one's samples; empty: none.  [default: all]"),
+    ] = None,
+    detectors: Annotated[
+        str | None, typer.Option(help="Detectors, name or name:field=value,…, with commas.  [default: all]")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="A method of yours, as module:function; may be given twice.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Calls and products that a sample may cost.  [default: 60]")
+    ] = None,
+    calibration: Annotated[int | None, typer.Option(help="Samples that thresholds come from.  [default: 1024]")] = None,
+    looks: Annotated[int | None, typer.Option(help="Samples that costly detectors see.  [default: 512]")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+) -> None:
+    """Measure who finds and who mends the samples that a rule calls wrong, what that costs, and what variety is lost.
+
+    When it is stopped, the same command goes on where it was, also with more models, methods or samples.
+    """
+    with errors_shown(resumable=True):
+        import dataclasses
+
+        from fanal.bench.hallucination import HallucinationConfig, bench_hallucination
+
+        given: dict[str, Any] = {"submissions": tuple(method or ())}
+        numbers = {"count": count, "budget": budget, "calibration": calibration, "looks": looks}
+        given |= {name: value for name, value in numbers.items() if value is not None}
+        given |= {
+            name: _listed(text) for name, text in (("models", models), ("detectors", detectors)) if text is not None
+        }
+        if methods is not None:
+            given["methods"] = _counted(methods)
+        start = HallucinationConfig.quick() if quick else HallucinationConfig()
+        folder = bench_hallucination(
+            dataclasses.replace(start, **given), out, overwrite=overwrite, progress=progress, say=say
+        )
+        say((folder / "tables.md").read_text(encoding="utf-8"))
+
+
+def _counted(text: str) -> dict[str, int | None]:
+    """Read methods with commas, each with its number of samples where one is given: `cas,heun=512`."""
+    found: dict[str, int | None] = {}
+    for part in filter(None, text.split(",")):
+        name, equals, number = part.partition("=")
+        if equals and not number.isdecimal():
+            raise FanalError(f"--methods takes NAME or NAME=COUNT with commas, such as cas,heun=512, got {part!r}")
+        found[name] = int(number) if equals else None
+    return found
 
 
 def _listed(text: str) -> tuple[str, ...]:
