@@ -100,24 +100,26 @@ def test_wins_and_misses_are_counted():
 
 
 def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch, folder):
-    config = dataclasses.replace(TINY, mixtures=2, solvers=("euler",), calls=(5,))
-    work, done = bench._work, []
+    """What is left is done with the ends that the first block found."""
+    config = dataclasses.replace(TINY, solvers=("euler",), calls=(5,))
+    work = bench._Bench.work
 
-    def stops(make, config):
-        if done:
+    def stops(self, text, found):
+        if text:
             raise KeyboardInterrupt
-        done.append(1)
-        return work(make, config)
+        return work(self, text, found)
 
-    monkeypatch.setattr(bench, "_work", stops)
+    monkeypatch.setattr(bench._Bench, "work", stops)
     with pytest.raises(KeyboardInterrupt):
         compare(config, tmp_path / "run")
-    monkeypatch.setattr(bench, "_work", work)
+    monkeypatch.setattr(bench._Bench, "work", work)
+    monkeypatch.setattr(bench, "RK4", None)
     said = []
     resumed = compare(config, tmp_path / "run", say=said.append)
-    assert said == ["resuming: 1 problems are there already"]
-    one, other = (read_tensors(f / "errors.safetensors")[0]["mixture 0|euler|5|fit"] for f in (resumed, folder))
-    assert torch.equal(one, other)
+    assert said == ["resuming: 1 parts are there already"]
+    one, other = (read_tensors(f / "errors.safetensors")[0] for f in (resumed, folder))
+    assert torch.equal(one["mixture 0|euler|5|fit"], other["mixture 0|euler|5|fit"])
+    assert "mixture 0|ends" not in one
 
 
 def test_the_command_says_its_tables(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """`fanal bench schedules`: fixed grids, GITS and fits against each other, on mixtures and on embedded models.
 
-Every problem is one block of a run folder: its searches on warm-up samples, and each sample's error on test samples
-that no search saw. Errors are distances to the end of the same trajectory by a reference of many small steps.
+Every solver on every problem is one block of a run folder: its searches on warm-up samples, and each sample's error on
+test samples that no search saw. Errors are distances to the end of the same trajectory by a reference of many small
+steps.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +32,7 @@ from fanal.schedules import logsnr
 from fanal.seeding import noise
 from fanal.solvers import RK4
 
-__all__ = ["BASELINES", "Problem", "SchedulesConfig", "mixture", "problems", "spendable", "whole"]
+__all__ = ["BASELINES", "Maker", "Problem", "SchedulesConfig", "mixture", "problems", "spendable", "whole"]
 
 BASELINES = ("gits", "polynomial", "logsnr", "quadratic")
 """What a fit should beat: GITS as published, and three fixed grids."""
@@ -98,16 +100,21 @@ class SchedulesConfig:
                 yield text, calls, steps
 
     def plan(self) -> Plan:
-        """Return one block per problem.
+        """Return one block for the teacher of each problem, and one for each of its solvers.
 
         Raises:
             FanalError: there is nothing to compare.
         """
-        every = problems(self)
-        if not every or not list(self.cells()):
+        every = [_Bench(name, make, self, name in self.models) for name, make in problems(self)]
+        solvers = [(bench, list(dict.fromkeys(text for text, _, _ in self.cells(bench.network)))) for bench in every]
+        if not all(texts for _, texts in solvers) or not every:
             raise FanalError("nothing to compare: give mixtures or models, and calls that the solvers can spend")
-        blocks = [lambda found, make=make: _work(make, self) for _, make in every]
-        return Plan(blocks, _close, "problems", {name: fingerprint(name) for name in self.models})
+        blocks = [
+            lambda found, bench=bench, text=text: bench.work(text, found)
+            for bench, texts in solvers
+            for text in ("", *texts)
+        ]
+        return Plan(blocks, _close, "parts", {name: fingerprint(name) for name in self.models})
 
 
 def spendable(solver: Solver, budgets: Sequence[int]) -> list[tuple[int, int]]:
@@ -182,48 +189,78 @@ class Problem:
         return cls(name, model, drawn(warmup, "bench warm-up"), x, ends)
 
 
-def problems(config: SchedulesConfig) -> list[tuple[str, Callable[[], Problem]]]:
+Maker = Callable[[Tensor | None], Problem]
+"""Makes a problem, given where its test samples end if that is known."""
+
+
+def problems(config: SchedulesConfig) -> list[tuple[str, Maker]]:
     """Return name and maker of every problem."""
 
-    def closed(index: int) -> Problem:
+    def closed(index: int, ends: Tensor | None) -> Problem:
         sizes = config.warmup, config.test, config.reference
-        return Problem.make(f"mixture {index}", mixture(config.first + index), sizes, config.seed, torch.float64)
+        return Problem.make(f"mixture {index}", mixture(config.first + index), sizes, config.seed, torch.float64, ends)
 
-    def network(name: str) -> Problem:
+    def network(name: str, ends: Tensor | None) -> Problem:
         sizes = config.model_warmup, config.model_test, max(1, config.reference // 5)
-        return Problem.make(name, load(name), sizes, config.seed, torch.float32)
+        return Problem.make(name, load(name), sizes, config.seed, torch.float32, ends)
 
-    made: list[tuple[str, Callable[[], Problem]]] = [
-        (f"mixture {i}", lambda i=i: closed(i)) for i in range(config.mixtures)
+    made: list[tuple[str, Maker]] = [
+        (f"mixture {i}", lambda ends, i=i: closed(i, ends)) for i in range(config.mixtures)
     ]
-    return made + [(name, lambda name=name: network(name)) for name in config.models]
+    return made + [(name, lambda ends, name=name: network(name, ends)) for name in config.models]
 
 
 class _Bench:
-    """One problem's cells: errors by name, and notes about each search."""
+    """One problem: its teacher, and each solver's cells as one block of errors by name and notes about the searches."""
 
-    def __init__(self, problem: Problem, config: SchedulesConfig) -> None:
-        self.problem, self.config = problem, config
-        self.network = problem.warm.dtype == torch.float32
-        self.tensors: dict[str, Tensor] = {}
-        self.notes: dict[str, Any] = {"problem": problem.name, "cells": {}}
-        self.base: Search = search(problem.model, problem.warm, [2], batch=64 if self.network else None)
-        self.judge = Student(problem.model, problem.test, problem.ends, 256)
-        self.student = Student(problem.model, problem.warm, self.base.teacher.x[-1])
-        self.keep("teacher", self.base.teacher.sigmas, self.base.pilot)
+    def __init__(self, name: str, make: Maker, config: SchedulesConfig, network: bool) -> None:
+        self.name, self.make, self.config, self.network = name, make, config, network
+        self.ends: Tensor | None = None
 
-    def keep(self, name: str, sigmas: Tensor, solver: Solver, **about: Any) -> None:
-        """Measure a grid on the test samples."""
-        self.tensors[name] = self.judge.errors(sigmas, solver).float()
-        self.notes["cells"][name] = {"sigmas": sigmas.tolist(), **about}
+    @cached_property
+    def problem(self) -> Problem:
+        return self.make(self.ends)
 
-    def solver(self, text: str, cells: list[tuple[int, int]]) -> None:
-        """Measure the fixed grids, GITS and the fits of one solver.
+    @cached_property
+    def base(self) -> Search:
+        return search(self.problem.model, self.problem.warm, [2], batch=64 if self.network else None)
+
+    @cached_property
+    def judge(self) -> Student:
+        return Student(self.problem.model, self.problem.test, self.problem.ends, 256)
+
+    def work(self, text: str, found: Sequence[Found]) -> Found:
+        """Do one block.
+
+        Args:
+            text: the solver, as on the command line; empty: the teacher's block, which comes first.
+            found: the blocks before this one.
+        """
+        begin = time.perf_counter()
+        known = [tensors["ends"] for tensors, notes in found if notes["problem"] == self.name and "ends" in tensors]
+        self.ends = known[0] if known else None
+        notes: dict[str, Any] = {"problem": self.name, "cells": {}}
+        if text:
+            measured = self.solver(text)
+        else:
+            measured = [("teacher", self.base.teacher.sigmas, self.base.pilot, {})]
+        tensors = {}
+        for name, sigmas, solver, about in measured:
+            tensors[name] = self.judge.errors(sigmas, solver).float()
+            notes["cells"][name] = {"sigmas": sigmas.tolist(), **about}
+        if not text:
+            tensors["ends"] = self.problem.ends
+            if self.network:
+                notes["seconds"] = self.laps()
+        return tensors, {**notes, "wall": time.perf_counter() - begin}
+
+    def solver(self, text: str) -> Iterator[tuple[str, Tensor, Solver, dict[str, Any]]]:
+        """Yield the fixed grids, GITS and the fits of one solver: name, grid, the solver on it, and notes.
 
         Args:
             text: the solver, as on the command line.
-            cells: pairs of calls and steps.
         """
+        cells = [(calls, k) for own, calls, k in self.config.cells(self.network) if own == text]
         solver, steps = build_solver(text), [k for _, k in cells]
         shared: dict[str, Any] = {"solver": solver, "teacher": self.base, "holdout": 0}
         fixed = starts(self.base.teacher, steps)
@@ -232,44 +269,36 @@ class _Bench:
         for name, (method, objective) in _METHODS.items():
             if method == "fit" or free:
                 found[name] = search(self.problem.model, 0, steps, method=method, objective=objective, **shared)
+        warm = Student(self.problem.model, self.problem.warm, self.base.teacher.x[-1])
         for calls, k in cells:
             for name in BASELINES[1:]:
-                self.keep(f"{text}|{calls}|{name}", fixed[k][name], solver)
+                yield f"{text}|{calls}|{name}", fixed[k][name], solver, {}
             for name, run in found.items():
                 sigmas, used = run.schedules[k], run.solver_for(k)
-                score = judge(self.student.residual(sigmas, used)[0], "robust")
+                score = judge(warm.residual(sigmas, used)[0], "robust")
                 about = {"calls": self.base.calls + run.breakdown.get(str(k), 0.0), "score": score}
                 about |= {"start": run.picks.get(k, ""), "weights": run.weights.get(k)}
-                self.keep(f"{text}|{calls}|{name}", sigmas, used, **about)
+                yield f"{text}|{calls}|{name}", sigmas, used, about
 
-    def time_gits(self) -> None:
+    def laps(self) -> list[dict[str, Any]]:
         """Time GITS's stages on 64 samples again and again, each time with its own teacher's run."""
-        laps: list[dict[str, float]] = []
+        warm = self.problem.warm.repeat(64 // len(self.problem.warm) + 1, *[1] * (self.problem.warm.ndim - 1))[:64]
+        out = []
         for _ in range(self.config.repeats):
             for metric in ("dev", "l2"):
-                warm = self.problem.warm.repeat(2, *[1] * (self.problem.warm.ndim - 1))[:64]
                 run = search(self.problem.model, warm, list(self.config.calls), metric=metric)
-                laps.append({"metric": metric, **run.seconds})  # pyright: ignore[reportArgumentType]
-        self.notes["seconds"] = laps
-
-
-def _work(make: Callable[[], Problem], config: SchedulesConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    begin = time.perf_counter()
-    bench = _Bench(make(), config)
-    cells: dict[str, list[tuple[int, int]]] = {}
-    for text, calls, steps in config.cells(bench.network):
-        cells.setdefault(text, []).append((calls, steps))
-    for text, own in cells.items():
-        bench.solver(text, own)
-    if bench.network:
-        bench.time_gits()
-    bench.notes["wall"] = time.perf_counter() - begin
-    return bench.tensors, bench.notes
+                out.append({"metric": metric, **run.seconds})
+        return out
 
 
 def whole(found: Sequence[Found]) -> dict[str, Tensor]:
     """Return the errors of all problems, by `PROBLEM|CELL`."""
-    return {f"{notes['problem']}|{cell}": errors for tensors, notes in found for cell, errors in tensors.items()}
+    return {
+        f"{notes['problem']}|{cell}": errors
+        for tensors, notes in found
+        for cell, errors in tensors.items()
+        if cell != "ends"
+    }
 
 
 def _close(found: Sequence[Found], progress: Progress) -> Outcome:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from fanal import metrics
 from fanal.bench.plans import Found, Outcome, Plan
 from fanal.bench.quality import Judge, calls_on, dataset_of, draws
-from fanal.bench.schedules import Problem, SchedulesConfig, problems, whole
+from fanal.bench.schedules import Maker, Problem, SchedulesConfig, problems, whole
 from fanal.config import build_schedule, build_solver
 from fanal.denoiser import Counted
 from fanal.errors import FanalError, NonFiniteError
@@ -122,7 +122,7 @@ class SolversConfig:
         """Return a size that takes seconds, for tests and a first look."""
         return cls(mixtures=2, models=(), schedules=("polynomial", "quadratic"), calls=(6, 12), test=64, reference=200)
 
-    def problems(self) -> list[tuple[str, Callable[[], Problem]]]:
+    def problems(self) -> list[tuple[str, Maker]]:
         """Return name and maker of every problem: those of `fanal bench schedules`, without warm-up samples to speak
         of."""
         same = SchedulesConfig(
@@ -236,9 +236,9 @@ class _Bench:
                 }
 
 
-def _work(make: Callable[[], Problem], config: SolversConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _work(make: Maker, config: SolversConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     begin = time.perf_counter()
-    bench = _Bench(make(), config)
+    bench = _Bench(make(None), config)
     noisy = [text for text in config.solvers if draws(build_solver(text))]
     for text in config.solvers:
         for schedule in bench.schedules if text not in noisy else ():

@@ -18,13 +18,21 @@ app = typer.Typer(help="Run the comparisons behind the documentation's tables.",
 
 @app.command(
     "schedules",
-    epilog="Examples:\n\n  fanal bench schedules --quick --out quick\n\n  fanal bench schedules --out bench-schedules",
+    epilog="Examples:\n\n  fanal bench schedules --quick --out quick\n\n  "
+    "fanal bench schedules --mixtures 0 --models hands32 --solvers ipndm:order=3,heun --calls 6,10 --out hands\n\n  "
+    "fanal bench schedules --out bench-schedules",
 )
 def schedules(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-schedules"),
     quick: Annotated[bool, typer.Option("--quick", help="Two mixtures and two solvers: seconds, not minutes.")] = False,
     mixtures: Annotated[int, typer.Option(help="Number of mixtures.", min=0)] = 10,
     models: Annotated[str, typer.Option(help="Embedded models, with commas; empty: none.")] = "hands32,shapes32",
+    chosen: Annotated[
+        str | None, typer.Option("--solvers", help="Solvers, with commas.  [default: six, with their orders]")
+    ] = None,
+    calls: Annotated[
+        str | None, typer.Option(help="Budgets of network calls, with commas.  [default: 5,6,8,10]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
 ) -> None:
@@ -38,8 +46,13 @@ def schedules(
         from fanal.bench.schedules import SchedulesConfig
 
         names = tuple(name for name in models.split(",") if name)
-        chosen = SchedulesConfig.quick() if quick else SchedulesConfig(mixtures=mixtures, models=names)
-        config = dataclasses.replace(chosen, seed=seed)
+        config = SchedulesConfig.quick() if quick else SchedulesConfig(mixtures=mixtures, models=names)
+        given: dict[str, Any] = {"seed": seed}
+        if chosen is not None:
+            given |= dict.fromkeys(("solvers", "model_solvers"), _listed(chosen))
+        if calls is not None:
+            given |= dict.fromkeys(("calls", "model_calls"), _numbers(calls))
+        config = dataclasses.replace(config, **given)
         _compare(config, out, overwrite)
 
 
