@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fanal
 from fanal.denoiser import Labelled
 from fanal.errors import FanalError
-from fanal.exact import Dataset, Mixture
+from fanal.exact import Dataset, Gaussian, LowRank, Mixture
 from fanal.exact.streaming import stream
 
 
@@ -225,3 +225,42 @@ def test_bad_questions_are_refused():
     ):
         with pytest.raises(FanalError, match=said):
             ask()
+
+
+def test_a_fit_has_the_moments_of_its_points():
+    points = pictures(500, dim=60).reshape(500, 3, 20)
+    full = Gaussian.fit(points)
+    assert full.shape == (3, 20)
+    x, level = normal(4, 3, 20), torch.tensor(0.7)
+    cov = torch.cov(points.flatten(1).T, correction=0)
+    assert torch.allclose(full(x, level), Gaussian(points.mean(0), cov)(x, level), atol=1e-10)
+    few = Gaussian.fit(points, rank=10)
+    values, basis = torch.linalg.eigh(cov)
+    low = LowRank(basis[:, -10:], values[-10:], float(values[:-10].mean()))
+    assert torch.allclose(few(x, level), Gaussian(points.mean(0), low)(x, level), atol=1e-6)
+
+
+def test_a_fit_in_many_dimensions_keeps_its_directions():
+    """12,288 dimensions, as of an image of 64×64×3: the three known directions come back, and the noise beside them."""
+    basis = torch.linalg.qr(normal(12288, 3, seed=1)).Q
+    points = (normal(120, 3, seed=2) * torch.tensor([30.0, 20.0, 10.0])) @ basis.T + 0.01 * normal(120, 12288, seed=3)
+    fit = Gaussian.fit(points.float(), rank=3)
+    assert fit.cov.basis is not None
+    assert float(torch.linalg.svdvals(fit.cov.basis.T @ basis).min()) > 0.999
+    assert fit.cov.rest is not None
+    assert float(fit.cov.rest) == pytest.approx(1e-4, rel=0.05)
+
+
+def test_a_mixture_is_fitted_class_by_class():
+    points, labels = torch.cat([normal(50, 3), 5 + normal(150, 3, seed=1)]), torch.arange(200).ge(50).long()
+    M, x, level = Mixture.fit(points, labels), 3 * normal(5, 3, seed=2), torch.tensor(1.1)
+    parts = [Gaussian.fit(points[labels == c]) for c in (0, 1)]
+    own = torch.stack([part.log_density(x, level) for part in parts], 1) + torch.tensor([0.25, 0.75]).log()
+    want = sum(w[:, None] * part(x, level) for w, part in zip(own.softmax(1).T, parts, strict=True))
+    assert torch.allclose(M(x, level), want, atol=1e-10)
+    with pytest.raises(FanalError, match="one point only"):
+        Mixture.fit(points, torch.arange(200).clamp(max=198))
+    with pytest.raises(FanalError, match="one label per point"):
+        Mixture.fit(points, labels[:3])
+    with pytest.raises(FanalError, match="rank"):
+        Gaussian.fit(points, rank=3)

@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fanal
+from fanal import datasets
 from fanal.datasets import DATASETS
 from fanal.denoiser import Counted, Model
 from fanal.errors import FanalError
-from fanal.loading import GAUSSIANS, MIXTURES, card
+from fanal.exact.named import GAUSSIANS, MIXTURES
+from fanal.loading import card, fingerprint
 from fanal.seeding import noise
 from toys import tiny
 
@@ -33,7 +35,14 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("spec", [*(f"mixture:{m}" for m in MIXTURES), *(f"gaussian:{g}" for g in GAUSSIANS)])
+CLOSED = [
+    *(f"mixture:{m}" for m in MIXTURES),
+    *(f"gaussian:{g}" for g in GAUSSIANS),
+    *("gaussian:digits8", "gaussian:digits8,rank=20", "mixture:digits8", "data:digits8", "data:grid2,count=200"),
+]
+
+
+@pytest.mark.parametrize("spec", CLOSED)
 def test_closed_forms_load_and_denoise(spec):
     model = fanal.load(spec)
     assert isinstance(model, Model)
@@ -217,3 +226,54 @@ def test_a_loaded_model_takes_a_plain_number_as_sigma():
     D = fanal.load("mixture:grid2")
     x = torch.ones(3, 2)
     assert torch.equal(D(x, 2.0), D(x, torch.tensor(2.0)))
+
+
+def test_data_is_the_set_itself():
+    digits = DATASETS["digits8"]
+    model = fanal.load("data:digits8")
+    assert card("data:digits8") == {"data": "digits8"}
+    assert card("data:grid2,count=50")["repair"] == card("mixture:grid2")["repair"]
+    assert card("gaussian:digits8") == card("mixture:digits8") == {}  # their samples are no digits
+    held = digits.data("held out", 5).x
+    assert float(inside(fanal.load("data:digits8,split=held_out")).denoiser.nearest(held)[0].max()) == 0
+    assert len(inside(fanal.load("data:digits8,count=70")).denoiser) == 70
+    three = fanal.load("data:digits8", labels=3)
+    x = fanal.sample(three, noise(model.shape, range(4), 80.0), fanal.schedules.polynomial(20), fanal.solvers.Euler())
+    distance, index = inside(model).denoiser.nearest(x)
+    assert float(distance.max()) < 1e-3
+    assert set(digits.data().labels[index[:, 0]].tolist()) == {3}
+
+
+def test_data_of_a_folder_stays_bytes(tmp_path):
+    from PIL import Image
+
+    for i in range(10):
+        Image.new("L", (6, 6), 25 * i).save(tmp_path / f"{i}.png")
+    model = inside(fanal.load(f"data:{tmp_path},size=4,count=5")).denoiser
+    assert model.shape == (1, 4, 4)
+    assert len(model) == 5
+    assert model.points.bytes
+    real = datasets.get(f"folder:{tmp_path},size=4").data("train", 5).x
+    assert float(model.nearest(real)[0].max()) < 1e-6
+    assert card(f"data:{tmp_path},size=4,count=5")["data"] == f"folder:{tmp_path},size=4"
+    first = fingerprint(f"data:{tmp_path}")
+    (tmp_path / "0.png").rename(tmp_path / "zero.png")
+    assert fingerprint(f"data:{tmp_path}") != first
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("data:digits9", "digits8"),
+        ("data:digits8,cuont=4", "count"),
+        ("data:digits8,count=0", "whole number"),
+        ("data:digits8,count=4,count=5", "twice"),
+        ("data:digits8,split=test", "held out"),
+        ("mixture:hands32", "no classes"),
+        ("gaussian:digits8,rank=99", "rank"),
+        ("gaussian:nothing", "tilted2"),
+    ],
+)
+def test_closed_forms_of_nothing_are_refused(spec, said):
+    with pytest.raises(FanalError, match=said):
+        fanal.load(spec)

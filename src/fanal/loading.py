@@ -20,12 +20,24 @@ from fanal.files import sha256_of
 from fanal.guidance import ClassifierFree
 from fanal.processes import check_device
 
-__all__ = ["PIPELINES", "Conditions", "bind", "card", "embedded", "fingerprint", "load", "open_network"]
+__all__ = [
+    "PIPELINES",
+    "Conditions",
+    "bind",
+    "card",
+    "embedded",
+    "fingerprint",
+    "load",
+    "open_network",
+    "user_function",
+]
 
 
 _CHECKPOINTS = ("edm:", "adm:", "consistency:")  # the kinds of fanal.adapters.CHECKPOINTS
 PIPELINES = ("diffusers:", "hub:")
 """How specs of diffusers pipelines begin."""
+CLOSED = ("mixture", "gaussian", "data")
+"""Kinds of closed forms, those of `fanal.exact.named`."""
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -63,11 +75,19 @@ def card(spec: str) -> dict[str, Any]:
         return describe_checkpoint(spec)
     if spec.startswith(PIPELINES):
         return cast(Native, open_network(spec)).card()
-    if spec != "mixture:grid2":
-        return {}
+    return _closed_card(spec) if spec.startswith(tuple(f"{kind}:" for kind in CLOSED)) else {}
+
+
+def _closed_card(spec: str) -> dict[str, Any]:
+    """The data set that a closed form is of, where its samples are that set's, with what the set asks for."""
+    from fanal.exact.named import named_set
     from fanal.hallucination.calibration import HINTS
 
-    return {"data": "grid2", **HINTS["grid2"]}  # the closed form over the data set of that name
+    kind, _, text = spec.partition(":")
+    if kind != "data" and spec != "mixture:grid2":
+        return {}  # a fit's samples are not the data's
+    name = named_set(kind, text)
+    return {"data": name, **HINTS.get(name, {})}
 
 
 def fingerprint(spec: str) -> str:
@@ -82,6 +102,10 @@ def fingerprint(spec: str) -> str:
         return sha256_of(checkpoint_file(spec))
     if spec.startswith(PIPELINES):
         return cast(Native, open_network(spec)).fingerprint()
+    if spec.startswith(tuple(f"{kind}:" for kind in CLOSED)):
+        from fanal.exact.named import content
+
+        return content(*spec.split(":", 1))
     folder = _folder_of(spec)
     source: Path | None = folder / "model.json" if folder is not None else None
     if spec.startswith("python:"):
@@ -89,46 +113,6 @@ def fingerprint(spec: str) -> str:
         file = getattr(module, "__file__", None)
         source = Path(file) if file else None
     return hashlib.sha256(source.read_bytes()).hexdigest() if source is not None else ""
-
-
-def _grid2() -> Model:
-    from fanal.exact import Mixture
-
-    axis = 2.0 * (torch.arange(5, dtype=torch.float64) - 2)
-    return Mixture(torch.cartesian_prod(axis, axis), std=0.1)
-
-
-def _ring8() -> Model:
-    from fanal.exact import Mixture
-
-    angle = torch.arange(8, dtype=torch.float64) * torch.pi / 4
-    return Mixture(4 * torch.stack([angle.cos(), angle.sin()], 1), std=0.2)
-
-
-def _tilted2() -> Model:
-    from fanal.exact import Gaussian
-
-    return Gaussian(torch.tensor([1.0, -1.0]), torch.tensor([[4.0, 1.5], [1.5, 1.0]]))
-
-
-def _digits8() -> Model:
-    from fanal.datasets import get
-    from fanal.exact import Gaussian
-
-    points = get("digits8").data().x.double()
-    flat = points.flatten(1)
-    return Gaussian(points.mean(0), torch.cov(flat.T, correction=0))
-
-
-MIXTURES: dict[str, Callable[[], Model]] = {"grid2": _grid2, "ring8": _ring8}
-GAUSSIANS: dict[str, Callable[[], Model]] = {"tilted2": _tilted2, "digits8": _digits8}
-
-
-def _named(kind: str, name: str) -> Model:
-    makers = MIXTURES if kind == "mixture" else GAUSSIANS
-    if name not in makers:
-        raise unknown_name(kind, name, makers)
-    return makers[name]()
 
 
 class _Foreign(Wrapper):
@@ -153,22 +137,37 @@ class _Foreign(Wrapper):
             ) from error
 
 
-def _function(target: str) -> Model:
-    """Call FUNC() of a module the user can import; it returns a denoiser with shape, sigma_min and sigma_max."""
+def user_function(target: str, prefix: str = "", what: str = "function") -> Callable[..., Any]:
+    """Import MODULE:FUNC from the user's path, the working folder included.
+
+    Args:
+        target: module and function.
+        prefix: what stands before it on the command line, for errors.
+        what: what it should be, for errors.
+
+    Raises:
+        FanalError: it cannot be imported, or is no function.
+    """
     module, _, function = target.rpartition(":")
     if not module:
-        raise FanalError(f"expected python:MODULE:FUNC, got python:{target}")
+        raise FanalError(f"expected {prefix}MODULE:FUNC, got {prefix}{target}")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as python -m does: a module beside the user is found
     try:
-        maker = getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
     except AttributeError:
         known = [name for name in vars(sys.modules.get(module, sys)) if not name.startswith("_")]
         raise unknown_name(f"function of {module}", function, known) from None
     except Exception as error:  # the module is the user's: whatever stops its import is told in one line
         raise FanalError(f"cannot import {module}: {error}; is its folder on PYTHONPATH?") from error
-    if not callable(maker):
-        raise FanalError(f"{target} is no function that makes a denoiser: got {type(maker).__name__}")
+    if not callable(found):
+        raise FanalError(f"{target} is no {what}: got {type(found).__name__}")
+    return found
+
+
+def _function(target: str) -> Model:
+    """Call FUNC() of a module the user can import; it returns a denoiser with shape, sigma_min and sigma_max."""
+    maker = user_function(target, "python:", "function that makes a denoiser")
     try:
         model = maker()
     except Exception as error:
@@ -184,8 +183,10 @@ def _function(target: str) -> Model:
 def _network(spec: str, device: torch.device | str) -> Model:
     """The bare denoiser of a spec."""
     kind, colon, name = spec.partition(":")
-    if colon and kind in ("mixture", "gaussian"):
-        return _named(kind, name)
+    if colon and kind in CLOSED:
+        from fanal.exact.named import closed_form
+
+        return closed_form(kind, name)
     if colon and kind == "python":
         return _function(name)
     if spec.startswith(_CHECKPOINTS):
@@ -200,8 +201,11 @@ def _network(spec: str, device: torch.device | str) -> Model:
             raise FanalError(f"{spec} is not a model folder: it has no model.json; fanal train writes one when it ends")
         if spec.startswith(".") or "/" in spec:
             raise FanalError(f"there is no folder {spec}; fanal models list shows the embedded models")
+        from fanal.exact.named import GAUSSIANS, MIXTURES
+
         kinds = [*embedded(), *(f"mixture:{m}" for m in MIXTURES), *(f"gaussian:{g}" for g in GAUSSIANS)]
         more = [
+            "data:NAME_OR_DIR",
             "diffusers:DIR",
             "hub:ORG/NAME",
             "edm:FILE.pkl",
@@ -351,7 +355,8 @@ def load(
 
     Args:
         spec: an embedded model (`hands32`); a folder that `fanal train` or `fanal convert` wrote; a closed form
-            (`mixture:grid2`, `gaussian:digits8`); a diffusers pipeline (`diffusers:DIR`, `hub:ORG/NAME`, with settings
+            (`mixture:grid2`, `gaussian:digits8`, and the exact denoiser of a data set or of a folder of images,
+            `data:digits8`, `data:DIR,count=1000`); a diffusers pipeline (`diffusers:DIR`, `hub:ORG/NAME`, with settings
             as in `diffusers:DIR,dtype=float16,variant=fp16,size=512x768`, or the pipeline object); an official
             checkpoint (`edm:FILE.pkl`, `adm:FILE.pt`, `consistency:FILE.pt`, read without running what is in it); or
             `python:MODULE:FUNC`, whose FUNC() returns a denoiser with `shape`, `sigma_min` and `sigma_max`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -102,15 +103,24 @@ class Dataset(Denoiser):
         if not len(rows):
             return found
         found.mean = found.mean.to(wide)
-        # The points that were not kept weigh at most this much, even if rounding favored those that were.
-        last = found.top[rows, 0] - found.top[rows, -1] - 2 * _SAFETY * noise[rows]
-        sure = (len(self) * torch.exp(-last) < self.tolerance) | torch.tensor(wanted >= len(self))
-        near, far = rows[sure], rows[~sure]
-        for part in near.split(max(1, _GATHER // (wanted * self.points.dim))):
-            found.put(part, self._head(query.take(part), found.index[part]))
+        # Points whose logit is this much below the largest weigh nothing together, even if rounding favored the others.
+        fall = found.top[rows, :1] - found.top[rows] - 2 * _SAFETY * noise[rows, None]
+        need = (fall < math.log(len(self) / self.tolerance)).sum(1)
+        sure = (need < wanted) | torch.tensor(wanted >= len(self))
+        far = rows[~sure]
+        for few, part in self._groups(need[sure].clamp(keep, wanted), rows[sure]):
+            found.put(part, self._head(query.take(part), found.index[part, :few]))
         if len(far):
             found.put(far, stream(self.points, query.take(far).to(wide), wanted, entropy))
         return found
+
+    def _groups(self, need: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Samples that need about as many points, in parts whose differences fit into memory."""
+        size = 1 << (need - 1).clamp_min(0).double().log2().floor().add(1).clamp_min(0).long()  # the next power of two
+        for few in size.unique().tolist():
+            some = rows[size == few]
+            for part in some.split(max(1, _GATHER // (few * self.points.dim))):
+                yield few, part
 
     def _head(self, query: Query, index: Tensor) -> Sums:
         """The posterior over a few points per sample, by direct differences."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
 from fanal.exact.covariance import Covariance, LowRank
+from fanal.exact.fitting import moments_of
 
 __all__ = ["Gaussian", "accumulator", "flat"]
 
@@ -59,6 +60,24 @@ class Gaussian(Denoiser):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.mean = mean.flatten()
         self.cov = Covariance(cov, len(self.mean))
+
+    @classmethod
+    def fit(
+        cls,
+        points: Tensor,
+        *,
+        rank: int | None = None,
+        seed: int = 0,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+    ) -> Gaussian:
+        """Return the Gaussian with the mean and covariance of points (N, *shape), see `fanal.exact.fitting`.
+
+        Raises:
+            FanalError: the points are too few or not finite, or the rank does not fit.
+        """
+        mean, cov = moments_of(points, rank, seed)
+        return cls(mean, cov, sigma_min, sigma_max)
 
     def _map(self, x: Tensor, sigma: Tensor, f: str) -> Tensor:
         points, level = flat(x, sigma, self.shape)

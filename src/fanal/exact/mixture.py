@@ -11,6 +11,7 @@ from torch import Tensor
 from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
 from fanal.exact.covariance import Covariance, LowRank
+from fanal.exact.fitting import moments_of
 from fanal.exact.gaussian import flat
 
 __all__ = ["Mixture"]
@@ -74,6 +75,42 @@ class Mixture(Denoiser):
             if len(cov) != count:
                 raise FanalError(f"one covariance per component: got {len(cov)} for {count} means")
             self.covs = [Covariance(c, self.means.shape[1]) for c in cov]
+
+    @classmethod
+    def fit(
+        cls,
+        points: Tensor,
+        labels: Tensor,
+        *,
+        rank: int | None = None,
+        seed: int = 0,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+    ) -> Mixture:
+        """Return the mixture of one Gaussian per class, weighted by the classes' shares ([REG] sec. 4.3).
+
+        Args:
+            points: (N, *shape).
+            labels: class of each point, (N,).
+            rank: directions kept in each covariance, see `fanal.exact.fitting`; at most a class's points − 1 are.
+            seed: of the randomized SVD.
+            sigma_min: as in the class.
+            sigma_max: as in the class.
+
+        Raises:
+            FanalError: the labels do not fit, or a class has fewer than two points.
+        """
+        if labels.shape != (len(points),):
+            raise FanalError(f"one label per point: got {tuple(labels.shape)} for {len(points)}")
+        found, counts = labels.unique(return_counts=True)
+        if int(counts.min()) < 2:
+            raise FanalError(f"class {int(found[counts.argmin()])} has one point only: leave it out")
+        own = [
+            moments_of(points[labels == c], None if rank is None else min(rank, int(n) - 1), seed)
+            for c, n in zip(found, counts, strict=True)
+        ]
+        means = torch.stack([mean for mean, _ in own])
+        return cls(means, counts.double(), cov=[cov for _, cov in own], sigma_min=sigma_min, sigma_max=sigma_max)
 
     def _log_joint(self, points: Tensor, level: Tensor) -> Tensor:
         """`log π_k + log N(x; m_k, Σ_k + sigma²I)`, (B, K)."""

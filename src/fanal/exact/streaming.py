@@ -139,7 +139,9 @@ class Sums:
         """Overwrite some samples with what a more exact pass found."""
         for name in ("log_sum", "mean", "entropy", "top", "index"):
             mine, its = getattr(self, name), getattr(part, name)
-            if mine.shape[1:] == its.shape[1:]:
+            if name in ("top", "index"):  # the more exact pass may have kept fewer
+                mine[rows, : its.shape[1]] = its.to(mine.dtype)
+            else:
                 mine[rows] = its.to(mine.dtype)
 
 
