@@ -281,12 +281,20 @@ _GRID2 = Recipe(
     held_out_count=2048,
 )
 _HANDS32 = Recipe("hands32", UNetConfig(), iterations=16_000, noise_levels=_IMAGES, train_count=20_000)
+_SCENES64 = Recipe(
+    "scenes64",
+    UNetConfig(widths=(48, 64, 96), factor=4, embedding=64),
+    iterations=16_000,
+    noise_levels=LogNormal(0.0, 1.3),
+    train_count=20_000,
+)
 _SHAPES32 = Recipe("shapes32", UNetConfig(), iterations=2100, noise_levels=_IMAGES, train_count=20_000)
 
 RECIPES: dict[str, Recipe] = {
     "grid2": _GRID2,
     "shapes32": _SHAPES32,
     "hands32": _HANDS32,
+    "scenes64": _SCENES64,
     "digits8": Recipe(
         "digits8",
         UNetConfig(widths=(32, 48), factor=1),

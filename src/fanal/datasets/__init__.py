@@ -10,12 +10,13 @@ from fanal.datasets.digits import Digits as Digits
 from fanal.datasets.folder import Folder as Folder
 from fanal.datasets.grid import Grid as Grid
 from fanal.datasets.hands import Hands as Hands
+from fanal.datasets.scenes import Scenes as Scenes
 from fanal.datasets.shapes import Shapes as Shapes
 from fanal.errors import unknown_name
 
-__all__ = ["DATASETS", "Data", "Dataset", "Digits", "Folder", "Grid", "Hands", "Shapes", "get"]
+__all__ = ["DATASETS", "Data", "Dataset", "Digits", "Folder", "Grid", "Hands", "Scenes", "Shapes", "get"]
 
-DATASETS: Mapping[str, Dataset] = {d.name: d for d in (Grid(), Shapes(), Hands(), Digits())}
+DATASETS: Mapping[str, Dataset] = {d.name: d for d in (Grid(), Shapes(), Hands(), Scenes(), Digits())}
 
 
 def get(spec: str) -> Dataset:
