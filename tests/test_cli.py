@@ -64,6 +64,7 @@ def test_every_option_reaches_the_run(tmp_path, net):
     wanted = {name[2:].replace("-", "_"): value for name, value in words.items()}
     wanted |= {"model": net, "zero": False, "trajectory": True, "guard": ["renoise", "redo"]}
     wanted |= {"prompt": None, "captions": None, "negative": "", "allow_bin": False, "jump": None}
+    wanted |= dict.fromkeys(("catch", "alarms", "detector", "calibration", "labels", "noise")) | {"calibrate": 256}
     assert record(tmp_path / "r")["config"] == wanted
     assert (tmp_path / "r" / "trajectory.safetensors").is_file()
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import fanal as library
-from fanal import generation
+from fanal import flagging, generation
 from fanal.errors import FanalError, NonFiniteError
 from fanal.generation import SampleConfig, generate
 from fanal.hallucination import LastSlope, Redo, Renoise, Variance, watch
@@ -225,7 +225,7 @@ def test_a_resumed_run_never_changes_its_calibration(tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, guard=("redo",))
     with pytest.raises(KeyboardInterrupt):
         generate(config, tmp_path / "cut", progress=Stop(2))
-    monkeypatch.setattr(generation, "calibrate", lambda *a, **k: pytest.fail("calibrated again"))
+    monkeypatch.setattr(flagging, "watch", lambda *a, **k: pytest.fail("calibrated again"))
     generate(config, tmp_path / "cut")
 
 

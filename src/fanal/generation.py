@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import re
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -12,64 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fanal import pictures
-from fanal.cards import wrong_of
 from fanal.denoiser import Latent, Model, Native, counters, network_of
-from fanal.files import read_json, sha256_of, write_atomically, write_json, write_tensors
-from fanal.hallucination import Calibration, Outcome, calibrate, watch
-from fanal.hallucination.calibration import FLAG
-from fanal.hallucination.detectors import build as build_detector
-from fanal.hallucination.detectors import last_window
+from fanal.files import sha256_of, write_atomically, write_tensors
+from fanal.flagging import Settled, detector_of, settle
+from fanal.hallucination import Calibration, Outcome, watch
+from fanal.hallucination.detectors import describe
 from fanal.loading import fingerprint
-from fanal.preparation import CALIBRATING, SampleConfig, Setup, prepare
+from fanal.preparation import SampleConfig, Setup, prepare
 from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.schedule_files import read_schedules
 from fanal.schedules import plain_sigmas
 from fanal.schedules.files import holds_many
-from fanal.seeding import noise
 from fanal.summary import summarize
 from fanal.trajectory import Trajectory
 
-__all__ = ["SampleConfig", "add_samples", "generate", "identity"]
-
-_SCHEDULE_FILE = re.compile(r"[^(),=]+\.json")  # a solver may hold another one, in parentheses
-
-
-def _calibration(
-    run: Run, setup: Setup, about: dict[str, Any], progress: Progress, say: Callable[[str], None]
-) -> Calibration:
-    """The card's calibration where it fits, the run's own where it was begun, else a new one on other seeds."""
-    config, path = setup.config, run.path("calibration.json")
-    if path.is_file():
-        return Calibration.from_dict(read_json(path))
-    found = Calibration.from_dict(about["calibration"]) if "calibration" in about else None
-    flag = config.flag or about.get("flag", FLAG)
-    plain = config.label is None and config.prompt is None and config.captions is None
-    same = plain and found is not None and found.flag == flag
-    if found is not None and same and found.fits(config.solver, setup.sigmas):
-        result = found
-    else:
-        why = "is for another solver, grid, label or share" if found is not None else "is missing"
-        say(f"the card's calibration {why}: calibrating on other seeds, {CALIBRATING} samples")
-        detector = _free(setup.sigmas, found.detector if found else setup.detector)
-        result = calibrate(
-            setup.bound(range(CALIBRATING)),
-            setup.sigmas,
-            setup.solver,
-            detector,
-            last_window(setup.sigmas),
-            solver_name=config.solver,
-            count=CALIBRATING,
-            block=min(64, config.block),
-            flag=flag,
-            device=config.device,
-            verify=wrong_of(setup.dataset) if setup.dataset else None,
-            progress=lambda items: progress(items, "calibrating"),
-        )
-    write_json(path, result.to_dict())
-    return result
+__all__ = [
+    "SampleConfig",
+    "add_samples",
+    "generate",
+    "identity",
+]
 
 
 def add_samples(setup: Setup, tensors: dict[str, Tensor], tail: str, x: Tensor) -> None:
@@ -94,9 +59,8 @@ def _work(setup: Setup, rows: range, calibration: Calibration | None) -> tuple[d
     """Compute one block: its tensors by name, and the seconds each stage took."""
     config, seeds = setup.config, setup.config.seeds()[rows.start : rows.stop]
     model = setup.bound(rows)
-    free = build_detector(_free(setup.sigmas, setup.detector), last_window(setup.sigmas))
-    detector = calibration.build() if calibration else free
-    x = noise(setup.network.shape, seeds, float(setup.sigmas[0]), device=config.device)
+    detector = calibration.build() if calibration else detector_of(setup)
+    x = setup.start(rows)
     begin = time.perf_counter()
     first = watch(model, x, setup.sigmas, setup.solver, detector, seeds, record=config.trajectory)
     seconds = {"plain": time.perf_counter() - begin}
@@ -120,11 +84,6 @@ def _work(setup: Setup, rows: range, calibration: Calibration | None) -> tuple[d
     return tensors, {"seconds": seconds, "samples": len(seeds), **spent}
 
 
-def _free(sigmas: Tensor, wanted: str) -> str:
-    """The wanted detector, or the one that can judge a single interval."""
-    return wanted if len(sigmas) > 2 else "last_slope"
-
-
 def _total(seconds: dict[str, float]) -> float:
     """Seconds of a block: the plain run once, and what each repair added to it."""
     plain = seconds["plain"]
@@ -132,13 +91,14 @@ def _total(seconds: dict[str, float]) -> float:
 
 
 def _results(
-    setup: Setup, whole: dict[str, Tensor], notes: list[dict[str, Any]], calibration: Calibration | None
+    setup: Setup, whole: dict[str, Tensor], notes: list[dict[str, Any]], settled: Settled | None
 ) -> dict[str, Any]:
     methods = ["plain", *setup.repairs]
     seconds = {name: torch.tensor([n["seconds"][name] / n["samples"] for n in notes]) for name in methods}
     results = summarize(whole, seconds, methods, setup.dataset) | {"sigmas": plain_sigmas(setup.sigmas)}
-    if calibration is not None:
-        results["calibration"] = calibration.to_dict()
+    results["detector"] = describe(settled.calibration.build() if settled else detector_of(setup))
+    if settled is not None:
+        results["calibration"], results["threshold_from"] = settled.calibration.to_dict(), settled.origin
         results["flagged"] = int(whole["flagged"].sum())
         if "verdict" in whole:
             results["flagged_wrong"] = int((whole["flagged"].bool() & (whole["verdict"] != 0)).sum())
@@ -146,21 +106,26 @@ def _results(
     return results
 
 
+def _picture(samples: dict[str, Tensor], most: int | None) -> Image.Image:
+    """The samples, flagged ones framed; where some were repaired, before it on the left and after it on the right."""
+    frames = None
+    if "flagged" in samples:
+        frames = [pictures.COLORS["flag"] if hit else None for hit in samples["flagged"].tolist()][:most]
+    names = ("before", "x") if "before" in samples else ("x",)
+    return pictures.beside([pictures.grid(pictures.shown(samples, name)[:most], frames=frames) for name in names])
+
+
 def _write(run: Run, setup: Setup, whole: dict[str, Tensor]) -> None:
     """Write the run's tensors and picture."""
     config = setup.config
     samples = {name: value for name, value in whole.items() if not name.startswith("t.")}
-    if config.guard:
+    if config.methods():
         first = config.methods()[0]
         for name, before in (("x", "before"), ("image", "image.before")):
             if name in samples:
                 samples[before], samples[name] = samples[name], samples.pop(f"{name}.{first}")
     write_tensors(run.path("samples.safetensors"), samples, {"format": "fanal-samples-1"})
-    frames = None
-    if "flagged" in samples:
-        frames = [pictures.COLORS["flag"] if hit else None for hit in samples["flagged"].tolist()]
-    shown = slice(0, 400 if setup.network.shape != (2,) else None)
-    sheet = pictures.grid(pictures.shown(samples, "x")[shown], frames=frames[shown] if frames else None)
+    sheet = _picture(samples, 400 if setup.network.shape != (2,) else None)
     write_atomically(run.path("samples.png"), lambda part: sheet.save(part, "PNG"))
     if config.trajectory:
         meta = {"model": config.model, "solver": config.solver, "schedule": config.schedule}
@@ -180,9 +145,7 @@ def identity(config: SampleConfig, network: Model) -> dict[str, str]:
     where = torch.device(config.device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
     own = network.fingerprint() if isinstance(network, Native) else fingerprint(config.model)
-    places = {"captions": [config.captions] if config.captions else []}
-    places |= {key: _SCHEDULE_FILE.findall(getattr(config, key) or "") for key in ("schedule", "solver")}
-    files = {key: " ".join(map(sha256_of, found)) for key, found in places.items() if found}
+    files = {key: " ".join(map(sha256_of, found)) for key, found in config.files().items() if found}
     if isinstance(network, Native):  # others' code decides the numbers too
         files |= {package: metadata.version(package) for package in ("diffusers", "transformers")}
     return {"model": own, "device": name, **files}
@@ -234,14 +197,13 @@ def generate(
 
     with cpu_threads(config.threads):
         setup, about = prepare(config)
-        with Run(
-            out, command, dataclasses.asdict(config), identity=identity(config, setup.network), overwrite=overwrite
-        ) as run:
+        identified = identity(config, setup.network)
+        with Run(out, command, dataclasses.asdict(config), identity=identified, overwrite=overwrite) as run:
             if run.resumed:
                 say(f"resuming: {run.resumed} blocks are there already")
             _remark(config, say)
-            calibration = _calibration(run, setup, about, progress, say) if config.guard else None
-            from_card = "calibration" in about and calibration == Calibration.from_dict(about["calibration"])
+            settled = settle(run, setup, about, identified["model"], progress, say) if config.guard else None
+            calibration = settled.calibration if settled else None
             seeds, parts, notes = config.seeds(), [], []
             for i in progress(range(0, config.count, config.block), "sampling"):
                 some = range(i, min(i + config.block, config.count))
@@ -255,11 +217,11 @@ def generate(
                 "network": {
                     "calls": sum(n["calls"] for n in notes),
                     "evaluations": sum(n["evaluations"] for n in notes),
-                    "calibration": 0 if calibration is None or from_card else calibration.evaluations,
+                    "calibration": settled.paid if settled else 0,
                     **({"products": products} if (products := sum(n["products"] for n in notes)) else {}),
                 },
                 "seconds": sum(_total(n["seconds"]) for n in notes),
-                "results": _results(setup, whole, notes, calibration),
+                "results": _results(setup, whole, notes, settled),
             }
             run.describe(record)
             write_report(run.part)

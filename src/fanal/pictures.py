@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["COLORS", "data_uri", "from_bytes", "grid", "shown", "strip", "to_bytes"]
+__all__ = ["COLORS", "beside", "data_uri", "from_bytes", "grid", "shown", "strip", "to_bytes"]
 
 COLORS = {"good": "#2e9e5b", "bad": "#d1495b", "flag": "#f0a202", "plain": "#8899a6"}
 """One meaning per color, in every picture: verified good, verified bad, flagged, neither."""
@@ -109,6 +109,16 @@ def grid(
         if colors[i]:
             draw.rectangle((left, top, left + wide - 1, top + high - 1), fill=colors[i])
         sheet.paste(tile, (left + pad, top + pad))
+    return sheet
+
+
+def beside(images: Sequence[Image.Image], gap: int = 16) -> Image.Image:
+    """Draw pictures in a row, a gap between them."""
+    wide = sum(image.width for image in images) + gap * (len(images) - 1)
+    sheet, left = Image.new("RGB", (wide, max(image.height for image in images)), _BACK), 0
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width + gap
     return sheet
 
 

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fanal.calibration_files import calibration_file
 from fanal.config import build_repair, build_schedule, build_solver
 from fanal.datasets import DATASETS, Dataset
 from fanal.denoiser import Model, Native
 from fanal.errors import FanalError, is_number, unknown_name
+from fanal.files import read_json, read_tensors
 from fanal.hallucination import Repair
 from fanal.hallucination.calibration import FLAG
+from fanal.hallucination.detectors import DETECTORS
 from fanal.loading import PIPELINES, Conditions, bind, card, open_network
 from fanal.sampling import Solver
 from fanal.schedules import check_sigmas, jump
+from fanal.seeding import noise
 
-__all__ = ["CALIBRATING", "SEED_STRIDE", "SampleConfig", "Setup", "prepare"]
+__all__ = [
+    "CALIBRATING",
+    "REPEATABLE",
+    "SEED_STRIDE",
+    "SampleConfig",
+    "Setup",
+    "prepare",
+    "record_of",
+    "settings_of",
+]
 
 SEED_STRIDE = 1_000_000
 """`--seed k` gives sample b the seed k·SEED_STRIDE + b, so that runs with different seeds share no noise."""
+
+REPEATABLE: tuple[str, ...] = ("sample", "demo", "guard")
+"""Commands whose runs can be watched again."""
+
+_SCHEDULE_FILE = re.compile(r"[^(),=]+\.json")  # a solver may hold another one, in parentheses
 
 CALIBRATING = 256
 """Samples that a run without a fitting calibration calibrates on."""
@@ -45,8 +67,15 @@ class SampleConfig:
         seed: run seed; see `SEED_STRIDE`.
         block: samples computed together.
         guard: repairs to try, as written on the command line (`redo`, `redo:kappa=0.1`); the first one gives the
-            run's samples; () samples and watches only.
+            run's samples; ("none",) flags and repairs nothing; () samples and watches only.
         flag: share of samples to flag, in calibration; None: what the model's card says, else 0.35.
+        catch: share of the wrong samples to flag, instead, where something knows them: `labels`, or the data's rule.
+        alarms: share of the right samples to flag at most, instead; likewise.
+        detector: name of what watches; None: the model's card's, else the variance of the prediction.
+        calibrate: samples to calibrate on, where no calibration fits.
+        calibration: a calibration file to take the detector and its threshold from, or the run folder that has one.
+        labels: label file beside a run, to set the threshold by.
+        noise: file of unit noise to start from (`noise`, (count, *shape)) in place of the seeds' own.
         label: class label for all samples, by number or by the name on the model's card, or "each": sample b gets class
             b modulo their number; None: unconditional.
         prompt: what a text-to-image model is asked for, for all samples.
@@ -72,6 +101,13 @@ class SampleConfig:
     block: int = 32
     guard: tuple[str, ...] = ()
     flag: float | None = None
+    catch: float | None = None
+    alarms: float | None = None
+    detector: str | None = None
+    calibrate: int = CALIBRATING
+    calibration: str | None = None
+    labels: str | None = None
+    noise: str | None = None
     label: int | str | None = None
     prompt: str | None = None
     captions: str | None = None
@@ -94,20 +130,73 @@ class SampleConfig:
             object.__setattr__(self, "schedule", "native" if native else "polynomial")
         if self.prompt is not None and self.captions is not None:
             raise FanalError("give one prompt for all samples or a caption file, not both")
-        for text in self.guard:
+        self._check_guard()
+
+    def _check_guard(self) -> None:
+        if "none" in self.guard and len(self.guard) > 1:
+            raise FanalError(f"none stands for no repair: give it alone, got {', '.join(self.guard)}")
+        for text in self._repairs():
             build_repair(text)
-        if len(set(self.methods())) < len(self.guard):
+        if len(set(self.methods())) < len(self._repairs()):
             raise FanalError(f"each guard can be given once, got {', '.join(self.guard)}")
-        if self.flag is not None and not 0 < self.flag < 1:
-            raise FanalError(f"flag is a share strictly between 0 and 1, got {self.flag}")
+        shares = {name: getattr(self, name) for name in ("flag", "catch", "alarms")}
+        shares = {name: share for name, share in shares.items() if share is not None}
+        for name, share in shares.items():
+            if not 0 < share < 1:
+                raise FanalError(f"{name} is a share strictly between 0 and 1, got {share}")
+        if len(shares) > 1:
+            raise FanalError(f"a threshold is set by one share, got {' and '.join(shares)}: give one of them")
+        if self.detector is not None and self.detector not in DETECTORS:
+            raise unknown_name("detector", self.detector, DETECTORS)
+        if self.calibrate < 8:
+            raise FanalError(f"a calibration needs at least 8 samples, got {self.calibrate}")
+        if self.calibration is not None and (self.labels is not None or self.detector is not None):
+            raise FanalError("a calibration names its detector and was set by what was known: give it without those")
+
+    def _repairs(self) -> tuple[str, ...]:
+        return () if self.guard == ("none",) else self.guard
 
     def methods(self) -> list[str]:
         """Names of the repairs, without their fields."""
-        return [text.partition(":")[0] for text in self.guard]
+        return [text.partition(":")[0] for text in self._repairs()]
 
     def seeds(self) -> range:
         """Seeds of the samples."""
         return range(self.seed * SEED_STRIDE, self.seed * SEED_STRIDE + self.count)
+
+    def files(self) -> dict[str, list[str]]:
+        """Files that decide the numbers, by the setting that names them."""
+        found = {key: _SCHEDULE_FILE.findall(getattr(self, key) or "") for key in ("schedule", "solver")}
+        named = {key: getattr(self, key) for key in ("captions", "labels", "noise")}
+        if self.calibration is not None:
+            named["calibration"] = str(calibration_file(self.calibration))
+        return {key: [value] for key, value in named.items() if value} | found
+
+
+def record_of(run: str | Path) -> dict[str, Any]:
+    """Return the record of an earlier run that this module's settings describe.
+
+    Raises:
+        FanalError: it is no run folder, or one of another command.
+    """
+    place = Path(run) / "run.json"
+    if not place.is_file():
+        raise FanalError(f"{run} is not a run folder: it has no run.json")
+    record = read_json(place)
+    if record.get("command") not in REPEATABLE or not isinstance(record.get("config"), dict):
+        raise FanalError(f"{run} is not a run of {', '.join(f'fanal {name}' for name in REPEATABLE)}")
+    return record
+
+
+def settings_of(run: str | Path) -> dict[str, Any]:
+    """Return the settings that decided the samples of an earlier run, before any repair.
+
+    Raises:
+        FanalError: it is no run that can be watched again.
+    """
+    own = {"guard", "flag", "catch", "alarms", "detector", "calibrate", "calibration", "labels"}
+    known = {field.name for field in dataclasses.fields(SampleConfig)} - own
+    return {name: value for name, value in record_of(run)["config"].items() if name in known}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +213,7 @@ class Setup:
         detector: name of the detector.
         captions: one text per sample, where the run has a caption file.
         class_names: of a model that was trained on named classes.
+        given: (B, *shape), unit noise to start from in place of the seeds' own.
     """
 
     config: SampleConfig
@@ -135,6 +225,19 @@ class Setup:
     detector: str
     captions: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    given: Tensor | None = None
+
+    def start(self, rows: range) -> Tensor:
+        """Return the noise that some samples start from, at the first sigma.
+
+        Args:
+            rows: indices of the samples.
+        """
+        sigma, device = float(self.sigmas[0]), self.config.device
+        if self.given is None:
+            return noise(self.network.shape, self.config.seeds()[rows.start : rows.stop], sigma, device=device)
+        unit = self.given[rows.start : rows.stop].to(device)
+        return unit if math.isinf(sigma) else unit * sigma
 
     def bound(self, rows: range) -> Model:
         """Return the network with the conditions of some samples, one per sample where they differ.
@@ -184,6 +287,18 @@ def _captions(config: SampleConfig) -> tuple[str, ...]:
     return texts[: config.count]
 
 
+def _given(config: SampleConfig, shape: tuple[int, ...]) -> Tensor:
+    """The unit noise of a file."""
+    tensors, _ = read_tensors(Path(str(config.noise)))
+    found = tensors.get("noise")
+    if found is None or not found.is_floating_point() or tuple(found.shape[1:]) != shape:
+        got = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(tensors.items())[:5])
+        raise FanalError(f"{config.noise} must hold unit noise as 'noise', (count, *{shape}), got {got or 'nothing'}")
+    if len(found) < config.count:
+        raise FanalError(f"{config.noise} has noise for {len(found)} samples, {config.count} are wanted: lower --count")
+    return found[: config.count]
+
+
 def _grid(config: SampleConfig, network: Model) -> Tensor:
     """The run's sigmas."""
     if config.schedule == "native":
@@ -203,13 +318,17 @@ def _grid(config: SampleConfig, network: Model) -> Tensor:
     return sigmas if config.jump is None else jump(sigmas, config.jump)
 
 
-def prepare(config: SampleConfig) -> tuple[Setup, dict[str, Any]]:
+def prepare(config: SampleConfig, network: Model | None = None) -> tuple[Setup, dict[str, Any]]:
     """Build what a configuration names; returns it with the model's card.
+
+    Args:
+        config: what to do.
+        network: its model, where it is open already.
 
     Raises:
         FanalError: the configuration does not fit the model.
     """
-    network = open_network(config.model, device=config.device, allow_bin=config.allow_bin)
+    network = network or open_network(config.model, device=config.device, allow_bin=config.allow_bin)
     about = network.card() if isinstance(network, Native) else card(config.model)
     sigmas = _grid(config, network)
     _check_card(about, config.model)
@@ -218,7 +337,7 @@ def prepare(config: SampleConfig) -> tuple[Setup, dict[str, Any]]:
     dataset = judged if fits else None
     hints = about.get("repair", {})  # the data's scale, where the defaults do not fit
     repairs: dict[str, Repair] = {}
-    for name, text in zip(config.methods(), config.guard, strict=True):
+    for name, text in zip(config.methods(), config.guard, strict=False):  # "none" has no method
         try:
             repairs[name] = build_repair(text, hints.get(name))
         except (TypeError, FanalError) as error:
@@ -228,6 +347,7 @@ def prepare(config: SampleConfig) -> tuple[Setup, dict[str, Any]]:
     names = about.get("class_names", [])
     named = tuple(names) if isinstance(names, list) and all(isinstance(n, str) for n in names) else ()
     solver, texts = build_solver(config.solver), _captions(config)
-    setup = Setup(config, network, solver, sigmas, dataset, repairs, detector, texts, named)
+    given = None if config.noise is None else _given(config, tuple(network.shape))
+    setup = Setup(config, network, solver, sigmas, dataset, repairs, detector, texts, named, given)
     setup.bound(range(min(config.block, config.count)))  # so that a condition that does not fit is found at once
     return setup, about

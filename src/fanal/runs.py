@@ -25,6 +25,8 @@ from fanal.files import read_json, read_tensors, write_json, write_tensors
 
 __all__ = ["Progress", "Run", "cpu_threads", "quiet", "versions"]
 
+_BLOCKS = "*-[0-9]*.safetensors"
+
 Progress = Callable[[Iterable[int], str], Iterable[int]]
 """Wraps a loop over blocks, given what it does: a progress bar, or `quiet`."""
 
@@ -154,7 +156,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release()
-        started = self.part.is_dir() and any(self.part.glob("block-*.safetensors"))
+        started = self.part.is_dir() and any(self.part.glob(_BLOCKS))
         if error is not None and not started and not isinstance(error, KeyboardInterrupt):
             shutil.rmtree(self.part, ignore_errors=True)
 
@@ -163,18 +165,19 @@ class Run:
         return self.part / name
 
     def block(
-        self, index: int, work: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
+        self, index: int, work: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], *, stage: str = "block"
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors and notes of one block: read if it was stored, else computed and stored.
 
         Args:
             index: number of the block.
             work: computes its tensors (axis 0: samples) and its notes (plain JSON).
+            stage: what it is a block of, where a run has several kinds.
 
         Raises:
             FanalError: the disk is full, or as `work`.
         """
-        path = self.part / f"block-{index:06d}.safetensors"
+        path = self.part / f"{stage}-{index:06d}.safetensors"
         if path.is_file():
             tensors, header = read_tensors(path)
             return tensors, json.loads(header["notes"])
@@ -217,7 +220,7 @@ class Run:
             raise FanalError(f"{where}; it is whole in {self.part}") from error
         finally:
             shutil.rmtree(old, ignore_errors=True)
-        for path in self.out.glob("block-*.safetensors"):
+        for path in self.out.glob(_BLOCKS):
             path.unlink()
         return self.out
 

@@ -12,6 +12,8 @@ from fanal.cli.demo import EPILOG as DEMO
 from fanal.cli.demo import demo
 from fanal.cli.eval import EPILOG as EVAL
 from fanal.cli.eval import evaluate
+from fanal.cli.guard import EPILOG as GUARD
+from fanal.cli.guard import guard
 from fanal.cli.interpolate import EPILOG as INTERPOLATE
 from fanal.cli.interpolate import interpolate
 from fanal.cli.report import EPILOG as REPORT
@@ -53,6 +55,7 @@ app.command("demo", epilog=DEMO)(demo)
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 app.command("sample", epilog=SAMPLE)(sample)
+app.command("guard", epilog=GUARD)(guard)
 app.command("interpolate", epilog=INTERPOLATE)(interpolate)
 app.command("train", epilog=TRAIN)(train)
 app.command("schedule", epilog=SCHEDULE)(schedule)

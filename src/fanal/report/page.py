@@ -14,6 +14,7 @@ from torch import Tensor
 from fanal import pictures
 from fanal.errors import FanalError
 from fanal.files import read_json, read_tensors, write_atomically
+from fanal.hallucination.detectors import FREE
 from fanal.metrics import Estimate
 from fanal.report import figures
 from fanal.trajectory import Trajectory
@@ -26,8 +27,13 @@ NAMES = {
     "plain": "plain",
     "redo": "redo (same noise, lower temperature)",
     "renoise": "renoise (back up with fresh noise)",
+    "fresh": "fresh (other noise from the start)",
 }
-"""What the stages of a run are called in tables."""
+"""What the stages of a run are called in tables; others by their own name."""
+
+
+def _stage(name: str) -> str:
+    return NAMES.get(name, name)
 
 
 def _figure(row: dict[str, Any], key: str) -> Estimate | None:
@@ -56,7 +62,7 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         head[1:1] = ["wrong", "change", "corrected", "newly wrong", "spread"]
     rows = []
     for row in results["table"]:
-        cells = [NAMES.get(row["name"], row["name"])]
+        cells = [_stage(row["name"])]
         if judged:
             cells += [_percent(row, key) for key in ("wrong", "change", "corrected", "newly_wrong")]
             cells.append(_plain(row, "spread", 2))
@@ -69,15 +75,13 @@ def diversity(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of the diversity table; no rows where nothing was measured."""
     rows = [row for row in results["table"] if row.get("diversity")]
     names = list(rows[0]["diversity"]) if rows else []
-    cells = [
-        [NAMES.get(row["name"], row["name"]), *(_plain(row["diversity"], name, 2) for name in names)] for row in rows
-    ]
+    cells = [[_stage(row["name"]), *(_plain(row["diversity"], name, 2) for name in names)] for row in rows]
     return ["method", *(name.replace("_", " ") for name in names)], cells
 
 
 def kinds(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of the table of errors by kind: samples of each verdict, for each method."""
-    rows = [[NAMES.get(row["name"], row["name"]), *map(str, row["verdicts"])] for row in results["table"]]
+    rows = [[_stage(row["name"]), *map(str, row["verdicts"])] for row in results["table"]]
     return ["method", *results["verdicts"]], rows
 
 
@@ -91,7 +95,8 @@ def headline(record: dict[str, Any]) -> list[str]:
         if wrong is not None:
             lines.append(f"{round(wrong.value * count)} of {count} are wrong ({wrong.percent()}), says the verifier.")
     if "flagged" in results:
-        line = f"The detector, which costs no call, flagged {results['flagged']}"
+        free = results.get("calibration", {}).get("detector", "variance") in FREE
+        line = f"The detector{', which costs no call,' if free else ''} flagged {results['flagged']}"
         if "flagged_wrong" in results:
             line += f", {results['flagged_wrong']} of the wrong ones among them"
         area = results.get("auc")
@@ -101,7 +106,7 @@ def headline(record: dict[str, Any]) -> list[str]:
     for name, row in rows.items():
         after = _figure(row, "wrong")
         if name != "plain" and after is not None:
-            lines.append(f"After {NAMES[name]}: {round(after.value * count)} wrong ({after.percent()}).")
+            lines.append(f"After {_stage(name)}: {round(after.value * count)} wrong ({after.percent()}).")
     return lines
 
 
@@ -154,12 +159,12 @@ def _sheet(title: str, x: Tensor, stage: str, samples: dict[str, Tensor], record
 
 
 def _sheets(samples: dict[str, Tensor], record: dict[str, Any]) -> list[_Sheet]:
-    guard = [text.partition(":")[0] for text in record["config"].get("guard") or []]
+    guard = [text.partition(":")[0] for text in record["config"].get("guard") or [] if text != "none"]
     before = pictures.shown(samples, "before" if "before" in samples else "x")
     sheets = [_sheet("Before" if guard else "Samples", before, "plain", samples, record)]
     for k, name in enumerate(guard):
         x = pictures.shown(samples, "x" if k == 0 else f"x.{name}")
-        sheets.append(_sheet(f"After {NAMES[name]}", x, name, samples, record))
+        sheets.append(_sheet(f"After {_stage(name)}", x, name, samples, record))
     return sheets
 
 
@@ -250,6 +255,8 @@ def _render(folder: Path, record: dict[str, Any], samples: dict[str, Tensor]) ->
         lines_figure=figures.risk_lines(samples["per_step"], levels, seeds, wrong, threshold),
         histogram=figures.risk_histogram(samples["risk"], wrong, threshold),
         calibration=calibration,
+        free=calibration is not None and calibration["detector"] in FREE,
+        origin=results.get("threshold_from", ""),
         facts=_facts(record),
         colors=pictures.COLORS,
         script=figures.script(),

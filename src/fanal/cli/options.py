@@ -1,0 +1,61 @@
+"""Options of the commands that sample, so that each means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Embedded name, folder, diffusers:DIR, hub:ORG/NAME, edm:FILE.pkl, adm:FILE.pt, consistency:FILE.pt, "
+        "mixture:NAME, gaussian:NAME or python:MODULE:FUNC."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Run folder to write.")]
+Solver = Annotated[
+    str,
+    typer.Option(
+        help="name or name:field=value,… (euler = DDIM, heun, ipndm, dpmpp, unipc, deis, sde, …, rods), "
+        "or a schedule file with a searched solver."
+    ),
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        help="name or name:field=value,… (polynomial = Karras, logsnr, uniform, …), or native: a pipeline's own, "
+        "or FILE.json, from fanal schedule. "
+        "Default: native for a diffusers pipeline, else polynomial."
+    ),
+]
+Steps = Annotated[int, typer.Option(help="Number of intervals.", min=1)]
+SigmaMin = Annotated[float | None, typer.Option(help="Smallest positive sigma; default: the model's.")]
+SigmaMax = Annotated[float | None, typer.Option(help="First sigma; default: the model's.")]
+Zero = Annotated[bool, typer.Option("--zero/--no-zero", help="End the grid at 0, or at --sigma-min.")]
+Jump = Annotated[
+    float | None, typer.Option(help="Sigma from which the run goes straight to its denoised prediction (ODE-Jump).")
+]
+Count = Annotated[int, typer.Option(help="Number of samples.", min=1)]
+Seed = Annotated[int, typer.Option(help="Run seed; sample b has seed 1,000,000·SEED + b.", min=0)]
+Block = Annotated[int, typer.Option(help="Samples computed together.", min=1)]
+Label = Annotated[
+    str | None, typer.Option(help="Class label or its name, for a conditional model; each: all classes in turn.")
+]
+Prompt = Annotated[str | None, typer.Option(help="What a text-to-image model is asked for.")]
+Captions = Annotated[Path | None, typer.Option(help="Caption file instead of a prompt: sample b gets caption b.")]
+Negative = Annotated[str, typer.Option(help="What guidance leads away from; needs a prompt.")]
+Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; needs --label or a prompt.")]
+AllowBin = Annotated[
+    bool, typer.Option("--allow-bin", help="Read a pipeline's .bin weights where it has no safetensors.")
+]
+Trajectory = Annotated[bool, typer.Option("--trajectory", help="Keep the trajectories.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; they decide rounding.", min=1)]
+
+
+def whole_or_name(text: str | None) -> int | str | None:
+    """A whole number as such; other words are for the configuration to judge."""
+    return int(text) if text is not None and text.lstrip("-").isdecimal() else text
