@@ -238,9 +238,11 @@ def test_an_unfinished_run_takes_more_methods(tmp_path, monkeypatch):
 
 
 def test_a_large_run_shows_its_tables_early():
-    large = HallucinationConfig(count=4096, methods={"heun": 1024, "cas": None})
-    first, second = large.stages()
-    assert (first.counts(), second) == ({"heun": 256, "cas": 1024}, large)
+    large = HallucinationConfig(count=4096, methods={"heun": 2048, "cas": None, "random": None})
+    assert [stage.count for stage in large.stages()] == [512, 2048, 4096]
+    assert [stage.looks for stage in large.stages()] == [128, 256, 512]
+    assert large.stages()[0].counts() == {"heun": 256, "cas": 512, "random": 256}
+    assert large.stages()[-1] == large
     assert TINY.stages() == [TINY]
 
 

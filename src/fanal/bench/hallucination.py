@@ -44,8 +44,8 @@ PLAIN = "euler"
 CONTROLS: tuple[str, ...] = ("euler200", "random", "reversed", "churn", "early", "restart", "best", "fresh")
 """Methods that get a quarter of the samples unless a count is given: dear ones, and those that only bound the rest."""
 
-_FIRST = 512  # samples from which a first stage of a quarter is worth its tables
-_READINGS = ("rods_index:v=score",)
+_FIRST = 512  # samples from which a stage is worth its tables
+_READINGS = ("rods_index:v=score,window=2..46", "rods_index:v=score,window=0..80")  # 10 to 50 % of the steps; all
 
 
 def _methods() -> dict[str, int | None]:
@@ -64,7 +64,7 @@ class HallucinationConfig:
         detectors: as on the command line, `name` or `name:field=value,…`.
         budget: network evaluations that a sample may cost on average.
         calibration: samples that thresholds and the combined detector are fitted on.
-        looks: samples that costly detectors look at, and whose verdict is followed along the run.
+        looks: samples that costly detectors look at, and whose verdict is followed along the run; of points all.
         real: held-out real samples that diversity is measured against.
         block: samples computed together.
         threads: CPU threads.
@@ -105,17 +105,19 @@ class HallucinationConfig:
 
     def counts(self) -> dict[str, int]:
         """Return how many samples each built-in method gets; the plain run is no method here."""
-        few = max(64, self.count // 4)
+        few = min(self.count, max(256, self.count // 4))
         own = {name: count or (few if name in CONTROLS else self.count) for name, count in self.methods.items()}
         return {name: count for name, count in own.items() if name != PLAIN}
 
     def stages(self) -> list[HallucinationConfig]:
-        """Return what is measured one after the other: a quarter first, if that is much, so that tables come early."""
-        first = self.count // 4
-        if first < _FIRST:
-            return [self]
-        small = {name: None if count is None else max(64, count // 4) for name, count in self.methods.items()}
-        return [dataclasses.replace(self, count=first, methods=small), self]
+        """Return what is measured one after the other: an eighth and a half first, so that tables come early."""
+        parts = [self._part(share) for share in (8, 2) if self.count // share >= _FIRST]
+        return [*parts, self]
+
+    def _part(self, share: int) -> HallucinationConfig:
+        small = {name: None if count is None else max(64, count // share) for name, count in self.methods.items()}
+        looks = min(self.looks, max(128, self.looks // share))
+        return dataclasses.replace(self, count=self.count // share, methods=small, looks=looks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +194,8 @@ class _Model:
         return _joined(found)
 
     def looks(self) -> Cell:
-        parts, subject = self.blocks("report", self.config.looks), self.subject
+        subject, points = self.subject, len(self.subject.dataset.shape) == 1
+        parts = self.blocks("report", self.config.count if points else self.config.looks)
         found = [
             self.cell(f"looks {subject.costly} {parts[i]}", lambda i=i: look_cell(subject, parts[i]))
             for i in self.progress(range(len(parts)), f"{subject.spec}: costly detectors")

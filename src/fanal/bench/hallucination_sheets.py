@@ -23,7 +23,7 @@ FINER: tuple[str, ...] = ("heun", "euler200")
 ROBUST = "cas"
 """What they show."""
 
-_ROWS, _COLUMNS = 8, 10
+_ROWS, _COLUMNS, _GAP = 8, 10, 40
 
 
 class Seen(Wrapper):
@@ -75,9 +75,10 @@ def _points(measured: Measured, names: Sequence[str]) -> Image.Image:
         x, verdict = _shown(measured, name)
         frames = [pictures.COLORS["bad"] if code else None for code in verdict.tolist()]
         plots.append(pictures.grid(x, frames=frames))
-    sheet = Image.new("RGB", (sum(p.width for p in plots), plots[0].height), "#ffffff")
+    wide = plots[0].width + _GAP
+    sheet = Image.new("RGB", (len(plots) * wide, plots[0].height), "#ffffff")
     for i, plot in enumerate(plots):
-        sheet.paste(plot, (i * plot.width, 0))
+        sheet.paste(plot, (i * wide + _GAP // 2, 0))
     return sheet
 
 

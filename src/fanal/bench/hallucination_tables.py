@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fanal.bench.hallucination import PLAIN
@@ -12,6 +12,12 @@ from fanal.bench.schedule_tables import markdown
 
 __all__ = ["panels", "tables"]
 
+_QUARTERS = 4
+_HEAD = """# Hallucinations: all tables
+
+Written by `fanal bench hallucination`. Figures are ± one standard error; what they mean is in
+[The benchmark](hallucination.md) and [How to submit a method](protocol.md).
+"""
 _STEPS = 6  # columns of the tables along the run
 _MARK = {"worse": " ↓", "kept": "", "open": " ?"}
 
@@ -137,6 +143,17 @@ def _along(own: Mapping[str, Any]) -> str:
     return markdown(["AUC once the run has reached sigma", *(f"{first['sigma'][i]:.2g}" for i in columns)], rows)
 
 
+def _peaks(own: Mapping[str, Any]) -> str:
+    """In which part of the run the figures that are a largest value over steps were found."""
+    rows = []
+    steps = len(own["sigmas"]) - 1
+    parts = [range(k * steps // _QUARTERS, (k + 1) * steps // _QUARTERS) for k in range(_QUARTERS)]
+    for name, found in own["detectors"].items():
+        if not found["free"]:
+            rows.append([name, *(f"{100 * sum(found['raised'][i] for i in part):.0f}" for part in parts)])
+    return markdown(["largest at steps", *(f"{part.start}–{part.stop - 1}" for part in parts)], rows)
+
+
 def _confusions(own: Mapping[str, Any]) -> str:
     rows = []
     for name, found in own["detectors"].items():
@@ -162,30 +179,33 @@ def _decision(own: Mapping[str, Any]) -> str:
     return markdown(["sigma", *(f"{d['sigma'][i]:.2g}" for i in columns)], rows)
 
 
+_PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "corrections": ("Every method on the same noise. Repairs are gated by {gate}.", _corrections),
+    "kinds of error": ("Share of all samples, in %; in brackets the paired change.", _classes),
+    "diversity": ("In brackets the paired ratio to Euler: ↓ worse by more than 5 %, ? open, else kept.", _diversity),
+    "detectors": (
+        "Those without *mid* look at the last part of the run, free ones with *mid* where it decides.",
+        _detection,
+    ),
+    "detectors by kind of error": ("AUC against right samples.", _by_class),
+    "how early": ("AUC of what was known when the run had come down to a noise level.", _along),
+    "where costly detectors peak": ("Share of samples, in %.", _peaks),
+    "confusion": ("At the threshold that as many calibration samples exceed as the gate flags.", _confusions),
+    "threshold sweep": ("Of the gate, {gate} at its own threshold.", _sweep),
+    "decision": ("Share of predictions D(x, sigma), in %, that have the final verdict, and keep it.", _decision),
+}
+
+
 def tables(results: Mapping[str, Any]) -> str:
-    """Return every model's figures as Markdown."""
-    out = []
+    """Return every model's figures as a page of Markdown."""
+    out = [_HEAD]
     for spec, own in results.items():
-        gate = own["gate"]
-        told = f"gate: {gate['detector']}, flagging {100 * gate['flag']:.0f} %"
-        parts = {
-            f"{spec}: corrections, {own['n']} samples of the plain run, {told}": _corrections(own),
-            f"{spec}: kinds of error, % of all samples (in brackets the paired change)": _classes(own),
-            f"{spec}: diversity (in brackets the paired ratio to Euler; ↓ worse by more than 5 %, ? open)": _diversity(
-                own
-            ),
-            f"{spec}: detectors": _detection(own),
-            f"{spec}: detectors by kind of error, AUC": _by_class(own),
-            f"{spec}: how early detectors know, AUC along the run": _along(own),
-            f"{spec}: confusion at the calibrated threshold": _confusions(own),
-            f"{spec}: threshold sweep of the gate": _sweep(own),
-            f"{spec}: share of predictions D(x, sigma), in %, that already have the final verdict, and keep it": (
-                _decision(own)
-            ),
-        }
-        if len(own["verdicts"]) == 2:  # one kind of error: nothing to tell apart
-            parts = {title: table for title, table in parts.items() if "kind" not in title}
-        out += [f"{title}\n\n{table}" for title, table in parts.items()]
+        out.append(f"## {spec}\n")
+        for title, (about, make) in _PARTS.items():
+            if len(own["verdicts"]) == 2 and "kind" in title:
+                continue  # one kind of error: nothing to tell apart
+            gate = f"{own['gate']['detector']}, which flags {100 * own['gate']['flag']:.0f} %"
+            out.append(f"### {spec}: {title}\n\n{about.format(gate=gate)}\n\n{make(own)}")
     return "\n".join(out)
 
 
