@@ -15,7 +15,11 @@ from torch import Tensor
 from fanal import metrics
 from fanal.denoiser import Model
 from fanal.errors import FanalError, is_number
-from fanal.hallucination.detectors import Detector, build, describe, last_window
+from fanal.hallucination.detectors import Detector, build, describe
+from fanal.hallucination.hints import FLAG as FLAG
+from fanal.hallucination.hints import HINTS as HINTS
+from fanal.hallucination.hints import WINDOWS as WINDOWS
+from fanal.hallucination.hints import window_of as window_of
 from fanal.hallucination.observation import observe
 from fanal.hallucination.thresholds import Threshold, threshold_at, threshold_for
 from fanal.sampling import Solver
@@ -38,35 +42,6 @@ __all__ = [
 
 FIRST_SEED = 2**40
 """Calibration seeds start here, far from the small numbers that users pick for their runs."""
-
-FLAG = 0.35
-"""Share of samples flagged by default, where a card says nothing else."""
-
-HINTS: dict[str, dict[str, Any]] = {
-    "grid2": {
-        "detector": "last_slope",
-        "flag": 0.05,
-        "repair": {
-            "redo": {"kappa": 0.1, "window": [0.1, 4.0]},
-            "renoise": {"sigma": 1.5, "rounds": 4},
-        },
-    },
-}
-"""What a data set asks for, where the defaults, made for images in [−1, 1], do not fit; the start of its cards."""
-
-WINDOWS: dict[str, dict[str, tuple[float, float]]] = {}
-"""Data set → detector → the window in sigma that told most on tuning seeds, which nothing is reported on."""
-
-
-def window_of(detector: str, sigmas: Float[Tensor, " n"], data: str = "") -> tuple[float, float]:
-    """Return the window for a detector: the tuned one of the data set, else the last 40 % of the grid's intervals.
-
-    Args:
-        detector: its name.
-        sigmas: the grid.
-        data: name of a data set.
-    """
-    return WINDOWS.get(data, {}).get(detector) or last_window(sigmas)
 
 
 @dataclass(frozen=True)

@@ -59,15 +59,24 @@ class Observed:
     by_step: Int[Tensor, "m b"]
 
     @property
-    def wrong(self) -> Tensor:
-        """(B,) which samples are wrong.
+    def labels(self) -> Tensor:
+        """(B,) the verdicts.
 
         Raises:
             FanalError: nothing knows.
         """
         if self.verdicts is None:
             raise FanalError("nothing said which samples are wrong: observe them with a verifier")
-        return self.verdicts != 0
+        return self.verdicts
+
+    @property
+    def wrong(self) -> Tensor:
+        """(B,) which samples are wrong.
+
+        Raises:
+            FanalError: nothing knows.
+        """
+        return self.labels != 0
 
 
 def observe_block(

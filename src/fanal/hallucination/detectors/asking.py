@@ -45,7 +45,7 @@ class _Asking:
     """Base of the detectors that ask: a window, and how its steps become one figure."""
 
     window: tuple[float, float]
-    over: str = "max"
+    over: str = "mean"
     free: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
