@@ -5,7 +5,10 @@ the model never saw.
 """
 
 from fanal.interpolation.laws import Shift as Shift
+from fanal.interpolation.laws import expected_distance as expected_distance
+from fanal.interpolation.laws import expected_length as expected_length
 from fanal.interpolation.laws import expected_variance as expected_variance
+from fanal.interpolation.laws import length as length
 from fanal.interpolation.laws import mean_square as mean_square
 from fanal.interpolation.laws import measure_shift as measure_shift
 from fanal.interpolation.laws import variance as variance
@@ -22,8 +25,11 @@ __all__ = [
     "Shift",
     "angle",
     "coefficients",
+    "expected_distance",
+    "expected_length",
     "expected_variance",
     "in_distribution",
+    "length",
     "linear",
     "mean_square",
     "measure_shift",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,16 @@ from fanal.interpolation.methods import METHODS, coefficients
 from fanal.metrics.estimates import Estimate, mean
 from fanal.seeding import noise
 
-__all__ = ["Shift", "expected_variance", "mean_square", "measure_shift", "variance"]
+__all__ = [
+    "Shift",
+    "expected_distance",
+    "expected_length",
+    "expected_variance",
+    "length",
+    "mean_square",
+    "measure_shift",
+    "variance",
+]
 
 
 def variance(method: str, weight: float | Tensor, psi: float | Tensor = math.pi / 2) -> Tensor:
@@ -77,8 +87,7 @@ def expected_variance(method: str, weight: float, d: int) -> float:
     Raises:
         FanalError: the method is unknown, the weight is out of range, or the dimension is below 2.
     """
-    if d < 2:
-        raise FanalError(f"two ends on a line have no angle to average over: the dimension must be at least 2, got {d}")
+    _check_plane(d)
     plain = float(variance(method, weight))
     if method != "slerp":
         return plain  # the angle's cosine has mean 0
@@ -86,19 +95,105 @@ def expected_variance(method: str, weight: float, d: int) -> float:
         return 1.0
     if d < 4:
         return math.inf
+
+    def bend(psi: float) -> float:
+        return math.sin((1 - weight) * psi) * math.sin(weight * psi) * math.cos(psi)
+
+    return 1 - 2 * (1 - _product(d)) * _over_angles(bend, d, d - 4)
+
+
+def _check_plane(d: int) -> None:
+    if d < 2:
+        raise FanalError(f"two ends on a line have no angle to average over: the dimension must be at least 2, got {d}")
+
+
+def _over_angles(part: Callable[[float], float], d: int, power: int) -> float:
+    """Integrate `part·sin^power` over the angle between two directions in d dimensions, with the factor of its density,
+    which is proportional to `sin^(d−2) ψ`."""
     from scipy.integrate import quad
 
     scale = math.lgamma(d / 2) - math.lgamma((d - 1) / 2) - 0.5 * math.log(math.pi)
 
-    def part(psi: float) -> float:
+    def weighted(psi: float) -> float:
         sine = math.sin(psi)
-        bend = math.sin((1 - weight) * psi) * math.sin(weight * psi) * math.cos(psi)
-        return bend * math.exp(scale + (d - 4) * math.log(sine)) if sine > 0 else 0.0
+        return part(psi) * math.exp(scale + power * math.log(sine)) if sine > 0 else 0.0
 
     # the angle's density is a peak of width 1/√d around a right angle, which an adaptive rule could step over
     reach = min(math.pi / 2, 12 / math.sqrt(d))
-    value = quad(part, math.pi / 2 - reach, math.pi / 2 + reach, limit=200)[0]
-    return 1 - 2 * (1 - _product(d)) * value
+    return quad(weighted, math.pi / 2 - reach, math.pi / 2 + reach, limit=200)[0]
+
+
+def length(method: str, weight: float | Tensor, psi: float | Tensor) -> Tensor:
+    """Return the length of the point between ends of length 1 at the angle ψ: `√(c₁² + c₂² + 2·c₁·c₂·cos ψ)`.
+
+    [GEO] eq. 58. It is 1 for slerp ([GEO] remark 7) and `cos(ψ/2)` halfway along linear.
+
+    Args:
+        method: a key of `METHODS`.
+        weight: α in [0, 1].
+        psi: the angle between the ends, in [0, π].
+
+    Raises:
+        FanalError: as `coefficients`.
+    """
+    first, second = coefficients(method, weight, psi)
+    cosine = torch.cos(torch.as_tensor(psi, dtype=torch.float64))
+    return (first.square() + second.square() + 2 * first * second * cosine).clamp_min(0).sqrt()
+
+
+def expected_length(method: str, weight: float, d: int) -> tuple[float, float]:
+    """Return the mean of `length` over independent directions in d dimensions, and its root mean square error from 1.
+
+    The magnitude shift of [GEO] table 2: (1, 0) for slerp; for in_distribution the error falls as
+    `λ·√(1 − λ²)/√d`, halfway `1/(2√d)`; for linear the mean tends to `√((1 − α)² + α²)`.
+
+    Args:
+        method: a key of `METHODS`.
+        weight: α in [0, 1].
+        d: dimension, at least 2.
+
+    Raises:
+        FanalError: the method is unknown, the weight is out of range, or the dimension is below 2.
+    """
+    _check_plane(d)
+    coefficients(method, weight)
+    if method == "slerp":
+        return 1.0, 0.0
+    mean_length = _over_angles(lambda psi: float(length(method, weight, psi)), d, d - 2)
+    square = _over_angles(lambda psi: (float(length(method, weight, psi)) - 1) ** 2, d, d - 2)
+    return mean_length, math.sqrt(square)
+
+
+def expected_distance(method: str, weight: float, d: int) -> float:
+    """Return Kolmogorov's distance between the law of the point's ‖x‖² and that of noise, χ² with d degrees of freedom.
+
+    The distribution shift of [GEO] table 2. Points of `linear` and `in_distribution` are Gaussian, with variance f: the
+    distance is `F(x/f) − F(x)` at the x where both densities meet, `x = d·f·ln(1/f)/(1 − f)`. For slerp it is the limit
+    of large d: ‖x‖² then varies `s = √(c₁⁴ + c₂⁴)` times as much as that of noise, around the same mean.
+
+    Args:
+        method: a key of `METHODS`.
+        weight: α in [0, 1].
+        d: dimension, at least 2.
+
+    Raises:
+        FanalError: as `expected_length`.
+    """
+    from scipy import stats
+
+    _check_plane(d)
+    first, second = coefficients(method, weight)
+    if method == "slerp":
+        s = float((first**4 + second**4).sqrt())
+        if s >= 1:
+            return 0.0
+        at = math.sqrt(2 * math.log(1 / s) / (1 / s**2 - 1))
+        return float(stats.norm.cdf(at / s) - stats.norm.cdf(at))
+    f = float(first.square() + second.square())
+    if f >= 1 - 1e-12:
+        return 0.0
+    law, at = stats.chi2(d), d * f * math.log(1 / f) / (1 - f)
+    return float(law.cdf(at / f) - law.cdf(at))
 
 
 @dataclass(frozen=True)
