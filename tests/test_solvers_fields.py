@@ -33,6 +33,7 @@ WRITTEN = {
     "dpms:order=2,variant=taylor,nodes=grid,lower_final=always,predict=data": DPMS(
         2, "taylor", "grid", "always", "data"
     ),
+    "dpms:order=3,calls=10": DPMS(3, calls=10),
     "dpmpp:order=3": DPMpp(3),
     "dpmpp:order=3,variant=taylor,lower_final=15,predict=noise": DPMpp(3, "taylor", 15, "noise"),
     "dpmpp:lower_final=never": DPMpp(lower_final="never"),
@@ -47,6 +48,7 @@ WRITTEN = {
     "sde:order=3,eta=0.5,variant=exact,window=0.5..20,s_noise=1.003": SDE(
         3, 0.5, "exact", s_noise=1.003, window=(0.5, 20.0)
     ),
+    "sde:order=3,longest=inf": SDE(3, longest=float("inf")),
     "dpmpp_sde:eta=0.5,r=0.4": DPMppSDE(0.5, 0.4),
     "afs:solver=ipndm:order=3": AFS(IPNDM(3)),
     "ancestral:solver=unipc,eta=0.5": Ancestral(UniPC(), 0.5),

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fanal.denoiser import Counted
+from fanal.denoiser import Counted, slope
 from fanal.errors import FanalError
 from fanal.sampling import Span, sample, trace
 from fanal.schedules import logsnr, polynomial
@@ -291,6 +291,47 @@ def test_dpms_on_its_own_nodes_is_the_named_solver(order):
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     data = sample(D, start(D, sigma=HIGH), sigmas, DPMS(2, predict="data"))
     torch.testing.assert_close(data, sample(D, start(D, sigma=HIGH), sigmas, DPMpp2S()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("calls", [6, 7, 8, 9, 10])
+def test_dpm_solver_fast_makes_the_calls_it_was_given(calls):
+    """As it is written (Lu et al. 2022, arXiv:2206.00927, alg. 3): blocks of the noise form, uniform in log sigma."""
+
+    def phi(h):
+        return (h.exp() - 1) / h - 1
+
+    D = Counted(mixture())
+    blocks = calls // 3 + 1
+    orders = {0: [3] * (blocks - 2) + [2, 1], 1: [3] * (blocks - 1) + [1], 2: [3] * (blocks - 1) + [2]}[calls % 3]
+    assert sum(orders) == calls
+    grid = logsnr(blocks, LOW, HIGH, zero=False)
+    want = start(D, sigma=HIGH)
+    for a, b, order in zip(grid, grid[1:], orders, strict=False):
+        h, x = (a / b).log(), want
+        nodes = [a * (-h * k / order).exp() for k in range(1, order)]
+        d = slope(x, D(x, a), a)
+        want = x - b * h.expm1() * d
+        if order == 2:
+            u = x - nodes[0] * (h / 2).expm1() * d
+            want = want - b * h.expm1() * (slope(u, D(u, nodes[0]), nodes[0]) - d)
+        if order == 3:
+            u = x - nodes[0] * (h / 3).expm1() * d
+            first = slope(u, D(u, nodes[0]), nodes[0]) - d
+            u = x - nodes[1] * ((2 * h / 3).expm1() * d + 2 * phi(2 * h / 3) * first)
+            want = want - b * 1.5 * phi(h) * (slope(u, D(u, nodes[1]), nodes[1]) - d)
+    before = D.calls
+    found = sample(D, start(D, sigma=HIGH), grid, DPMS(3, calls=calls))
+    assert (before, D.calls - before) == (calls, calls)
+    torch.testing.assert_close(found, want, rtol=1e-11, atol=1e-11)
+
+
+def test_calls_that_the_steps_cannot_make_are_told():
+    D, grid = mixture(), logsnr(3, LOW, HIGH, zero=False)
+    for calls in (2, 10):
+        with pytest.raises(FanalError, match=f"make 3 to 9 calls, not {calls}"):
+            sample(D, start(D, sigma=HIGH), grid, DPMS(3, calls=calls))
+    with pytest.raises(FanalError, match="own nodes"):
+        DPMS(3, nodes="grid", calls=5)
 
 
 def test_karras_general_second_order_step_has_heun_and_midpoint_in_it():

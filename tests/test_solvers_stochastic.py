@@ -197,7 +197,7 @@ def test_2m_sde_as_k_diffusion_writes_it(variant, eta):
 def test_3m_sde_as_k_diffusion_writes_it(eta):
     D, seeds = mixture(), range(4)
     sigmas = polynomial(7, 0.01, 10.0)
-    run = list(trace(D, start(D), sigmas, SDE(3, eta, "taylor", "never"), seeds))
+    run = list(trace(D, start(D), sigmas, SDE(3, eta, "taylor", "never", longest=math.inf), seeds))
     theirs = eta**2
     for old, before, t in zip(run, run[1:], run[2:-1], strict=False):
         a, b = t.span.sigma, t.span.sigma_next
@@ -212,6 +212,18 @@ def test_3m_sde_as_k_diffusion_writes_it(eta):
         fresh = noise((2,), seeds, step=t.span.i, stream="sde", dtype=F64)
         want = want + fresh * b * (-2 * h * theirs).expm1().neg().sqrt()
         torch.testing.assert_close(t.step.x_next, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("eta", "order"), [(0.0, 3), (0.7, 2)])
+def test_noisy_steps_that_are_too_long_for_the_third_order_take_the_second(eta, order):
+    """The third one, of sigma/sigma' = 4; the two before it have no third value. Without noise nothing is lowered."""
+    D, sigmas = mixture(), torch.tensor([10.0, 6.0, 4.0, 1.0, 0.5, 0.3, 0.2, 0.1], dtype=F64)
+    solvers = {0: SDE(3, eta), 2: SDE(2, eta, longest=math.inf), 3: SDE(3, eta, longest=math.inf)}
+    third = {k: [*trace(D, start(D), sigmas, solver, range(4))][2].step.x_next for k, solver in solvers.items()}
+    assert torch.equal(third[0], third[order])
+    assert float((third[3] - third[2]).abs().max()) > 0.01
+    with pytest.raises(FanalError, match="ratio of two noise levels"):
+        SDE(3, longest=1.0)
 
 
 @pytest.mark.parametrize("eta", [0.4, 1.0])

@@ -77,6 +77,8 @@ class SDE:
         lower_final: lower the order on the last steps: "always", "never", or N, on grids of fewer than N intervals.
         s_noise: factor of the noise.
         window: closed range of sigma in which noise is drawn; η is 0 outside.
+        longest: largest `sigma/sigma'` of a noisy step of order 3; longer ones take order 2. Fresh noise makes D rough
+            from step to step, and the second difference enlarges that. Infinite: never, as k-diffusion's 3M.
     """
 
     order: int = 2
@@ -85,12 +87,20 @@ class SDE:
     lower_final: str | int = "always"
     s_noise: float = 1.0
     window: tuple[float, float] = ALWAYS
+    longest: float = 2.5
 
     def __post_init__(self) -> None:
         check_order("sde", self.order, 3)
         check_choice("variant of sde", self.variant, ("midpoint", "taylor", "exact"))
         check_lower(self.lower_final)
         check_noise("sde", self.eta, self.s_noise, self.window)
+        if not self.longest > 1:
+            raise FanalError(f"longest is a ratio of two noise levels, above 1, or inf; got {self.longest!r}")
+
+    def _allowed(self, span: Span, eta: float) -> int:
+        """The order of a step, as far as there are predictions."""
+        order = allowed(self.order, self.lower_final, span.n, span.n - span.i)
+        return min(order, 2) if eta > 0 and float(span.sigma) > self.longest * float(span.sigma_next) else order
 
     def _weights(self, sigmas: Sequence[Real], sigma_next: Real, rate: float) -> Sequence[Real]:
         nodes, h = log_units(sigmas, sigma_next)
@@ -106,7 +116,7 @@ class SDE:
         eta = amount(self.eta, self.window, sigma)
         denoised = denoiser(x, span.sigma)
         past = Past.recall(memory).with_newest(denoised, sigma)
-        order = min(allowed(self.order, self.lower_final, span.n, span.n - span.i), len(past.values))
+        order = min(self._allowed(span, eta), len(past.values))
         value = denoised
         if order > 1:
             value = total(past.values[:order], self._weights(past.sigmas[:order], sigma_next, 1 + eta**2))

@@ -117,6 +117,9 @@ class DPMS:
         lower_final: own nodes: lower the order on the last steps; grid: end a full last block with a first-order step.
             "always", "never", or N, on grids of fewer than N intervals.
         predict: "noise" (DPM-Solver) or "data" (DPM-Solver++).
+        calls: own nodes: how many the whole run makes; the last steps have lower orders so that it does. With order 3
+            on a logSNR grid of `calls//3 + 1` intervals this is DPM-Solver-fast (alg. 3 there, k-diffusion's dpm_fast).
+            0: as lower_final says.
     """
 
     order: int = 3
@@ -124,6 +127,7 @@ class DPMS:
     nodes: str = "own"
     lower_final: str | int = "never"
     predict: str = "noise"
+    calls: int = 0
 
     def __post_init__(self) -> None:
         check_order("dpms", self.order, 3)
@@ -131,6 +135,22 @@ class DPMS:
         check_choice("nodes of dpms", self.nodes, ("own", "grid"))
         check_choice("predict of dpms", self.predict, PREDICT)
         check_lower(self.lower_final)
+        if not isinstance(self.calls, int) or self.calls < 0 or (self.calls and self.nodes == "grid"):
+            raise FanalError(
+                f"dpms takes calls >= 0, and only on its own nodes, got {self.calls!r}: on the grid's, leave it out"
+            )
+
+    def _own_order(self, span: Span) -> int:
+        """The order of a step on own nodes; with a number of calls, what the later steps cannot save comes off it."""
+        if not self.calls:
+            return allowed(self.order, self.lower_final, span.n, span.n - span.i)
+        if not span.n <= self.calls <= self.order * span.n:
+            raise FanalError(
+                f"{span.n} steps of order 1 to {self.order} make {span.n} to {self.order * span.n} calls, not "
+                f"{self.calls}: take {-(-self.calls // self.order)} to {self.calls} steps"
+            )
+        later = (span.n - 1 - span.i) * (self.order - 1)
+        return self.order - min(max(self.order * span.n - self.calls - later, 0), self.order - 1)
 
     def _last(self, nodes: Sequence[Real], z: Real) -> Sequence[Real]:
         """Weights of the values at `nodes` (0 first, the newest last) for the whole step."""
@@ -158,8 +178,8 @@ class DPMS:
             return finish(denoiser, x, span)
         if self.nodes == "grid":
             return self._on_grid(denoiser, x, span, memory)
-        order = allowed(self.order, self.lower_final, span.n, span.n - span.i)
-        x_next, denoised, _ = staged(denoiser, x, span, self._rows(order, _h(span)), predict=self.predict, log=True)
+        rows = self._rows(self._own_order(span), _h(span))
+        x_next, denoised, _ = staged(denoiser, x, span, rows, predict=self.predict, log=True)
         return Step(x_next, denoised)
 
     def _on_grid(self, denoiser: Denoiser, x: Tensor, span: Span, memory: tuple[Tensor, ...]) -> Step:
