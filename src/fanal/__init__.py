@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fanal import datasets as datasets
     from fanal import exact as exact
+    from fanal import geometry as geometry
     from fanal import gits as gits
     from fanal import guidance as guidance
     from fanal import hallucination as hallucination
@@ -46,6 +47,7 @@ _MODULES = frozenset(
     {
         "datasets",
         "exact",
+        "geometry",
         "gits",
         "guidance",
         "hallucination",

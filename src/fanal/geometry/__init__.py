@@ -1,0 +1,25 @@
+"""The geometry of trajectories: how far they stray from a line, in how many dimensions, how they bend."""
+
+from __future__ import annotations
+
+from fanal.geometry.alignment import align as align
+from fanal.geometry.alignment import procrustes as procrustes
+from fanal.geometry.frames import Frenet as Frenet
+from fanal.geometry.frames import frenet as frenet
+from fanal.geometry.frames import rebuild as rebuild
+from fanal.geometry.gaussian import exact_path as exact_path
+from fanal.geometry.gaussian import residual as residual
+from fanal.geometry.paths import angle as angle
+from fanal.geometry.paths import deviation as deviation
+from fanal.geometry.paths import distance as distance
+from fanal.geometry.paths import gram as gram
+from fanal.geometry.paths import length as length
+from fanal.geometry.paths import magnitude as magnitude
+from fanal.geometry.paths import pendulum as pendulum
+from fanal.geometry.paths import rotation as rotation
+from fanal.geometry.paths import split as split
+from fanal.geometry.streaming import Band as Band
+from fanal.geometry.streaming import Gathered as Gathered
+from fanal.geometry.subspace import Projection as Projection
+from fanal.geometry.subspace import direct as direct
+from fanal.geometry.subspace import project as project
