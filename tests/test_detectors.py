@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 import pytest
 import torch
 
@@ -12,12 +15,13 @@ from fanal.denoiser import Counted
 from fanal.errors import FanalError
 from fanal.exact import Gaussian
 from fanal.hallucination import DETECTORS, LastSlope, Variance, watch
-from fanal.hallucination.detectors import build, last_window
+from fanal.hallucination.detectors import FREE, Detector, EarlyStop, Watch, begin, build, describe, last_window
+from fanal.hallucination.observation import observe_block
 from fanal.schedules import logsnr, polynomial
 from fanal.seeding import noise
 from fanal.solvers import SOLVERS, Churn, Euler, Heun
 from fanal.trajectory import Trajectory
-from toys import blurred
+from toys import blurred, mixture
 
 COUNT = 24
 
@@ -26,11 +30,36 @@ def start(dtype=torch.float64):
     return noise((2,), range(COUNT), 80.0, dtype=dtype)
 
 
+def inside(run, window):
+    """D and d at the steps of a recorded run with sigma in the window, entries flattened: (n, B, dim)."""
+    rows = [i for i, sigma in enumerate(run.sigmas[:-1].tolist()) if window[0] <= sigma <= window[1]]
+    denoised = run.denoised[rows].flatten(2)
+    sigma = run.sigmas[rows].reshape(-1, 1, 1)
+    return denoised, (run.x[rows].flatten(2) - denoised) / sigma
+
+
 def by_hand(run, window):
     """Two passes over a recorded trajectory: mean over the window, then squares, then the mean over entries."""
-    inside = [i for i, sigma in enumerate(run.sigmas[:-1].tolist()) if window[0] <= sigma <= window[1]]
-    chosen = run.denoised[inside]
-    return ((chosen - chosen.mean(0)) ** 2).mean(0).flatten(1).mean(1)
+    chosen, _ = inside(run, window)
+    return ((chosen - chosen.mean(0)) ** 2).mean(0).mean(1)
+
+
+def rms(v):
+    return v.square().mean(-1).sqrt()
+
+
+FORMULAS = {
+    "variance": lambda D, d: D.var(0, correction=0).mean(1),
+    "path_length": lambda D, d: rms(D[1:] - D[:-1]).sum(0),
+    "second_difference": lambda D, d: rms(D[2:] - 2 * D[1:-1] + D[:-2]).amax(0),
+    "slope_change": lambda D, d: rms(d[1:] - d[:-1]).amax(0),
+    "early_stop": lambda D, d: rms(D[-1] - D[0]),
+}
+LAST = {
+    "last_slope": lambda D, d: rms(d[-1]),
+    "gray": lambda D, d: torch.where(D[-1].abs() < 1, 1 - D[-1].abs(), 0.0).mean(1),
+    "contrast": lambda D, d: (D[-1] ** 2).mean(1) - D[-1].mean(1) ** 2,
+}
 
 
 @pytest.mark.parametrize("window", [(0.0, 0.9), (0.5, 20.0), (0.0, 80.0), (0.002, 0.0021)])
@@ -95,24 +124,44 @@ def test_the_last_slope_of_a_gaussian_is_known():
     assert torch.allclose(outcome.risk, wanted, rtol=1e-9)
 
 
+@pytest.mark.parametrize("window", [(0.0, 0.9), (0.5, 20.0)])
+@pytest.mark.parametrize("solver", [Euler(), Heun()])
+def test_each_free_detector_is_its_formula_on_the_recorded_trajectory(solver, window):
+    assert set(FORMULAS) | set(LAST) == set(FREE)
+    cov = torch.rand(12, generator=torch.Generator().manual_seed(0)).double()
+    image, pictures = Gaussian(torch.linspace(-1, 1, 12).reshape(3, 2, 2), cov), noise((3, 2, 2), range(5), 80.0)
+    for model, x in ((blurred(), start()), (image, pictures.double())):
+        grid = polynomial(20)
+        run = Trajectory.record(fanal.trace(model, x, grid, solver))
+        detectors = {name: build(name, window) for name in FREE}
+        seen = observe_block(model, x, grid, solver, detectors, range(len(x)))
+        for name, risk in seen.risks.items():
+            formula, where = (FORMULAS[name], window) if name in FORMULAS else (LAST[name], (0.0, 80.0))
+            assert torch.allclose(risk, formula(*inside(run, where)), rtol=1e-8, atol=1e-14), name
+            assert torch.equal(seen.per_step[name][-1], risk)
+
+
 @pytest.mark.parametrize("name", DETECTORS)
-def test_the_risk_after_each_step_ends_at_the_risk(name):
+def test_the_risk_after_each_step_is_the_risk_of_a_run_that_stops_there(name):
     grid = polynomial(20)
-    detector = build(name, last_window(grid))
-    outcome = watch(blurred(), start(), grid, Euler(), detector, range(COUNT))
-    assert outcome.per_step.shape == (20, COUNT)
-    assert torch.equal(outcome.per_step[-1], outcome.risk)
-    if name == "variance":
-        first = next(i for i, sigma in enumerate(grid.tolist()) if sigma <= detector.window[1])
-        assert (outcome.per_step[: first + 1] == 0).all()
-        assert (outcome.per_step[first + 1 :] > 0).all()
-        run = Trajectory.record(fanal.trace(blurred(), start(), grid, Euler()))
-        for end in range(first + 2, 21):
-            wanted = run.denoised[first:end].var(0, correction=0).mean(1)
-            assert torch.allclose(outcome.per_step[end - 1], wanted, rtol=1e-12)
+    detector = build(name, (0.1, 3.0))
+    eye, risks = begin(detector, blurred()), []
+    for transition in fanal.trace(blurred(), start(), grid, Euler(), range(COUNT)):
+        eye.see(transition)
+        with contextlib.suppress(FanalError):  # too few steps so far
+            risks.append(eye.risk())
+    assert isinstance(eye, Watch)
+    assert isinstance(detector, Detector)
+    seen = eye.per_step()
+    assert seen.dtype == torch.float64
+    assert torch.equal(seen[len(seen) - len(risks) :], torch.stack(risks))
+    assert (seen[: len(seen) - len(risks)] == 0).all()
+    inside_first = next(i for i, sigma in enumerate(grid.tolist()) if sigma <= 3.0)
+    needs = {"variance": 2, "path_length": 2, "second_difference": 3, "slope_change": 2, "early_stop": 2}.get(name, 1)
+    assert len(risks) == (20 if name in LAST else 20 - inside_first - needs + 1)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", FREE)
 def test_free_detectors_cost_no_call_and_keep_no_trajectory(name):
     grid, model = polynomial(17), Counted(blurred())
     detector = build(name, last_window(grid))
@@ -129,18 +178,26 @@ def test_free_detectors_cost_no_call_and_keep_no_trajectory(name):
     assert max(sizes) <= 2 * COUNT * 2
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_watching_changes_no_sample_and_two_watches_do_not_disturb_each_other(name):
-    grid, seeds = polynomial(10), range(COUNT)
-    detector = build(name, last_window(grid))
+def test_watching_changes_no_sample_whatever_the_solver():
+    grid, seeds = polynomial(8), range(COUNT)
+    detectors = {name: build(name, (0.0, 3.0)) for name in DETECTORS}
     for kind in SOLVERS:
         solver = SOLVERS[kind]()
         plain = fanal.sample(blurred(), start(), grid, solver, seeds)
-        assert torch.equal(watch(blurred(), start(), grid, solver, detector, seeds).x, plain)
-    one, two = detector.start(), detector.start()
+        seen = observe_block(blurred(), start(), grid, solver, detectors, seeds)
+        assert torch.equal(seen.x, plain), kind
+        for name, risk in seen.risks.items():
+            assert torch.isfinite(risk).all(), (kind, name)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_two_watches_do_not_disturb_each_other(name):
+    grid, seeds = polynomial(10), range(COUNT)
+    detector = build(name, last_window(grid))
+    one, two = begin(detector, blurred()), begin(detector, blurred())
     pairs = zip(
-        fanal.trace(blurred(), start(), grid, Euler()),
-        fanal.trace(blurred(), -start(), grid, Euler()),
+        fanal.trace(blurred(), start(), grid, Euler(), seeds),
+        fanal.trace(blurred(), -start(), grid, Euler(), seeds),
         strict=True,
     )
     for a, b in pairs:
@@ -148,6 +205,54 @@ def test_watching_changes_no_sample_and_two_watches_do_not_disturb_each_other(na
         two.see(b)
     assert torch.equal(one.risk(), watch(blurred(), start(), grid, Euler(), detector, seeds).risk)
     assert torch.equal(two.risk(), watch(blurred(), -start(), grid, Euler(), detector, seeds).risk)
+
+
+@pytest.mark.parametrize("name", [name for name in DETECTORS if name != "jacobian"])  # its probes are drawn anew
+def test_a_run_that_starts_half_way_is_judged_like_a_whole_one(name):
+    grid, seeds = polynomial(20), range(COUNT)
+    detector = build(name, (0.0, 0.9))
+    whole = watch(blurred(), start(), grid, Euler(), detector, seeds, record=True)
+    first = int((grid > 0.9).sum())
+    part = watch(blurred(), whole.trajectory.x[first], grid[first:], Euler(), detector, seeds)
+    assert torch.equal(part.x, whole.x)
+    assert torch.equal(part.risk, whole.risk)
+
+
+def test_what_is_known_to_lie_between_modes_has_the_higher_risk():
+    # exact denoiser of modes 2 apart; half the samples start almost midway between two of them, half within a mode
+    grid = polynomial(40)
+    grid = grid[grid <= 0.5]
+    generator = torch.Generator().manual_seed(0)
+    near = 0.02 * torch.randn(40, 2, generator=generator).double()
+    x = torch.cat([near[:20] + torch.tensor([1.0, 0.0]), near[20:] + torch.tensor([2.0, 0.0])])
+    names = [name for name in DETECTORS if name not in LAST]
+    options = {"jacobian": {"probes": 8}}
+    detectors = {name: build(name, (0.0, 0.5), **options.get(name, {})) for name in names}
+    seen = observe_block(mixture(), x, grid, Euler(), detectors, range(40))
+    for name, risk in seen.risks.items():
+        assert risk[:20].min() > 1.5 * risk[20:].max(), name
+
+
+def test_early_stopping_measures_what_stopping_would_have_changed():
+    grid, x = polynomial(20), start()
+    run = Trajectory.record(fanal.trace(blurred(), x, grid, Heun()))
+    stop = 12
+    risk = watch(blurred(), x, grid, Heun(), EarlyStop((0.0, float(grid[stop]))), range(COUNT)).risk
+    assert torch.allclose(risk, rms(run.x[-1] - run.denoised[stop]), rtol=1e-12)
+
+
+def test_contrast_takes_content_out_and_gray_counts_what_is_undecided():
+    picture = torch.tensor([[-1.0, -1.0, 1.0, 1.0], [-1.0, 0.0, 0.5, 1.5]]).double().reshape(2, 1, 2, 2)
+    seen = observe_block(
+        lambda x, sigma: picture,
+        torch.zeros(2, 1, 2, 2).double(),
+        torch.tensor([1.0, 0.5, 0.0]),
+        Euler(),
+        {name: build(name, (0.0, 1.0)) for name in ("gray", "contrast")},
+        range(2),
+    )
+    assert seen.risks["gray"].tolist() == [0.0, (1.0 + 0.5) / 4]
+    assert seen.risks["contrast"].tolist() == [1.0, pytest.approx(0.875 - 0.0625)]
 
 
 def test_the_last_slope_finds_what_left_the_grid():
@@ -183,3 +288,44 @@ def test_a_share_that_is_none_is_refused(share):
 def test_an_unknown_detector_is_refused():
     with pytest.raises(FanalError, match="unknown detector 'varience': did you mean 'variance'"):
         build("varience", (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "window", [(1.0, 0.5), (-1.0, 2.0), (float("nan"), 1.0), (0.0, 1.0, 2.0), [0.0, 1.0], ("0", 1.0)]
+)
+@pytest.mark.parametrize("name", ["variance", "slope_change", "rods_index"])
+def test_a_window_that_is_none_is_refused(name, window):
+    with pytest.raises(FanalError, match=r"a detector's window is \(low, high\) in sigma"):
+        build(name, window)
+
+
+def test_too_few_steps_in_a_window_are_told():
+    for name, words in (("path_length", "two steps"), ("second_difference", "three steps"), ("jacobian", "one step")):
+        window = (30.0, 45.0) if name == "second_difference" else (0.0001, 0.001)
+        with pytest.raises(FanalError, match=f"needs {words} with sigma in"):
+            watch(blurred(), start(), polynomial(8), Euler(), build(name, window), range(COUNT))
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_is_described_by_what_builds_it(name):
+    detector = build(name, (0.1, 2.0))
+    what = json.loads(json.dumps(describe(detector)))
+    assert build(what["detector"], tuple(what["window"]), **what["options"]) == detector
+    assert what["detector"] == name
+
+
+def test_what_is_no_detector_of_ours_is_not_described():
+    class Own:
+        free, window = True, (0.0, 1.0)
+
+        def start(self):
+            raise NotImplementedError
+
+    with pytest.raises(FanalError, match="Own is none of fanal's detectors"):
+        describe(Own())
+
+
+@pytest.mark.parametrize("name", ["variance", "last_slope"])
+def test_an_option_that_a_detector_lacks_is_refused(name):
+    with pytest.raises(FanalError, match=f"{name} has no option 'rho': it has none"):
+        build(name, (0.0, 1.0), rho=1.0)
