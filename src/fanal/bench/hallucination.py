@@ -25,6 +25,7 @@ from fanal.bench.hallucination_cells import (
     calibration_cell,
     first_cell,
     look_cell,
+    mechanism_cell,
     method_cell,
     seeds,
 )
@@ -45,7 +46,12 @@ CONTROLS: tuple[str, ...] = ("euler200", "random", "reversed", "churn", "early",
 """Methods that get a quarter of the samples unless a count is given: dear ones, and those that only bound the rest."""
 
 _FIRST = 512  # samples from which a stage is worth its tables
-_READINGS = ("rods_index:v=score,window=2..46", "rods_index:v=score,window=0..80")  # 10 to 50 % of the steps; all
+_READINGS = (  # the paper's: its window, 10 to 50 % of the steps, and no window; the largest of the steps
+    "rods_index:v=score,over=max,window=2..46",
+    "rods_index:v=score,over=max,window=0..80",
+    "rods_index:over=max,window=0..80",
+)
+_LOOKED = 128  # samples on which directions are compared
 
 
 def _methods() -> dict[str, int | None]:
@@ -134,6 +140,7 @@ class Measured:
         methods: tensors of each method, on the first report seeds.
         costs: seconds, evaluations, products and number of samples of each block of the plain run and of each method.
         real: features and factors of held-out real samples.
+        mechanism: the directions of CAS and SAS along the plain run.
     """
 
     subject: Subject
@@ -145,6 +152,7 @@ class Measured:
     methods: Mapping[str, Mapping[str, Tensor]]
     costs: Mapping[str, list[dict[str, float]]]
     real: Mapping[str, Tensor]
+    mechanism: Cell
 
 
 def _submission(target: str) -> tuple[str, Method, str]:
@@ -203,6 +211,11 @@ class _Model:
         notes = found[0][1]
         return _joined([tensors for tensors, _ in found]), {key: notes[key] for key in ("costs", "judged")}
 
+    def mechanism(self) -> Cell:
+        """Return the directions along the plain run."""
+        some = seeds("report", min(_LOOKED, self.config.count))
+        return self.cell(f"mechanism {some}", lambda: mechanism_cell(self.subject, some))
+
     def measure(self) -> Measured:
         """Compute whatever is not there yet."""
         subject = self.subject
@@ -211,7 +224,9 @@ class _Model:
         looks, about = self.looks()
         plain, methods, costs = self.sampled(settings)
         whole = {name: _joined([tensors for tensors, _ in cells]) for name, cells in methods.items()}
-        return Measured(subject, settings, calibration, plain, looks, about, whole, costs, self.real())
+        return Measured(
+            subject, settings, calibration, plain, looks, about, whole, costs, self.real(), self.mechanism()
+        )
 
     def sampled(
         self, settings: Settings

@@ -22,19 +22,23 @@ from fanal.datasets import Dataset
 from fanal.denoiser import Counted, Denoiser, Model
 from fanal.errors import FanalError
 from fanal.hallucination.calibration import FIRST_SEED, FLAG
-from fanal.hallucination.detectors import Detector, build, last_window
+from fanal.hallucination.detectors import DETECTORS, Detector, build, last_window
+from fanal.hallucination.hints import window_of
 from fanal.hallucination.methods import HINTS, Mending, Method, Settings
 from fanal.hallucination.observation import Observed, observe_block
+from fanal.hallucination.perturbation import differentiate
+from fanal.hallucination.regions import unit
 from fanal.hallucination.repair import Outcome
 from fanal.loading import fingerprint
 from fanal.metrics.features import is_image
 from fanal.pictures import to_bytes
 from fanal.preparation import SampleConfig, prepare
-from fanal.sampling import Solver, Span, Step
+from fanal.sampling import Solver, Span, Step, trace
 from fanal.seeding import noise
 from fanal.solvers.onestep import Euler
 
 __all__ = [
+    "GATE",
     "JUDGED",
     "PARTS",
     "Meter",
@@ -42,9 +46,13 @@ __all__ = [
     "calibration_cell",
     "first_cell",
     "look_cell",
+    "mechanism_cell",
     "method_cell",
     "seeds",
 ]
+
+GATE = "gate"
+"""Detector of the model's card over the last part of the run, where none of the others is just that."""
 
 JUDGED = (0.05, 20.0)
 """Range of sigma in which predictions are judged on the way: above it they are blurs, below it nothing changes."""
@@ -143,14 +151,10 @@ class Subject:
         dataset = dataset_of(about, setup.network)
         if not dataset.verdicts:
             raise FanalError(f"{spec} was trained on {dataset.name}, which has no rule that knows a wrong sample")
-        late = last_window(setup.sigmas)
-        mid = Settings(setup.sigmas, build(setup.detector, late), 0.0, **HINTS.get(dataset.name, {})).window
-        free, costly = _detectors([setup.detector, *names], late, mid)
+        free, costly, gate = _detectors(names, setup.detector, setup.sigmas, dataset.name)
         extract = metrics.extractor("own" if is_image(dataset.shape) else "pixels")
         flag = float(about.get("flag", FLAG))
-        return cls(
-            spec, setup.network, dataset, setup.sigmas, free, costly, setup.detector, flag, extract, fingerprint(spec)
-        )
+        return cls(spec, setup.network, dataset, setup.sigmas, free, costly, gate, flag, extract, fingerprint(spec))
 
     def settings(self, threshold: float) -> Settings:
         """Return what the methods need to know, with the calibrated threshold of the gate."""
@@ -173,20 +177,31 @@ class Subject:
 
 
 def _detectors(
-    names: Sequence[str], late: tuple[float, float], mid: tuple[float, float]
-) -> tuple[dict[str, Detector], dict[str, Detector]]:
-    """Free detectors over the last part of a run and over the window where samples are decided; costly ones there."""
+    names: Sequence[str], card: str, sigmas: Tensor, data: str
+) -> tuple[dict[str, Detector], dict[str, Detector], str]:
+    """Free detectors, costly ones, and the name of the free one that flags.
+
+    Each looks where it told most on tuning seeds, free ones also where samples are decided: *mid*. The gate is that of
+    the model's card.
+    """
     free: dict[str, Detector] = {}
     costly: dict[str, Detector] = {}
-    for name in dict.fromkeys(names):
-        last, early = build_detector(name, late), build_detector(name, mid)
-        if not last.free:
-            costly[name] = early
+    late = last_window(sigmas)
+    mid = Settings(sigmas, build(card, late), 0.0, **HINTS.get(data, {})).window
+    for text in dict.fromkeys(names):
+        name = text.partition(":")[0]
+        own = build_detector(text, window_of(name, sigmas, data) if name in DETECTORS else late)
+        if not own.free:
+            costly[text] = own
             continue
-        free[name] = last
-        if last != early:
-            free[f"{name}, mid"] = early
-    return free, costly
+        free[text], early = own, build_detector(text, mid)
+        if early != own:
+            free[f"{text}, mid"] = early
+    gate = build(card, late)
+    known = next((name for name, detector in free.items() if detector == gate), None)
+    if known is None:
+        free[f"{GATE} ({card})"] = gate
+    return free, costly, known or f"{GATE} ({card})"
 
 
 class _Timed:
@@ -234,6 +249,27 @@ def look_cell(subject: Subject, some: range) -> Cell:
     costs = {name: {"evaluations": c.evaluations, "products": c.products} for name, c in seen.costs.items()}
     tensors = {"verdict": seen.verdicts, "path": seen.by_step.T.contiguous(), **_risks(seen), **_steps(seen)}
     return tensors, {"costs": costs, "judged": seen.judged.tolist()}
+
+
+def mechanism_cell(subject: Subject, some: range, every: int = 4) -> Cell:
+    """Compare the directions of CAS and SAS along the plain run, and the residual's norm with that of the noise.
+
+    Args:
+        subject: the model.
+        some: the seeds.
+        every: of how many steps one is looked at.
+    """
+    cosines, ratios, levels = [], [], []
+    x, root = subject.start(some), math.sqrt(math.prod(subject.dataset.shape))
+    with torch.no_grad():
+        for transition in trace(subject.model, x, subject.sigmas, Euler(), some):
+            sigma = transition.span.sigma
+            if transition.span.i % every == 0:
+                here = differentiate(subject.model, transition.x, sigma)
+                cosines.append((unit(here.gradient) * unit(here.residual)).flatten(1).sum(1))
+                ratios.append(here.residual.flatten(1).norm(dim=1) / (float(sigma) * root))
+                levels.append(float(sigma))
+    return {"cosine": torch.stack(cosines, 1), "ratio": torch.stack(ratios, 1)}, {"sigma": levels}
 
 
 def _risks(seen: Observed) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fanal import metrics
 from fanal.bench.hallucination import PLAIN, Measured
+from fanal.bench.hallucination_cells import GATE
 from fanal.bench.hallucination_diversity import GROUPS, Figure, Real, against, figures
 from fanal.errors import FanalError
 from fanal.hallucination import evaluate
@@ -104,7 +105,8 @@ def _cost(blocks: Sequence[Mapping[str, float]], base: Sequence[Mapping[str, flo
 
 def _combination(measured: Measured) -> tuple[Tensor, Tensor, Combined] | None:
     """The free detectors' combination, fitted on the calibration seeds: its risk there and on the report seeds."""
-    free, cal, plain = measured.subject.free, measured.calibration, measured.plain
+    cal, plain = measured.calibration, measured.plain
+    free = {name: own for name, own in measured.subject.free.items() if not name.startswith(GATE)}
     try:
         found = fit(free, {name: cal[f"risk.{name}"] for name in free}, cal["verdict"] != 0).detector
     except FanalError:  # too few wrong samples
@@ -126,7 +128,7 @@ def _detectors(measured: Measured) -> dict[str, Any]:
     if combination is not None:
         known, new, fitted = combination
         found = _detector(new, codes, threshold_at(known, subject.flag), verdicts)
-        weights = {name: part.weight for name, part in zip(subject.free, fitted.parts, strict=True)}
+        weights = [{"detector": type(part.detector).__name__, "weight": part.weight} for part in fitted.parts]
         out[COMBINED] = {"free": True, **found, "weights": weights}
     for name in subject.costly:
         risk, steps = looks[f"risk.{name}"], looks[f"step.{name}"]
@@ -147,6 +149,18 @@ def _decision(measured: Measured) -> dict[str, Any]:
         "settled": [as_json(e) for e in found.settled],
         "half": found.reached(0.5),
         "nine tenths": found.reached(0.9),
+    }
+
+
+def _mechanism(measured: Measured) -> dict[str, Any]:
+    """Cosine of the directions of CAS and SAS, and ‖x − D‖/(sigma·√d) with its spread over samples."""
+    tensors, notes = measured.mechanism
+    ratio = tensors["ratio"].double()
+    return {
+        "sigma": notes["sigma"],
+        "cosine": [as_json(metrics.mean(part)) for part in tensors["cosine"].T],
+        "ratio": ratio.mean(0).tolist(),
+        "spread": ratio.std(0).tolist(),
     }
 
 
@@ -222,5 +236,6 @@ def results_of(measured: Measured, budget: int, progress: Progress) -> dict[str,
         "calibration": as_json(metrics.rate(measured.calibration["verdict"] != 0)),
         "detectors": _detectors(measured),
         "decision": _decision(measured),
+        "mechanism": _mechanism(measured),
         "methods": _methods(measured, budget, progress),
     }

@@ -18,7 +18,7 @@ _HEAD = """# Hallucinations: all tables
 Written by `fanal bench hallucination`. Figures are ± one standard error; what they mean is in
 [The benchmark](hallucination.md) and [How to submit a method](protocol.md).
 """
-_STEPS = 6  # columns of the tables along the run
+_STEPS = 7  # columns of the tables along the run
 _MARK = {"worse": " ↓", "kept": "", "open": " ?"}
 
 
@@ -126,7 +126,7 @@ def _by_class(own: Mapping[str, Any]) -> str:
 
 def _columns(sigma: Sequence[float], count: int = _STEPS) -> list[int]:
     """Indices of the steps that a table shows: spread over the part of the run where things happen."""
-    inside = [i for i, s in enumerate(sigma) if 0.05 <= s <= 15]
+    inside = [i for i, s in enumerate(sigma) if 0.004 <= s <= 15]
     if len(inside) <= count:
         return inside
     return [inside[round(k * (len(inside) - 1) / (count - 1))] for k in range(count)]
@@ -144,12 +144,12 @@ def _along(own: Mapping[str, Any]) -> str:
 
 
 def _peaks(own: Mapping[str, Any]) -> str:
-    """In which part of the run the figures that are a largest value over steps were found."""
+    """In which part of the run a costly detector last rose: for a largest value, where that was."""
     rows = []
     steps = len(own["sigmas"]) - 1
     parts = [range(k * steps // _QUARTERS, (k + 1) * steps // _QUARTERS) for k in range(_QUARTERS)]
     for name, found in own["detectors"].items():
-        if not found["free"]:
+        if "over=max" in name:
             rows.append([name, *(f"{100 * sum(found['raised'][i] for i in part):.0f}" for part in parts)])
     return markdown(["largest at steps", *(f"{part.start}–{part.stop - 1}" for part in parts)], rows)
 
@@ -179,19 +179,31 @@ def _decision(own: Mapping[str, Any]) -> str:
     return markdown(["sigma", *(f"{d['sigma'][i]:.2g}" for i in columns)], rows)
 
 
+def _mechanism(own: Mapping[str, Any]) -> str:
+    m = own["mechanism"]
+    cosines = ["cosine", *(f"{c['value']:.3f} ± {c['se']:.3f}" for c in m["cosine"])]
+    norms = ["norm", *(f"{r:.3f} ({s:.3f})" for r, s in zip(m["ratio"], m["spread"], strict=True))]
+    return markdown(["sigma", *(f"{s:.2g}" for s in m["sigma"])], [cosines, norms])
+
+
 _PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "corrections": ("Every method on the same noise. Repairs are gated by {gate}.", _corrections),
     "kinds of error": ("Share of all samples, in %; in brackets the paired change.", _classes),
     "diversity": ("In brackets the paired ratio to Euler: ↓ worse by more than 5 %, ? open, else kept.", _diversity),
     "detectors": (
-        "Those without *mid* look at the last part of the run, free ones with *mid* where it decides.",
+        "They look where they told most on tuning seeds; with *mid* where samples are decided.",
         _detection,
     ),
     "detectors by kind of error": ("AUC against right samples.", _by_class),
     "how early": ("AUC of what was known when the run had come down to a noise level.", _along),
-    "where costly detectors peak": ("Share of samples, in %.", _peaks),
+    "where the index peaks": ("Share of samples, in %.", _peaks),
     "confusion": ("At the threshold that as many calibration samples exceed as the gate flags.", _confusions),
     "threshold sweep": ("Of the gate, {gate} at its own threshold.", _sweep),
+    "mechanism": (
+        "Cosine of the directions of CAS and SAS along the plain run; ‖x − D‖/(sigma·√d), in brackets its spread over "
+        "samples.",
+        _mechanism,
+    ),
     "decision": ("Share of predictions D(x, sigma), in %, that have the final verdict, and keep it.", _decision),
 }
 
@@ -204,6 +216,8 @@ def tables(results: Mapping[str, Any]) -> str:
         for title, (about, make) in _PARTS.items():
             if len(own["verdicts"]) == 2 and "kind" in title:
                 continue  # one kind of error: nothing to tell apart
+            if "peak" in title and not any("over=max" in name for name in own["detectors"]):
+                continue
             gate = f"{own['gate']['detector']}, which flags {100 * own['gate']['flag']:.0f} %"
             out.append(f"### {spec}: {title}\n\n{about.format(gate=gate)}\n\n{make(own)}")
     return "\n".join(out)
