@@ -60,7 +60,9 @@ class _CombinedWatch:
     def per_step(self) -> Tensor:
         steps = [watch.per_step() for watch in self.watches]
         ready = torch.stack([(step != 0).any(1) for step in steps]).all(0)
-        return torch.where(ready[:, None], self.combined.join(steps), torch.zeros(()).double())
+        # row by row, so that the last one has the very bits of the risk
+        rows = torch.stack([self.combined.join(list(row)) for row in zip(*steps, strict=True)])
+        return torch.where(ready[:, None], rows, torch.zeros(()).double())
 
     def risk(self) -> Tensor:
         return self.combined.join([watch.risk() for watch in self.watches])
