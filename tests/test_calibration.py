@@ -7,13 +7,25 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fanal import cards, generation, metrics, preparation
 from fanal.datasets import DATASETS
 from fanal.errors import FanalError
 from fanal.hallucination import Calibration, calibrate, watch
-from fanal.hallucination.calibration import FIRST_SEED, threshold_at
-from fanal.hallucination.detectors import last_window
+from fanal.hallucination.calibration import (
+    FIRST_SEED,
+    WINDOWS,
+    calibrate_each,
+    labelled,
+    settle,
+    threshold_at,
+    threshold_for,
+    window_of,
+)
+from fanal.hallucination.detectors import build, last_window
+from fanal.hallucination.thresholds import interval
 from fanal.schedules import logsnr, polynomial
 from fanal.seeding import noise
 from fanal.solvers import Churn, Euler
@@ -181,3 +193,164 @@ def test_the_true_denoiser_leaves_little_to_find():
         x = watch(model, noise((2,), seeds, 80.0), polynomial(40), Euler(), run().build(), seeds).x
         rates.append(metrics.rate(verify(x)))
     assert rates[0].value + 5 * rates[0].se < rates[1].value - 5 * rates[1].se
+
+
+# Thresholds for a wanted rate, and labels of a person
+
+RISKS = st.lists(st.tuples(st.integers(0, 15), st.booleans()), min_size=1, max_size=50)
+SHARES = st.floats(0.02, 0.98)
+
+
+def batch(pairs):
+    return torch.tensor([float(a) for a, _ in pairs]).double(), torch.tensor([b for _, b in pairs])
+
+
+@given(RISKS, SHARES)
+@settings(max_examples=80, deadline=None)
+def test_the_threshold_catches_the_wanted_share_and_no_higher_one_does(pairs, tpr):
+    risk, wrong = batch(pairs)
+    if not wrong.any():
+        with pytest.raises(FanalError, match="none of .* is labelled wrong"):
+            threshold_for(risk, wrong, tpr=tpr)
+        return
+    found = threshold_for(risk, wrong, tpr=tpr)
+    high = risk[wrong]
+    assert found.caught.value == float((high > found.value).double().mean()) >= tpr - 1e-9
+    above = high[high > found.value].min()  # the least that is caught: a threshold there catches fewer
+    assert float((high > above).double().mean()) < tpr
+    assert found.flagged.value == pytest.approx(float((risk > found.value).double().mean()))
+
+
+@given(RISKS, SHARES)
+@settings(max_examples=80, deadline=None)
+def test_the_threshold_disturbs_no_more_than_the_wanted_share_and_no_lower_one_does(pairs, fpr):
+    risk, wrong = batch(pairs)
+    if wrong.all():
+        with pytest.raises(FanalError, match="none of .* is labelled right"):
+            threshold_for(risk, wrong, fpr=fpr)
+        return
+    found = threshold_for(risk, wrong, fpr=fpr)
+    low = risk[~wrong]
+    assert found.alarms.value == float((low > found.value).double().mean()) <= fpr + 1e-9
+    below = torch.nextafter(torch.tensor(found.value).double(), torch.tensor(-1.0).double())
+    assert float((low > below).double().mean()) > fpr - 1e-9
+
+
+def test_the_threshold_for_a_share_to_flag_is_the_quantile():
+    risk = torch.rand(101, generator=torch.Generator().manual_seed(0)).double()
+    found = threshold_for(risk, flag=0.3)
+    assert found.value == threshold_at(risk, 0.3)
+    assert (found.caught, found.alarms) == (None, None)
+    assert found.low < found.value < found.high
+
+
+@pytest.mark.parametrize("rate", ["tpr", "fpr"])
+def test_the_interval_of_a_threshold_holds_the_true_one_as_often_as_it_says(rate):
+    # 150 sets of 50; at 95 % the share covered has a standard error of 1.8 %: four of them below
+    covered, share = 0, 0.3
+    for seed in range(150):
+        risk = torch.rand(50, generator=torch.Generator().manual_seed(seed)).double()
+        found = threshold_for(risk, torch.full((50,), rate == "tpr"), **{rate: share})
+        covered += found.low <= 1 - share <= found.high
+    assert covered / 150 > 0.95 - 4 * 0.018
+    few = threshold_for(torch.tensor([1.0, 2.0]).double(), flag=0.1)
+    assert (few.low, few.high) == (1.0, float("inf"))
+
+
+def test_shares_have_exact_intervals():
+    none = interval(torch.zeros(10, dtype=torch.bool))
+    assert (none.value, none.low, none.n) == (0.0, 0.0, 10)
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 10))  # no hit in ten throws
+    assert interval(torch.zeros(0, dtype=torch.bool)) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "set by one rate, tpr, fpr or flag, got none"),
+        ({"tpr": 0.5, "flag": 0.5}, "set by one rate"),
+        ({"tpr": 1.0}, "the caught share must be strictly between 0 and 1"),
+        ({"fpr": 0.0}, "the false-alarm share"),
+        ({"tpr": 0.5, "wrong": None}, "label more samples, or set the share to flag"),
+        ({"flag": 0.5, "wrong": torch.zeros(3)}, "over the same samples, got 5 and 3"),
+        ({"flag": 0.5, "risk": torch.tensor([1.0, float("nan")])}, "none of them NaN"),
+    ],
+)
+def test_a_rate_that_cannot_be_had_is_told(options, words):
+    given = {"risk": torch.arange(5.0), "wrong": torch.ones(5), **options}
+    if "risk" in options:
+        given["wrong"] = None
+    with pytest.raises(FanalError, match=words):
+        threshold_for(given.pop("risk"), given.pop("wrong"), **given)
+
+
+def test_a_persons_labels_set_the_threshold_like_a_rules():
+    rule = run(detector="variance", tpr=0.8)
+    seeds = range(FIRST_SEED, FIRST_SEED + 100)
+    outcome = watch(blurred(), noise((2,), seeds, 80.0), GRID, Euler(), rule.build(), seeds)
+    told = dict(enumerate(verify(outcome.x).long().tolist()))
+    rows, codes = labelled(told, 100)
+    found = settle(
+        rule.build(), outcome.risk[rows], codes, solver_name="euler", sigmas=GRID, first_seed=FIRST_SEED, tpr=0.8
+    )
+    assert found.threshold == pytest.approx(rule.threshold, rel=1e-4)
+    assert (found.caught, found.wrong, found.alarms) == (rule.caught, rule.wrong, rule.alarms)
+    assert found.caught >= 0.8
+    assert found.caught_ci[0] < found.caught < found.caught_ci[1]
+    assert found.alarms_ci[0] < found.alarms < found.alarms_ci[1]
+    assert found.flag == pytest.approx(float((outcome.risk > found.threshold).double().mean()), abs=0.011)
+    assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_only_what_was_labelled_counts_and_any_kind_of_wrong_is_wrong():
+    rows, codes = labelled({7: 3, 2: 0, 4: None, 0: True, 5: False}, 8)
+    assert (rows.tolist(), codes.tolist()) == ([0, 2, 5, 7], [1, 0, 0, 3])
+    assert labelled({}, 8)[0].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({8: 1}, "labels name the samples 0 to 7, got 8"),
+        ({"3": 1}, "labels name the samples 0 to 7, got '3'"),
+        ({True: 1}, "labels name the samples"),
+        ({3: "hand"}, "the label of sample 3 must be a whole number, 0 for right, got 'hand'"),
+        ({3: 0.5}, "must be a whole number"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels, words):
+    with pytest.raises(FanalError, match=words):
+        labelled(labels, 8)
+
+
+def test_detectors_with_options_are_calibrated_and_rebuilt():
+    found = run(detector="rods_index", options={"v": "score", "rho": 0.2}, count=32)
+    assert found.build() == build("rods_index", WINDOW, v="score", rho=0.2)
+    inside = sum(WINDOW[0] <= sigma <= WINDOW[1] for sigma in GRID[:-1].tolist())
+    assert found.evaluations == 32 * (16 + 2 * inside)
+    again = Calibration.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert again.build() == found.build()
+    for options in ({"v": "speed"}, {"row": 1}, 7, [1]):
+        with pytest.raises(FanalError, match="no readable calibration"):
+            Calibration.from_dict({**found.to_dict(), "options": options})
+
+
+def test_all_detectors_are_calibrated_in_one_run():
+    eyes = {name: build(name, WINDOW) for name in ("variance", "path_length", "last_slope")}
+    found = calibrate_each(
+        blurred(), GRID, Euler(), eyes, solver_name="euler", count=100, block=32, verify=verify, fpr=0.1
+    )
+    for name, one in found.items():
+        alone = run(detector=name, fpr=0.1)
+        assert (one.threshold, one.auc, one.alarms) == (alone.threshold, alone.auc, alone.alarms)
+        assert one.alarms <= 0.1
+        assert one.build() == eyes[name]
+
+
+def test_windows_are_those_of_the_data_or_the_last_part_of_the_grid():
+    for data, some in WINDOWS.items():
+        assert data in DATASETS
+        for name, window in some.items():
+            assert window_of(name, polynomial(40), data) == window
+            assert build(name, window).window == window
+    assert window_of("variance", GRID) == window_of("last_slope", GRID, "grid2") == WINDOW
