@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["COLORS", "beside", "data_uri", "from_bytes", "grid", "shown", "strip", "to_bytes"]
+__all__ = ["COLORS", "beside", "data_uri", "from_bytes", "grid", "shown", "single", "strip", "to_bytes"]
 
 COLORS = {"good": "#2e9e5b", "bad": "#d1495b", "flag": "#f0a202", "plain": "#8899a6"}
 """One meaning per color, in every picture: verified good, verified bad, flagged, neither."""
@@ -110,6 +110,18 @@ def grid(
             draw.rectangle((left, top, left + wide - 1, top + high - 1), fill=colors[i])
         sheet.paste(tile, (left + pad, top + pad))
     return sheet
+
+
+def single(x: Float[Tensor, "b *d"], index: int) -> Image.Image:
+    """Draw one sample of a batch as it is, without a margin; of points, all of them with this one marked.
+
+    Args:
+        x: as in `grid`.
+        index: which of them.
+    """
+    if x.shape[1:] == (2,):
+        return _scatter(x, [COLORS["flag"] if b == index else None for b in range(len(x))], 512)
+    return _to_image(_as_images(x[index : index + 1])[0], 1)
 
 
 def beside(images: Sequence[Image.Image], gap: int = 16) -> Image.Image:

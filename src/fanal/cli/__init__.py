@@ -12,10 +12,14 @@ from fanal.cli.demo import EPILOG as DEMO
 from fanal.cli.demo import demo
 from fanal.cli.eval import EPILOG as EVAL
 from fanal.cli.eval import evaluate
+from fanal.cli.geometry import EPILOG as GEOMETRY
+from fanal.cli.geometry import geometry
 from fanal.cli.guard import EPILOG as GUARD
 from fanal.cli.guard import guard
 from fanal.cli.interpolate import EPILOG as INTERPOLATE
 from fanal.cli.interpolate import interpolate
+from fanal.cli.label import EPILOG as LABEL
+from fanal.cli.label import label
 from fanal.cli.report import EPILOG as REPORT
 from fanal.cli.report import report
 from fanal.cli.sample import EPILOG as SAMPLE
@@ -56,11 +60,13 @@ app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 app.command("sample", epilog=SAMPLE)(sample)
 app.command("guard", epilog=GUARD)(guard)
+app.command("geometry", epilog=GEOMETRY)(geometry)
 app.command("interpolate", epilog=INTERPOLATE)(interpolate)
 app.command("train", epilog=TRAIN)(train)
 app.command("schedule", epilog=SCHEDULE)(schedule)
 app.command("convert", epilog=CONVERT)(convert)
 app.command("eval", epilog=EVAL)(evaluate)
+app.command("label", epilog=LABEL)(label)
 app.command("report", epilog=REPORT)(report)
 
 

@@ -7,7 +7,7 @@ region a flower, a butterfly or a cup. The first rule that applies gives the ver
     malformed      a region of several kinds; a petal with its tip not in [9.5, 15] or a mean width not in [1.6, 5.6];
                    a disc, body, cup or hole of a size that no real one has; larger wings; a cup that is no rectangle; 5
                    pixels or more without a color, like all their neighbors; a mass of 3 or more outside the regions,
-                   where value > 0.2
+                   where value > 0.25
     mixed color    the parts of an object have two paints: the second has 5 pixels and a tenth of all paint, or more
     loose part     a region with less than 10 pixels of yellow, white and violet
     duplicate      two flowers, two butterflies or two cups
@@ -47,7 +47,7 @@ VERDICTS = (
     "broken handle",
     "empty",
 )
-SOLID, FAINT, DARK, NEAR, KEY = 0.5, 0.2, 0.35, 0.25, 10
+SOLID, FAINT, DARK, NEAR, KEY = 0.5, 0.25, 0.35, 0.25, 10
 MIN_PART, MIN_PETAL, MIN_HOLE, RING = 3, 2.5, 4, 7.0
 SECOND, SECOND_SHARE, MIRROR = 5, 0.1, 0.72
 TIP, PETAL_WIDTH, MIN_WING = (9.5, 15.0), (1.6, 5.6), 40

@@ -1,0 +1,499 @@
+"""Labels of a person: what a click leaves behind, what the page shows, and what nobody else can do to it."""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import io
+import json
+import shutil
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from fanal import labeling, metrics, pictures
+from fanal.errors import FanalError
+from fanal.files import read_json
+from fanal.flagging import read_labels
+from fanal.generation import SampleConfig, generate
+from fanal.hallucination.thresholds import threshold_for
+from fanal.labeling import LabelServer, Taxonomy, export_csv, open_labels, read_samples, summarize
+from toys import fanal, samples
+
+COUNT = 16
+
+
+@pytest.fixture(scope="module")
+def hands(tmp_path_factory):
+    """A small judged run with a repair, made of few steps so that samples of both kinds are there."""
+    config = SampleConfig("hands32", steps=10, count=COUNT, block=COUNT, guard=("redo",), calibrate=16)
+    folder = generate(config, tmp_path_factory.mktemp("labeling") / "hands")
+    assert 0 < int((samples(folder)["verdict"] != 0).sum()) < COUNT
+    return folder
+
+
+@pytest.fixture
+def run(hands, tmp_path):
+    """A copy of the run, so that every test begins without labels."""
+    return shutil.copytree(hands, tmp_path / "run")
+
+
+# Taxonomies
+
+
+def test_hands_have_the_seven_classes_of_the_paper_and_faces_two():
+    assert len(labeling.taxonomy("hands").classes) == 7
+    assert labeling.taxonomy("faces").classes == ("right", "wrong")
+    assert labeling.taxonomy("shapes32").classes == ("right", "duplicate", "malformed", "wrong column", "empty")
+
+
+def test_a_file_names_one_class_per_line(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("# what to look for\nright\n\n  two heads \nno héad\n", encoding="utf-8")
+    assert labeling.taxonomy(str(path)).classes == ("right", "two heads", "no héad")
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "0"),
+        (b"right\n", "has 1"),
+        ("\n".join(map(str, range(19))).encode(), "has 19"),
+        (b"right\nwrong\nwrong\n", "must differ"),
+        (b"right\nunsure\n", "unsure"),
+        (b"right\n" + 61 * b"x", "1 to 60"),
+        (b"right\nbad\x07bell\n", "printable"),
+        (b"right\n\xff\xfe\n", "cannot read"),
+        (b"#" * 70_000, "larger than"),
+    ],
+)
+def test_unusable_classes_are_refused(tmp_path, content, word):
+    path = tmp_path / "classes.txt"
+    path.write_bytes(content)
+    with pytest.raises(FanalError, match=word):
+        labeling.taxonomy(str(path))
+
+
+def test_an_unknown_taxonomy_names_the_known_ones():
+    with pytest.raises(FanalError, match="did you mean 'hands'.*text file"):
+        labeling.taxonomy("hnads")
+
+
+# The file
+
+
+def test_each_label_is_on_the_disk_at_once(run):
+    labels = open_labels(read_samples(run))
+    for sample, code in ((3, 0), (5, 2), (0, None)):
+        labels.set(sample, code)
+        assert read_json(run / "labels.json")["labels"] == {str(s): c for s, c in labels.codes.items()}
+    assert list(labels.codes) == [3, 5, 0]
+    assert read_labels(run / "labels.json") == {3: 0, 5: 2}  # what fanal guard takes; unsure is no label
+    assert [path.name for path in run.iterdir() if "part" in path.name] == []
+
+
+def test_undo_goes_back_one_change_at_a_time_even_after_a_break(run):
+    labels = open_labels(read_samples(run))
+    labels.set(3, 0)
+    labels.set(5, 2)
+    labels.set(3, 1)  # another opinion
+    assert labels.undo() == 3
+    assert labels.codes == {3: 0, 5: 2}
+    labels.set(7, None)
+    again = open_labels(read_samples(run))
+    assert again.codes == {5: 2, 3: 0, 7: None}
+    assert [again.undo(), again.undo()] == [7, 3]
+    assert read_json(run / "labels.json")["labels"] == {"5": 2}
+    assert [again.undo(), again.undo()] == [5, None]
+
+
+def test_the_order_is_shuffled_by_the_seed_alone(run):
+    found = read_samples(run)
+    orders = [open_labels(found, seed=seed).order for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[2]) == list(range(COUNT)) != orders[2]
+    open_labels(found, seed=1).set(0, 0)
+    assert open_labels(read_samples(run)).order == orders[2]  # the file remembers
+
+
+def test_a_full_disk_changes_nothing(run, monkeypatch):
+    labels = open_labels(read_samples(run))
+    labels.set(3, 0)
+
+    def full(path, value):
+        raise FanalError("cannot write: no space left on device")
+
+    monkeypatch.setattr("fanal.labeling.labels.write_json", full)
+    for change in (lambda: labels.set(4, 1), lambda: labels.set(3, 1), labels.undo):
+        with pytest.raises(FanalError, match="no space"):
+            change()
+    assert labels.codes == {3: 0}
+    monkeypatch.undo()
+    assert labels.undo() == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("format", "fanal-labels-9", "no label file"),
+        ("samples", "0" * 64, "other samples"),
+        ("count", COUNT + 1, "other samples"),
+        ("classes", ["right"], "has 1"),
+        ("classes", [1, 2], "printable"),
+        ("classes", 7, "damaged"),
+        ("labels", [0], "damaged"),
+        ("labels", {"x": 0}, "damaged"),
+        ("labels", {str(COUNT): 0}, "damaged"),
+        ("labels", {"0": 6}, "damaged"),
+        ("labels", {"0": True}, "damaged"),
+        ("labels", {"0": "right"}, "damaged"),
+        ("seed", "1", "damaged"),
+    ],
+)
+def test_damaged_and_foreign_files_are_refused(run, key, value, word):
+    open_labels(read_samples(run)).set(0, 0)
+    path = run / "labels.json"
+    path.write_text(json.dumps(read_json(path) | {key: value}))
+    with pytest.raises(FanalError, match=word):
+        open_labels(read_samples(run))
+
+
+def test_a_file_keeps_its_classes(run):
+    assert open_labels(read_samples(run)).taxonomy.classes[1:] == samples_verdicts(run)[1:]
+    open_labels(read_samples(run), "faces").set(0, 1)
+    assert open_labels(read_samples(run)).taxonomy.classes == ("right", "wrong")
+    with pytest.raises(FanalError, match="begun with the classes right, wrong"):
+        open_labels(read_samples(run), "hands")
+
+
+def samples_verdicts(run):
+    return tuple(read_json(run / "run.json")["results"]["verdicts"])
+
+
+def test_what_is_labeled_is_what_the_detector_watched(run):
+    found, tensors = read_samples(run), samples(run)
+    assert found.tensor == "before"
+    assert torch.equal(found.x, tensors["before"])
+    assert torch.equal(found.risk, tensors["risk"])
+    assert torch.equal(found.verdict, tensors["verdict"])
+    mended = read_samples(run, "x")
+    assert mended.file.name == "labels.x.json"
+    assert torch.equal(mended.x, tensors["x"])
+    assert torch.equal(mended.verdict, tensors["verdict.redo"])
+    assert torch.equal(mended.risk, tensors["risk.redo"])
+    with pytest.raises(FanalError, match="known: before, x"):
+        read_samples(run, "per_step")
+    with pytest.raises(FanalError, match="not a run folder"):
+        read_samples(run.parent)
+
+
+# What labels say
+
+
+def test_the_summary_counts_what_was_said(run):
+    found = read_samples(run)
+    labels = open_labels(found)
+    truth = found.verdict.tolist()
+    for sample, code in enumerate(truth):
+        labels.set(sample, code)
+    wrong = [sample for sample, code in enumerate(truth) if code]
+    right = [sample for sample, code in enumerate(truth) if not code]
+    labels.set(wrong[0], 0)  # one that the verifier alone rejects
+    labels.set(right[0], 1)  # and one the other way around
+    labels.set(right[1], None)
+    told = summarize(found, labels)
+    mine = torch.tensor([labels.codes[s] or 0 for s in range(COUNT) if s != right[1]])
+    rows = torch.tensor([s for s in range(COUNT) if s != right[1]])
+    assert (told.count, told.unsure, told.wrong.n) == (COUNT, 1, COUNT - 1)
+    assert told.wrong.value == pytest.approx(float((mine != 0).double().mean()))
+    assert told.wrong.low < told.wrong.value < told.wrong.high
+    assert sum(share.value for share in told.classes.values()) == pytest.approx(1)
+    assert told.verifier.table == (len(right) - 2, 1, 1, len(wrong) - 1)
+    assert told.verifier.same.value == pytest.approx(1 - 2 / (COUNT - 1))
+    assert told.verifier.same_class.value == pytest.approx(1 - 2 / (COUNT - 1))
+    both, n = np.array([[len(right) - 2, 1], [1, len(wrong) - 1]]), COUNT - 1
+    chance = (both.sum(0) * both.sum(1)).sum() / n**2
+    assert told.verifier.kappa == pytest.approx((np.trace(both) / n - chance) / (1 - chance))
+    assert told.auc == metrics.auc(found.risk[rows], mine != 0)
+    assert told.threshold is None
+    wanted = threshold_for(found.risk[rows], mine, tpr=0.5)
+    assert summarize(found, labels, tpr=0.5).threshold == wanted
+
+
+def test_a_summary_of_one_kind_has_no_curve(run):
+    found = read_samples(run)
+    labels = open_labels(found, "faces")
+    assert summarize(found, labels).wrong is None
+    labels.set(0, 1)
+    told = summarize(found, labels)
+    assert (told.auc, told.caught) == (None, None)
+    assert told.verifier.same_class is None  # other classes than the verifier's
+    with pytest.raises(FanalError, match="none of 1 is labelled right"):
+        summarize(found, labels, fpr=0.1)
+    with pytest.raises(FanalError, match="one rate"):
+        summarize(found, labels, fpr=0.1, tpr=0.5)
+
+
+def test_a_table_for_other_programs(run, tmp_path):
+    found = read_samples(run)
+    labels = open_labels(found)
+    for sample, code in ((9, 4), (2, None), (5, 0)):
+        labels.set(sample, code)
+    export_csv(tmp_path / "labels.csv", found, labels)
+    rows = list(csv.DictReader((tmp_path / "labels.csv").open()))
+    assert [row["sample"] for row in rows] == ["2", "5", "9"]
+    assert [row["label"] for row in rows] == ["unsure", "right", "missing finger"]
+    assert [row["wrong"] for row in rows] == ["", "0", "1"]
+    assert [int(row["seed"]) - int(row["sample"]) for row in rows] == [found.first_seed] * 3
+    assert [float(row["risk"]) for row in rows] == [float(found.risk[s]) for s in (2, 5, 9)]
+    assert [row["verdict"] for row in rows] == [found.verdicts[int(found.verdict[s])] for s in (2, 5, 9)]
+
+
+# The server
+
+
+@contextmanager
+def served(run, spec=None, **options):
+    found = read_samples(run)
+    server = LabelServer(found, open_labels(found, spec), **options)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def asked(server, path, body=None, *, method=None, token=None, **headers):
+    """Ask the server, as a client that need not be a browser; returns the status, the head and the body."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    start = f"/{server.token if token is None else token}"
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    heads = {"Content-Type": "application/json"} if data is not None else {}
+    heads |= {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method or ("GET" if data is None else "POST"), start + path, data, heads)
+    answer = connection.getresponse()
+    found = answer.status, dict(answer.getheaders()), answer.read()
+    connection.close()
+    return found
+
+
+def test_the_page_is_on_this_machine_behind_a_token(run):
+    with served(run) as server, served(run) as other:
+        assert server.server_address[0] == "127.0.0.1"
+        assert server.url == f"http://127.0.0.1:{server.server_port}/{server.token}/"
+        assert server.token != other.token
+        assert len(server.token) >= 22  # 128 bits
+        status, heads, body = asked(server, "/")
+        assert (status, heads["Content-Type"]) == (200, "text/html; charset=utf-8")
+        assert "default-src 'none'" in heads["Content-Security-Policy"]
+        assert heads["Cache-Control"] == "no-store"
+        assert server.token.encode() not in body
+
+
+@pytest.mark.parametrize("token", ["", "x", "%00", "..", "%C3%A9", "a" * 5000])
+def test_a_wrong_token_opens_nothing(run, token):
+    with served(run) as server:
+        for path in ("/", "/state", "/image/0.png"):
+            assert asked(server, path, token=token)[0] == 404
+        assert asked(server, "/label", {"position": 0, "code": 0}, token=token)[0] == 404
+        assert asked(server, "", token=server.token)[0] == 404  # no slash
+        assert server.labels.codes == {}
+
+
+def test_other_names_and_other_pages_are_turned_away(run):
+    with served(run) as server:
+        label = {"position": 0, "code": 0}
+        assert asked(server, "/state", Host=f"evil.example:{server.server_port}")[0] == 403
+        assert asked(server, "/state", Host="127.0.0.1")[0] == 403
+        assert asked(server, "/label", label, Origin="https://evil.example")[0] == 403
+        assert asked(server, "/label", label, Origin="null")[0] == 403
+        assert server.labels.codes == {}
+        assert asked(server, "/label", label, Origin=f"http://localhost:{server.server_port}")[0] == 200
+        assert asked(server, "/state", Host=f"localhost:{server.server_port}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/run.json",
+        "/../run.json",
+        "/../../../../etc/passwd",
+        "/%2e%2e/run.json",
+        "/image/../run.json",
+        "/image/-1.png",
+        f"/image/{COUNT}.png",
+        "/image/1e1.png",
+        "/image/%D9%A3.png",
+        "/image/9999999999999.png",
+        "/image/0.png/x",
+        "/page.html.bak",
+        "/labels.py",
+        "//",
+    ],
+)
+def test_there_is_nothing_but_the_page(run, path):
+    with served(run) as server:
+        assert asked(server, path)[0] == 404
+        assert asked(server, path, {})[0] == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 3000,
+        b'{"position": ' + b"9" * 4000 + b"}",
+        {},
+        {"position": 0},
+        {"position": 0, "code": 0, "more": 1},
+        {"position": -1, "code": 0},
+        {"position": COUNT, "code": 0},
+        {"position": 0.0, "code": 0},
+        {"position": True, "code": 0},
+        {"position": "0", "code": 0},
+        {"position": None, "code": 0},
+        {"position": 0, "code": -1},
+        {"position": 0, "code": 6},
+        {"position": 0, "code": True},
+        {"position": 0, "code": "right"},
+        {"position": 0, "code": [0]},
+    ],
+)
+def test_bad_labels_are_refused_and_change_nothing(run, body):
+    with served(run) as server:
+        status, _, answer = asked(server, "/label", body)
+        assert status == 400
+        assert json.loads(answer)["error"]
+        assert server.labels.codes == {}
+        assert not (run / "labels.json").exists()
+        assert asked(server, "/label", {"position": 0, "code": 0})[0] == 200  # and it still works
+
+
+def test_requests_that_are_no_labels_are_refused(run):
+    with served(run) as server:
+        label = {"position": 0, "code": 0}
+        assert asked(server, "/label", label, Content_Type="text/plain")[0] == 400  # what a foreign form could send
+        assert asked(server, "/label", label, Content_Length="9" * 30)[0] == 400
+        assert asked(server, "/label", label, Content_Length="-1")[0] == 400
+        assert asked(server, "/label", json.dumps(label).encode() + 5000 * b" ")[0] == 400
+        assert asked(server, "/undo", {"all": True})[0] == 400
+        assert asked(server, "/label", label, method="PUT")[0] == 501
+        assert server.labels.codes == {}
+
+
+def test_the_picture_is_the_sample_pixel_by_pixel(run):
+    with served(run) as server:
+        for position in (0, 7, COUNT - 1):
+            status, heads, body = asked(server, f"/image/{position}.png")
+            assert (status, heads["Content-Type"]) == (200, "image/png")
+            image = torch.from_numpy(np.array(Image.open(io.BytesIO(body)).convert("L")))
+            sample = server.samples.x[server.labels.order[position]]
+            assert torch.equal(image, pictures.to_bytes(sample)[0])
+
+
+def test_the_page_knows_neither_risk_nor_verdict_nor_sample(run):
+    with served(run) as server:
+        asked(server, "/label", {"position": 2, "code": 1})
+        asked(server, "/label", {"position": 0, "code": None})
+        state = json.loads(asked(server, "/state")[2])
+        assert state.keys() == {"run", "classes", "keys", "labels"}
+        assert state["labels"] == [-1, -2, 1] + (COUNT - 3) * [-2]
+    with served(run, show_risk=True) as server:
+        state = json.loads(asked(server, "/state")[2])
+        risk = samples(run)["risk"]
+        assert state["risks"] == [float(risk[sample]) for sample in server.labels.order]
+
+
+def test_labels_at_the_same_moment_are_all_kept(run):
+    with served(run) as server:
+        posts = [
+            threading.Thread(target=asked, args=(server, "/label", {"position": k, "code": k % 6}))
+            for k in range(COUNT)
+        ]
+        for post in posts:
+            post.start()
+        for post in posts:
+            post.join()
+        assert read_labels(run / "labels.json") == {server.labels.order[k]: k % 6 for k in range(COUNT)}
+        assert json.loads(asked(server, "/undo", {})[2])["position"] is not None
+        assert len(read_json(run / "labels.json")["labels"]) == COUNT - 1
+
+
+def test_a_port_that_is_taken_is_named(run):
+    with served(run) as server, pytest.raises(FanalError, match=f"port {server.server_port}"):
+        LabelServer(server.samples, server.labels, port=server.server_port)
+
+
+# The command
+
+
+def test_the_command_serves_until_it_is_stopped(run, monkeypatch):
+    def once(server):
+        assert asked_later(server) == 200
+        raise KeyboardInterrupt
+
+    def asked_later(server):
+        thread = threading.Thread(target=LabelServer.handle_request, args=(server,))
+        thread.start()
+        status = asked(server, "/label", {"position": 0, "code": 1})[0]
+        thread.join()
+        return status
+
+    monkeypatch.setattr(LabelServer, "serve_forever", once)
+    told = fanal("label", run)
+    assert told.exit_code == 0
+    assert "0 of 16 samples are labeled" in told.output
+    assert "http://127.0.0.1:" in told.output
+    assert "1 of 16 samples are labeled" in told.output
+    assert read_json(run / "labels.json")["labels"] == {str(open_labels(read_samples(run)).order[0]): 1}
+    assert not (run / ".labels.json.lock").exists()
+
+
+def test_the_command_sums_up_and_exports(run, tmp_path):
+    found = read_samples(run)
+    labels = open_labels(found)
+    for sample, code in enumerate(found.verdict.tolist()):
+        labels.set(sample, code)
+    told = fanal("label", run, "--summary", "--catch", 0.9, "--export", tmp_path / "l.csv")
+    assert told.exit_code == 0
+    assert "16 of 16 samples have a class, 0 are unsure" in told.output
+    assert "kappa 1.00" in told.output
+    assert "AUC of the risk" in told.output
+    assert f"Threshold {threshold_for(found.risk, found.verdict, tpr=0.9).value:.6g}" in told.output
+    assert len((tmp_path / "l.csv").read_text().splitlines()) == COUNT + 1
+
+
+def test_the_command_says_what_is_wrong(run, tmp_path):
+    for words, word in (
+        (("--summary",), "holds no label yet"),
+        (("--catch", 0.9), "give --summary too"),
+        (("--taxonomy", "nonesuch"), "unknown taxonomy"),
+        (("--tensor", "y"), "unknown samples"),
+        (("--export", tmp_path / "l.csv"), "holds no label yet"),
+    ):
+        told = fanal("label", run, *words)
+        assert told.exit_code == 2
+        assert word in told.output
+    with FileLock(run / ".labels.json.lock"):
+        told = fanal("label", run)
+        assert told.exit_code == 2
+        assert "another fanal label" in told.output
+
+
+def test_at_most_eighteen_classes_have_a_key():
+    assert len(labeling.labels.KEYS) == len(set(labeling.labels.KEYS)) == 18
+    assert not set("u0 ") & set(labeling.labels.KEYS)
+    Taxonomy("many", tuple(f"class {k}" for k in range(18)))
