@@ -103,12 +103,11 @@ def _shown(figure: Mapping[str, Any], measure: str) -> str:
     return short(scaled)
 
 
-def _measures(own: Mapping[str, Any], cells: Cells) -> Iterator[str]:
-    """The measures of a study: Fréchet distances where there are samples enough, else kernel distances."""
-    first = next(iter(cells.values()))
+def _measures(own: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterator[str]:
+    """The measures that there are: Fréchet distances where there are samples enough, else kernel distances."""
     enough = own["teacher"]["rms"]["n"] >= _ENOUGH * own["features"]
     for measure in _MEASURES:
-        if measure in first and measure != ("kid" if enough else "fid"):
+        if measure in figures and measure != ("kid" if enough else "fid"):
             yield measure
 
 
@@ -134,7 +133,7 @@ def _proofs(cells: Cells) -> str:
 
 def _about(name: str, own: Mapping[str, Any]) -> str:
     teacher, true = own["teacher"], own["figures"]
-    known = [m for m in ("fid", "kid", "right") if m in true]
+    known = list(_measures(own, true))
     rows = [
         ["the true ends", "0", "0", *(_shown(true[m], m) for m in known)],
         ["the teacher", *(_shown(teacher[m], m) for m in ("rms", "median", *known))],
@@ -166,7 +165,7 @@ def tables(results: Mapping[str, Any]) -> str:
             if study == "proofs":
                 text += _proofs(cells)
                 continue
-            for measure in _measures(own, cells):
+            for measure in _measures(own, next(iter(cells.values()))):
                 text += _table(_TITLES[study], cells, measure)
     return text + _weights(results["models"])
 
@@ -184,7 +183,7 @@ def panels(results: Mapping[str, Any]) -> list[Panel]:
     out = []
     for name, own in results["models"].items():
         for study, cells in own["studies"].items():
-            for measure in _measures(own, cells) if study != "proofs" else ():
+            for measure in _measures(own, next(iter(cells.values()))):
                 log = measure in ("rms", "median")
                 title = f"{name}: {_TITLES[study]}"
                 out.append(Panel(title, _lines(cells, measure), "calls", _MEASURES[measure], log))
