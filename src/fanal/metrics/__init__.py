@@ -24,6 +24,8 @@ from fanal.metrics.features import Pixels as Pixels
 from fanal.metrics.features import TorchScript as TorchScript
 from fanal.metrics.features import as_bytes as as_bytes
 from fanal.metrics.features import extractor as extractor
+from fanal.metrics.hellinger import hallucination_index as hallucination_index
+from fanal.metrics.hellinger import hellinger as hellinger
 from fanal.metrics.kernels import kid as kid
 from fanal.metrics.kernels import median_distance as median_distance
 from fanal.metrics.kernels import mmd as mmd
