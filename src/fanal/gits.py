@@ -9,7 +9,6 @@ too. A fit's reference is its teacher, so it cannot become better than that.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fanal.denoiser import Counted, Denoiser, Model, counters, evaluations
+from fanal.denoiser import Counted, Denoiser, Model, counters
 from fanal.errors import FanalError, unknown_name
 from fanal.preparation import SEED_STRIDE
 from fanal.runs import Progress, quiet
@@ -25,6 +24,7 @@ from fanal.sampling import Solver
 from fanal.schedule_search.cost import Metric, cost_matrix
 from fanal.schedule_search.errors import Error, error_of
 from fanal.schedule_search.fitting import OBJECTIVES, judge
+from fanal.schedule_search.laps import Laps
 from fanal.schedule_search.paths import grids
 from fanal.schedule_search.student import Student, teach
 from fanal.schedule_search.tournament import Contest, starts, with_free_step
@@ -34,12 +34,13 @@ from fanal.seeding import noise
 from fanal.solvers import AFS, IPNDM
 from fanal.trajectory import Trajectory
 
-__all__ = ["METHODS", "Choice", "Search", "choose", "default_solver", "search"]
+__all__ = ["METHODS", "Choice", "Search", "choose", "default_solver", "search", "teacher_grid"]
 
 METHODS = ("gits", "fit", "fit-weights")
 """`gits`: as published. `fit`: nodes fitted to the student. `fit-weights`: nodes and multistep weights."""
 
 _INTERVALS = 60  # of the teacher's grid in [REG]
+_FAR = 1000.0  # where noise hides data of unit size to a thousandth; t = 0.999 of flow matching
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,21 +85,6 @@ class Search:
         return AFS(solver) if self.afs else solver
 
 
-class _Laps:
-    """Seconds and counted calls of each stage."""
-
-    def __init__(self, network: Denoiser) -> None:
-        self.network, self.seconds, self.calls = network, dict[str, float](), dict[str, float]()
-        self.clock, self.spent = time.perf_counter(), evaluations(network)
-
-    def __call__(self, stage: str, name: str | None = None, samples: int = 1) -> None:
-        now, spent = time.perf_counter(), evaluations(self.network)
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.clock
-        if name is not None:
-            self.calls[name] = (spent - self.spent) / samples
-        self.clock, self.spent = time.perf_counter(), spent
-
-
 def default_solver() -> Solver:
     """Return the teacher and student of [REG]: iPNDM of order 4."""
     return IPNDM(order=4)
@@ -117,23 +103,38 @@ def _seeds(seed: int, count: int) -> range:
     return range(seed * SEED_STRIDE, seed * SEED_STRIDE + count)
 
 
-def _grid_of(denoiser: Denoiser, sigmas: Tensor | None) -> Tensor:
-    if sigmas is not None:
-        return check_sigmas(sigmas)
+def teacher_grid(denoiser: Denoiser, intervals: int = _INTERVALS) -> Float[Tensor, " n"]:
+    """Return the polynomial grid over a model's range, which ends above 0.
+
+    Flow matching and its like begin at infinity: then the first interval leads from there to sigma = 1000, and the
+    others on from it. Searched grids keep the infinite node, and have their first finite one where it is best.
+
+    Args:
+        denoiser: the model.
+        intervals: how many.
+
+    Raises:
+        FanalError: the denoiser does not say its range.
+    """
     if not isinstance(denoiser, Model):
         raise FanalError("this denoiser does not say its range of sigma: pass the teacher's grid as sigmas=")
     if denoiser.sigma_max == math.inf:
-        raise FanalError("the model runs from infinite sigma: pass a teacher's grid with a finite start as sigmas=")
-    return polynomial(_INTERVALS, denoiser.sigma_min, denoiser.sigma_max, zero=False)
+        finite = polynomial(intervals - 1, denoiser.sigma_min, _FAR, zero=False)
+        return torch.cat([finite.new_full((1,), math.inf), finite])
+    return polynomial(intervals, denoiser.sigma_min, denoiser.sigma_max, zero=False)
 
 
-def _check(method: str, objective: str, grid: Tensor, *solvers: object) -> None:
+def _check(method: str, objective: str, afs: bool, grid: Tensor, *solvers: object) -> None:
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     if objective not in OBJECTIVES:
         raise unknown_name("objective", objective, OBJECTIVES)
-    if not float(grid[-1]) < float(grid[0]) < math.inf:
-        raise FanalError(f"the teacher's grid must fall from a finite sigma, got {float(grid[0])} to {float(grid[-1])}")
+    if not float(grid[-1]) < float(grid[0]) or (math.isinf(grid[0]) and len(grid) < 3):
+        raise FanalError(
+            f"the teacher's grid must fall, got {float(grid[0])} to {float(grid[-1])} in {len(grid)} nodes"
+        )
+    if afs and math.isinf(grid[0]):
+        raise FanalError("this grid begins at infinity, and the step from there is the model's: leave afs out")
     if method != "gits" and float(grid[-1]) == 0:
         raise FanalError("a fit needs a teacher's grid that ends above 0: make it with zero=False")
     for solver in solvers:
@@ -156,8 +157,9 @@ def _teacher(
         if sigmas is not None:
             raise FanalError("a teacher from an earlier search brings its own grid: leave sigmas out")
         return teacher.teacher, teacher.pilot
-    grid, pilot = _grid_of(network, sigmas), default_solver() if teacher is None else teacher
-    _check("gits", "robust", grid, pilot)
+    grid = teacher_grid(network) if sigmas is None else check_sigmas(sigmas)
+    pilot = default_solver() if teacher is None else teacher
+    _check("gits", "robust", False, grid, pilot)
     warm = _drawn(network, x, float(grid[0]), seed, device)
     return teach(network, warm, grid, pilot, batch, progress), pilot
 
@@ -178,6 +180,7 @@ def search(
     seed: int = 0,
     holdout: Float[Tensor, "h *d"] | int | None = None,
     iterations: int = 3,
+    tries: int = 1,
     batch: int | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = quiet,
@@ -190,7 +193,7 @@ def search(
         steps: numbers of intervals; one search yields them all.
         solver: the student's; None: iPNDM of order 4. `gits` does not look at it.
         method: `gits`, `fit` or `fit-weights`; see `METHODS`.
-        sigmas: the teacher's grid; None: 61 nodes of the polynomial grid over the model's range.
+        sigmas: the teacher's grid; None: 61 nodes of the polynomial grid over the model's range (`teacher_grid`).
         coeff: γ of GITS; above 1 it moves nodes to smaller sigma.
         teacher: the teacher's solver (None: iPNDM of order 4), or an earlier search whose teacher, warm-up and
             held-out samples are used again; x is then not looked at.
@@ -203,6 +206,8 @@ def search(
         holdout: noise for the error estimate, or how many samples of it to draw; None: as many as x for a fit, none for
             `gits`, which without `afs` makes no call beyond the teacher's.
         iterations: of each stage of a fit, at most; nodes alone get twice as many of the mean objective.
+        tries: how many of the best starts are fitted; the fit that ends nearest to the teacher is kept. Each costs its
+            own calls, and two or three find better ones where starts are close.
         batch: samples computed together; None: all.
         device: where samples that are drawn here go; that of the model.
         progress: wraps loops, given what they do.
@@ -213,9 +218,11 @@ def search(
     network = denoiser if counters(denoiser) else Counted(denoiser)
     student = default_solver() if solver is None else solver
     wanted = [steps] if isinstance(steps, int) else list(dict.fromkeys(steps))
-    laps = _Laps(network)
+    if tries < 1:
+        raise FanalError(f"tries must be at least 1, got {tries}")
+    laps = Laps(network)
     run, pilot = _teacher(network, x, sigmas, teacher, seed, batch, progress, device)
-    _check(method, objective, run.sigmas, student)
+    _check(method, objective, afs, run.sigmas, student)
     warm = run.x[0]
     laps("teacher", "teacher", len(warm))
     cost = cost_matrix(run, metric)
@@ -237,8 +244,7 @@ def search(
             method == "fit-weights",
         )
         for k in progress(wanted, "fitting"):
-            found.picks[k], grid, _ = contest.best(k, student)
-            best = contest.fit(grid, student)
+            found.picks[k], best = contest.winner(k, student, tries)
             found.schedules[k] = best.sigmas
             if best.weights is not None:
                 found.weights[k] = best.weights
@@ -255,7 +261,7 @@ def _judge(
     seed: int,
     batch: int | None,
     progress: Progress,
-    laps: _Laps,
+    laps: Laps,
 ) -> Search:
     """Add the errors on held-out samples."""
     warm = found.teacher.x[0]
@@ -344,16 +350,17 @@ def choose(
         kept = (len(x) if isinstance(x, Tensor) else x) if holdout is None else holdout
         drawn = {"seed": seed, "holdout": kept, "batch": batch, "device": device}
         base = search(network, x, 2, teacher=teacher, progress=progress, **drawn)
+    far = math.isinf(base.teacher.sigmas[0])
     again = isinstance(teacher, Search) or (isinstance(holdout, int) and holdout == 0)
     found: dict[int, Choice] = {}
     for budget in progress(budgets, "choosing"):
-        steps = {name: k for name, solver in solvers.items() if (k := _steps_for(solver, budget))}
+        steps = {name: k for name, solver in solvers.items() if (k := _steps_for(solver, budget, far))}
         if not steps:
             raise FanalError(f"no solver takes a step with {budget} calls: give more calls")
         grids_ = starts(base.teacher, sorted(set(steps.values())))
         student = Student(network, base.teacher.x[0], base.teacher.x[-1], batch)
         contest = Contest(student, grids_, objective, iterations, False)
-        scores = {name: contest.best(k, solvers[name])[2] for name, k in steps.items()}
+        scores = {name: min(contest.ranked(k, solvers[name]).values()) for name, k in steps.items()}
         fitted: dict[str, Search] = {}
         for name in sorted(scores, key=scores.__getitem__)[:finalists]:
             k, weighted = steps[name], method == "fit-weights"
@@ -378,6 +385,6 @@ def choose(
     return found
 
 
-def _steps_for(solver: Solver, budget: int) -> int:
+def _steps_for(solver: Solver, budget: int, far: bool) -> int:
     """The most steps that a solver can take with a budget of calls, by counting them; 0 where not even one."""
-    return max((k for k in range(1, budget + 1) if calls_of(solver, k) <= budget), default=0)
+    return max((k for k in range(1 + far, budget + 1) if calls_of(solver, k, far) <= budget), default=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from fanal.errors import FanalError, is_number, unknown_name
-from fanal.files import read_json, write_json, write_tensors
+from fanal.errors import FanalError, is_number
+from fanal.files import read_json, write_json
 from fanal.gits import Search
 from fanal.metrics.estimates import Estimate
 from fanal.sampling import Solver
 from fanal.schedule_search import BySteps, Error, Weighted, calls_of
+from fanal.schedule_search.exports import EXPORTS as EXPORTS
+from fanal.schedule_search.exports import check_exports as check_exports
+from fanal.schedule_search.exports import export as export
+from fanal.schedule_search.exports import export_path as export_path
 from fanal.schedule_search.weights import Rows, rows_of
 from fanal.schedules import check_sigmas
 from fanal.schedules.files import holds_many
@@ -51,7 +55,7 @@ class Entry:
     """One grid of a file.
 
     Attributes:
-        sigmas: (N + 1,), decreasing; a searched grid ends at sigma_min, not at 0.
+        sigmas: (N + 1,), decreasing; a searched grid ends at sigma_min, not at 0, and may begin at infinity.
         solver: the solver it was searched for, as on the command line.
         calls: network calls that the solver makes on it.
         weights: the solver's weights, where they were searched too.
@@ -179,7 +183,7 @@ def entries_of(found: Search, solver: str) -> dict[int, Entry]:
         len(sigmas) - 1: Entry(
             sigmas,
             f"afs:solver={solver}" if found.afs else solver,
-            calls_of(found.solver_for(k), len(sigmas) - 1),
+            calls_of(found.solver_for(k), len(sigmas) - 1, far=math.isinf(sigmas[0])),
             found.weights.get(k),
             found.error.get(k),
             found.picks.get(k, ""),
@@ -235,8 +239,10 @@ def _entry(value: Any) -> Entry:
     if not isinstance(value, dict):
         raise FanalError(f"each schedule must be an object, got {type(value).__name__}")
     numbers = value.get("sigmas")
-    if not isinstance(numbers, list) or not 2 <= len(numbers) <= _MOST_NODES or not all(map(is_number, numbers)):
-        raise FanalError(f"sigmas must be a list of 2 to {_MOST_NODES} finite numbers")
+    if not isinstance(numbers, list) or not 2 <= len(numbers) <= _MOST_NODES:
+        raise FanalError(f"sigmas must be a list of 2 to {_MOST_NODES} numbers")
+    if not all(is_number(v) or (v == math.inf and i == 0) for i, v in enumerate(numbers)):
+        raise FanalError("sigmas must be finite numbers, of which the first may be Infinity")
     sigmas = check_sigmas([float(v) for v in numbers])
     if float(sigmas[0]) < float(sigmas[-1]):
         raise FanalError("sigmas must decrease")
@@ -280,121 +286,3 @@ def read_schedules(path: str | Path) -> Schedules:
     search = value.get("search")
     kept = {entry.steps: entry for entry in entries}
     return Schedules(model, kept, search if isinstance(search, dict) else {})
-
-
-_ENDS = (
-    "These grids end at the last sigma, above 0: N + 1 values are N steps. Do not append 0, which adds a call, and do "
-    "not replace the last value by 0."
-)
-
-
-def _plain(sigmas: Tensor) -> str:
-    """Decimals with commas, without an exponent, which some readers of text do not know, exact to float64."""
-    return ", ".join(f"{value:.20f}".rstrip("0").rstrip(".") for value in sigmas.tolist())
-
-
-def _diffusers(entry: Entry, source: str) -> dict[str, Any]:
-    sigmas = entry.sigmas.tolist()
-    if entry.weights is not None:
-        return {"scheduler": {"_class_name": "FanalScheduler", "solver": source, "sigmas": sigmas}}
-    flow = (entry.sigmas / (1 + entry.sigmas)).tolist()
-    own = {"_class_name": "FanalScheduler", "solver": entry.solver, "sigmas": sigmas}
-    return {"sigmas": sigmas, "flow_sigmas": flow, "scheduler": own}
-
-
-_DIFFUSERS = (
-    f"{_ENDS} sigmas: for EulerDiscreteScheduler, scheduler.set_timesteps(sigmas=...) or pipe(sigmas=...). "
-    "flow_sigmas: s/(1 + s), for flow matching without shift; with a shift pass f/(shift − (shift − 1)·f); leave "
-    "out the last value, since the scheduler appends its own end. "
-    "scheduler: FanalScheduler(solver, sigmas, scheduler=pipe.scheduler) of fanal.adapters.scheduler takes the place "
-    "of any other scheduler and runs this very solver; a solver that is a schedule file has searched weights, without "
-    "which the grid is poor."
-)
-
-
-def _comfyui(entry: Entry, source: str) -> Any:
-    if entry.weights is None:
-        return _plain(entry.sigmas)
-    sigmas = {"file": source, "steps": entry.asked}
-    return {"FanalSamplerFromFile": {"file": source}, "FanalSigmasFromFile": sigmas}
-
-
-_COMFYUI = (
-    f"{_ENDS} Each text goes into a node that takes sigmas as numbers with commas and gives SIGMAS. Grids with weights "
-    "of their own come as the inputs of fanal's nodes, which read the schedule file."
-)
-
-
-_EDM = f"{_ENDS} Each list is t_steps of an EDM sampler, in the place of its own with the appended 0."
-
-
-def _writer(consumer: str, note: str, form: Callable[[Entry, str], Any]) -> Callable[[Path, Schedules, str], None]:
-    """What writes a JSON export: a consumer's name, a note, and each grid in its form."""
-
-    def write(path: Path, schedules: Schedules, source: str) -> None:
-        grids = {str(k): form(entry, source) for k, entry in schedules.entries.items()}
-        solvers = {str(k): entry.solver for k, entry in schedules.entries.items()}
-        write_json(path, {"for": consumer, "note": note, "solvers": solvers, "schedules": grids})
-
-    return write
-
-
-def _write_kdiffusion(path: Path, schedules: Schedules, source: str) -> None:
-    grids = {f"sigmas.{k}": entry.sigmas for k, entry in schedules.entries.items()}
-    solvers = {f"solver.{k}": entry.solver for k, entry in schedules.entries.items()}
-    write_tensors(path, grids, {"for": "k-diffusion", "note": _ENDS, **solvers})
-
-
-EXPORTS: dict[str, tuple[str, Callable[[Path, Schedules, str], None]]] = {
-    "diffusers": (".diffusers.json", _writer("diffusers", _DIFFUSERS, _diffusers)),
-    "comfyui": (".comfyui.json", _writer("comfyui", _COMFYUI, _comfyui)),
-    "kdiffusion": (".kdiffusion.safetensors", _write_kdiffusion),
-    "edm": (".edm.json", _writer("edm", _EDM, lambda entry, source: entry.sigmas.tolist())),
-}
-"""Name of the other program → how its file ends, and what writes it beside a schedule file of some name."""
-
-_WEIGHTS = ("diffusers", "comfyui")  # programs in which a solver of fanal runs
-
-
-def check_exports(consumers: Iterable[str]) -> None:
-    """Refuse programs that know no weights.
-
-    Raises:
-        FanalError: one of them does not.
-    """
-    for consumer in consumers:
-        if consumer not in _WEIGHTS:
-            raise FanalError(
-                f"these grids belong to weights that {consumer} does not have, and are worse without them: search with "
-                f"--method fit to export a grid, or export to {' or '.join(_WEIGHTS)}, where fanal's solver runs"
-            )
-
-
-def export_path(path: str | Path, consumer: str) -> Path:
-    """Return where the export of a schedule file goes: `FILE.json` becomes `FILE.comfyui.json` and so on.
-
-    Raises:
-        FanalError: the consumer is unknown.
-    """
-    if consumer not in EXPORTS:
-        raise unknown_name("export", consumer, EXPORTS)
-    return Path(path).with_name(Path(path).stem + EXPORTS[consumer][0])
-
-
-def export(path: str | Path, schedules: Schedules, consumer: str) -> Path:
-    """Write the grids beside a schedule file, as another program takes them; returns where.
-
-    Args:
-        path: the schedule file.
-        schedules: its content.
-        consumer: `diffusers`, `comfyui`, `kdiffusion` (a safetensors file of float64 tensors) or `edm`.
-
-    Raises:
-        FanalError: the consumer is unknown, the place cannot be written, or the grids need weights that it has no
-            place for.
-    """
-    where = export_path(path, consumer)
-    if any(entry.weights is not None for entry in schedules.entries.values()):
-        check_exports([consumer])
-    EXPORTS[consumer][1](where, schedules, Path(path).name)
-    return where

@@ -47,6 +47,7 @@ def schedule(
         bool, typer.Option("--afs", help="Put a free interval before the others, by the analytical first step.")
     ] = False,
     objective: Annotated[str, typer.Option(help="What a fit makes small: robust (typical miss) or mean.")] = "robust",
+    tries: Annotated[int, typer.Option(help="How many of the best starts are fitted.", min=1)] = 1,
     teacher: Annotated[str, typer.Option(help="The teacher's solver.")] = "ipndm",
     teacher_steps: Annotated[int, typer.Option(help="Intervals of the teacher's grid.", min=2)] = 60,
     batch: Annotated[int, typer.Option(help="Samples computed together.", min=1)] = 64,
@@ -80,6 +81,7 @@ def schedule(
             metric=metric,
             afs=afs,
             objective=objective,
+            tries=tries,
             teacher=teacher,
             teacher_steps=teacher_steps,
             batch=batch,

@@ -15,7 +15,7 @@ from torch import Tensor
 from fanal.config import build_solver
 from fanal.errors import FanalError
 from fanal.files import write_atomically
-from fanal.gits import Choice, choose, search
+from fanal.gits import Choice, choose, search, teacher_grid
 from fanal.loading import load
 from fanal.pictures import COLORS
 from fanal.runs import Progress, quiet, versions
@@ -28,7 +28,6 @@ from fanal.schedule_files import (
     export_path,
     write_schedules,
 )
-from fanal.schedules import polynomial
 
 __all__ = ["Done", "ScheduleConfig", "draw", "search_schedules"]
 
@@ -49,6 +48,7 @@ class ScheduleConfig:
     metric: str = "dev"
     afs: bool = False
     objective: str = "robust"
+    tries: int = 1
     teacher: str = "ipndm"
     teacher_steps: int = 60
     batch: int = 64
@@ -60,8 +60,11 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if self.holdout in (1, 2):
             raise FanalError(f"an error needs at least 3 held-out samples, or 0 for no error; got {self.holdout}")
-        if "+" in self.solver and (self.coeff, self.metric) != (1.15, "dev"):
-            raise FanalError("coeff and metric are GITS's: with several solvers, grids are fitted; leave them out")
+        if "+" in self.solver and (self.coeff, self.metric, self.tries) != (1.15, "dev", 1):
+            raise FanalError(
+                "coeff and metric are GITS's, and tries are of one solver: with several, the grids of the best three "
+                "are fitted; leave them out"
+            )
 
     def counts(self) -> list[int]:
         """Return the numbers of steps.
@@ -98,10 +101,7 @@ def _found(config: ScheduleConfig, progress: Progress) -> tuple[Schedules, list[
     model = load(
         config.model, prompt=config.prompt, labels=config.label, guidance=config.guidance, device=config.device
     )
-    if math.isinf(model.sigma_max):
-        where = "search from a finite one in Python, with fanal.gits.search(…, sigmas=…)"
-        raise FanalError(f"{config.model} runs from infinite sigma, where a grid has no first node: {where}")
-    grid = polynomial(config.teacher_steps, model.sigma_min, model.sigma_max, zero=False)
+    grid = teacher_grid(model, config.teacher_steps)
     settings: dict[str, Any] = {**dataclasses.asdict(config), "versions": versions()}
     shared: dict[str, Any] = {"seed": config.seed, "holdout": config.holdout, "batch": config.batch}
     shared["device"] = config.device
@@ -133,6 +133,7 @@ def _found(config: ScheduleConfig, progress: Progress) -> tuple[Schedules, list[
         coeff=config.coeff,
         metric=config.metric,
         afs=config.afs,
+        tries=config.tries,
         **again,
     )
     calls = {"teacher": base.calls, **{k: v for k, v in found.breakdown.items() if k.isdecimal()}}
@@ -197,14 +198,14 @@ def search_schedules(
 
 
 def draw(schedules: Mapping[int, Tensor], width: int = 900) -> Image.Image:
-    """Draw grids on one axis of log sigma, a row each, large sigma on the left.
+    """Draw grids on one axis of log sigma, a row each, large sigma on the left; infinity is not on it.
 
     Args:
         schedules: grids by number of steps.
         width: of the picture, in pixels.
     """
     row, left, right = 34, 90, 30
-    logs = {k: grid[grid > 0].log().tolist() for k, grid in sorted(schedules.items())}
+    logs = {k: grid[(grid > 0) & grid.isfinite()].log().tolist() for k, grid in sorted(schedules.items())}
     high, low = max(v[0] for v in logs.values()), min(v[-1] for v in logs.values())
     image = Image.new("RGB", (width, row * (len(logs) + 1) + 16), "#ffffff")
     pen = ImageDraw.Draw(image)

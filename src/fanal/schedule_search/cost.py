@@ -25,6 +25,19 @@ Metric = Callable[[Tensor, Tensor], Tensor | float]
 _ENTRIES = 2**20  # of the states that l1 and l2 hold at a time: they should stay in the processor's cache
 
 
+def _line(teacher: Trajectory, i: int) -> tuple[Tensor, Tensor]:
+    """A state on the line along which the jumps from node i go, and its slope: that of the node itself, or, from
+    infinite sigma, D at sigma = 0, with the noise as slope (`fanal.sampling.depart`).
+    """
+    x, denoised, sigma = teacher.x[i], teacher.denoised[i], teacher.sigmas[i]
+    return (denoised, x) if torch.isinf(sigma) else (x, slope(x, denoised, sigma))
+
+
+def _levels(teacher: Trajectory) -> Tensor:
+    """Noise levels of these states."""
+    return teacher.sigmas.where(teacher.sigmas.isfinite(), 0)
+
+
 def _deviation(teacher: Trajectory) -> Tensor:
     """`mean_b dev(y_ij) − mean_b dev(x_j)`: how far a jump lands from the straight line through both ends.
 
@@ -32,43 +45,43 @@ def _deviation(teacher: Trajectory) -> Tensor:
     distance `sqrt(|a_i|² + 2h⟨a_i, e_i⟩ + h²|e_i|²)`: three inner products per node give every entry.
     """
     end = _wide(teacher.x[-1])
-    unit = end - _wide(teacher.x[0])
+    unit = _wide(teacher.x[0]) - (0 if torch.isinf(teacher.sigmas[0]) else end)
     unit /= torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(1e-300)
     own, products = [], []
-    for i, x in enumerate(teacher.x):
+    for i in range(len(teacher.denoised)):
+        x, d = _line(teacher, i)
         a = _off(_wide(x) - end, unit)
         squares = a.square().sum(1)
         own.append(squares.sqrt().mean())
-        if i < len(teacher.denoised):
-            e = _off(_wide(slope(x, teacher.denoised[i], teacher.sigmas[i])), unit)
-            products.append(torch.stack([squares, a.mul_(e).sum(1), e.square_().sum(1)]))
+        e = _off(_wide(d), unit)
+        products.append(torch.stack([squares, a.mul_(e).sum(1), e.square_().sum(1)]))
     zero, first, second = torch.stack(products, 1)[:, :, None]  # each (G − 1, 1, B)
     h = _lengths(teacher).to(zero)[:, :, None]
-    return (zero + 2 * h * first + h**2 * second).clamp_min(0).sqrt().mean(2) - torch.stack(own)
+    return (zero + 2 * h * first + h**2 * second).clamp_min(0).sqrt().mean(2) - torch.stack([*own, own[0] * 0])
 
 
 def _off(v: Tensor, unit: Tensor) -> Tensor:
-    """Project off a direction, in place."""
-    return v.addcmul_((v * unit).sum(1, keepdim=True), unit, value=-1)
+    """Project off a direction."""
+    return torch.addcmul(v, (v * unit).sum(1, keepdim=True), unit, value=-1)
 
 
 def _distance(teacher: Trajectory, p: int) -> Tensor:
     """`mean_b |y_ij − x_j|_p`, from the differences themselves: their squares by inner products would cancel.
 
-    States lose digits at large sigma, where all are about `sigma·c` with `c = x_0/sigma_0`. Without that part,
-    `u_j = x_j − sigma_j·c`, they are of the data's size. An Euler step takes u_i to
+    States lose digits at large sigma, where all are about `sigma·c` with `c = x_0/sigma_0` (from infinity: the noise).
+    Without that part, `u_j = x_j − sigma_j·c`, they are of the data's size. An Euler step takes u_i to
     `(sigma_j/sigma_i)·u_i + (1 − sigma_j/sigma_i)·D_i`, and its distance from u_j is that of y_ij from x_j. Only u is
     formed in float64.
     """
     sigmas, (nodes, count) = teacher.sigmas, teacher.x.shape[:2]
     states, answers = (v.flatten(2).transpose(0, 1) for v in (teacher.x, teacher.denoised))
-    levels = sigmas.to(states.device, _double(states))[:, None]
+    levels = _levels(teacher).to(states.device, _double(states))[:, None]
     shares, entries = (sigmas / sigmas[:, None]).to(states)[:, :, None], states.shape[2]
     size = max(1, _ENTRIES // (nodes * entries))
     room, out = states.new_empty(min(size, count) * nodes * entries), levels.new_zeros(nodes - 1, nodes)
     for x, denoised in zip(states.split(size), answers.split(size), strict=True):
         u = x.to(levels, copy=True)
-        u = u.addcmul_(levels, u[:, :1] / levels[0], value=-1).to(x)
+        u = u.addcmul_(levels, u[:, :1] / (levels[0] if float(levels[0]) else 1), value=-1).to(x)
         for i in range(nodes - 1):
             later = u[:, i + 1 :]
             miss = room[: later.numel()].view(later.shape)
@@ -81,12 +94,12 @@ def _distance(teacher: Trajectory, p: int) -> Tensor:
 
 def _custom(teacher: Trajectory, metric: Metric) -> Tensor:
     """A metric of the user's, one pair at a time."""
-    x, h = teacher.x, _lengths(teacher)
+    h = _lengths(teacher)
     out = torch.zeros(h.shape, dtype=torch.float64)
-    for i, denoised in enumerate(teacher.denoised):
-        d = slope(x[i], denoised, teacher.sigmas[i])
-        for j in range(i + 1, len(x)):
-            out[i, j] = float(metric(x[i] + h[i, j] * d, x[j]))
+    for i in range(len(h)):
+        x, d = _line(teacher, i)
+        for j in range(i + 1, len(teacher.x)):
+            out[i, j] = float(metric(x + h[i, j] * d, teacher.x[j]))
     return out
 
 
@@ -107,8 +120,8 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _lengths(teacher: Trajectory) -> Float[Tensor, "n g"]:
-    """Return `sigma_j − sigma_i`."""
-    return teacher.sigmas - teacher.sigmas[:-1, None]
+    """Return `sigma_j − sigma_i`; from infinity, as `_line` begins at 0, `sigma_j`."""
+    return teacher.sigmas - _levels(teacher)[:-1, None]
 
 
 def cost_matrix(teacher: Trajectory, metric: str | Metric = "dev") -> Float[Tensor, "g g"]:

@@ -135,6 +135,11 @@ def _grid(logs: Tensor, ends: Tensor) -> Tensor:
     return grid
 
 
+def _within(grid: Tensor) -> Tensor:
+    """A finite stand-in for a first node at infinity, which the second may come near to: ten times above that one."""
+    return torch.cat([10 * grid[1:2], grid[1:]]) if torch.isinf(grid[0]) and len(grid) > 2 else grid
+
+
 def _losses(residual: Tensor, tau: float, objective: str) -> Tensor:
     """Loss of each sample: `2τ(sqrt(|r|² + τ²) − τ)`, or `|r|²`."""
     squares = residual.double().square().sum(1) if residual.device.type != "mps" else residual.square().sum(1)
@@ -186,7 +191,7 @@ def fit(
 
     Args:
         student: samples, sampler and teacher's end points.
-        sigmas: where to start; it must end above 0.
+        sigmas: where to start; it must end above 0, and may begin at infinity.
         solver: the student's solver; with `weights` it is replaced by `Weighted`.
         weights: where they start; those of the newest three slopes are free. None: the solver's own stay.
         objective: `robust` or `mean`.
@@ -196,10 +201,10 @@ def fit(
         FanalError: the grid ends at 0, or the objective is unknown.
     """
     grid = check_sigmas(sigmas)
-    if not 0 < float(grid[-1]) < float(grid[0]) < float("inf"):
+    if not 0 < float(grid[-1]) < float(grid[0]):
         raise FanalError("a grid can be fitted between two positive sigmas only: let it end at sigma_min, not at 0")
     ends = grid[[0, -1]]
-    point = _Point.at(grid, solver, weights)
+    point = _Point.at(_within(grid), solver, weights)
     residual, records = student.residual(_grid(point.logs(), ends), point.run())
     start = judge(residual, objective)
     norms = torch.linalg.vector_norm(residual, dim=1)

@@ -28,35 +28,41 @@ def starts(
 ) -> dict[int, dict[str, Tensor]]:
     """Return, for each number of steps, the grids that compete as starts of a fit, without a network call.
 
-    Three fixed ones, GITS with `dev` and `l2`, and `damped`: the shortest path for Euler's local errors, each carried
-    to the end by the contraction of a Gaussian as wide as the data, `sqrt((v + sigma_T²)/(v + sigma_j²))`.
+    Three fixed ones, GITS with `dev` and `l2`, with γ as given and with γ = 1, and `damped`: the shortest path for
+    Euler's local errors, each carried to the end by the contraction of a Gaussian as wide as the data,
+    `sqrt((v + sigma_T²)/(v + sigma_j²))`.
 
     Args:
         teacher: its run.
         steps: numbers of intervals that cost calls.
-        coeff: γ of GITS.
+        coeff: γ of GITS; paths that are found twice compete once.
         afs: whether a further interval with the analytical slope comes first: its node lies in the first jump, at a
             quarter of its length in log sigma from the end.
     """
     sigmas, found = teacher.sigmas, {k: dict[str, Tensor]() for k in steps}
+    far = bool(torch.isinf(sigmas[0]))
     for name in _FIXED:
         for k in steps:
             try:
-                grid = SCHEDULES[name](k, float(sigmas[-1]), float(sigmas[0]), zero=False)
+                grid = SCHEDULES[name](k, float(sigmas[-1]), float(sigmas[int(far)]), zero=False)
+                grid[0] = sigmas[0]
             except FanalError:  # this kind of grid does not exist between these ends
                 continue
             found[k][name] = grid
-    plain = cost_matrix(teacher, "l2")
+    dev, plain = cost_matrix(teacher), cost_matrix(teacher, "l2")
     variance = float(teacher.x[-1].var())
     shrink = ((variance + sigmas[-1] ** 2) / (variance + sigmas**2)).sqrt()
     free = {
-        "gits-dev": grids(cost_matrix(teacher), sigmas, steps, coeff),
+        "gits-dev": grids(dev, sigmas, steps, coeff),
         "gits-l2": grids(plain, sigmas, steps, coeff),
+        "gits-dev-1": grids(dev, sigmas, steps, 1.0),
+        "gits-l2-1": grids(plain, sigmas, steps, 1.0),
         "damped": grids(plain * shrink, sigmas, steps, 1.0),
     }
     for name, by_steps in free.items():
         for k in steps:
-            found[k][name] = by_steps[k]
+            if not any(torch.equal(by_steps[k], other) for other in found[k].values()):
+                found[k][name] = by_steps[k]
     if afs:
         found = {k: {name: _inserted(grid) for name, grid in own.items()} for k, own in found.items()}
     return found
@@ -101,8 +107,8 @@ class Contest:
     iterations: int
     free: bool
 
-    def best(self, steps: int, solver: Solver) -> tuple[str, Tensor, float]:
-        """Return name, grid and score of the start on which the solver ends nearest to the teacher.
+    def ranked(self, steps: int, solver: Solver) -> dict[str, float]:
+        """Return scores by name of start, the one on which the solver ends nearest to the teacher first.
 
         Raises:
             FanalError: the solver ends in finite numbers on none of them.
@@ -115,8 +121,21 @@ class Contest:
                 continue
         if not scores:
             raise FanalError(f"the solver reaches finite numbers on none of the grids of {steps} steps: try more steps")
-        pick = min(scores, key=scores.__getitem__)
-        return pick, self.starts[steps][pick], scores[pick]
+        return dict(sorted(scores.items(), key=lambda item: item[1]))
+
+    def winner(self, steps: int, solver: Solver, tries: int = 1) -> tuple[str, Fit]:
+        """Return the best fit of the best starts, and the start's name.
+
+        Args:
+            steps: number of intervals.
+            solver: the student's solver.
+            tries: how many starts are fitted.
+
+        Raises:
+            FanalError: as `ranked` and `fit`.
+        """
+        fits = {name: self.fit(self.starts[steps][name], solver) for name in [*self.ranked(steps, solver)][:tries]}
+        return min(fits.items(), key=lambda item: item[1].score)
 
     def fit(self, grid: Tensor, solver: Solver) -> Fit:
         """Fit a grid, then free the solver's weights if they are to be; the mean objective has the last word.

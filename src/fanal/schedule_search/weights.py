@@ -115,12 +115,15 @@ def weights_of(solver: Solver, sigmas: Tensor) -> Rows | None:
 
     Args:
         solver: any solver.
-        sigmas: a grid that ends above 0.
+        sigmas: a grid that ends above 0. The step from an infinite first node is not the solver's, and its row is 1.
 
     Raises:
         FanalError: sigmas is no schedule.
     """
     grid = check_sigmas(sigmas)
+    if torch.isinf(grid[0]):
+        rest = weights_of(solver, grid[1:])
+        return None if rest is None else ((1.0,), *rest)
     n, probe = len(grid) - 1, _Probe()
     start = torch.zeros(1, n + 1, dtype=torch.float64)
     start[0, n] = 1.0
@@ -142,14 +145,20 @@ def weights_of(solver: Solver, sigmas: Tensor) -> Rows | None:
     return tuple(rows)
 
 
-def calls_of(solver: Solver, steps: int) -> int:
+def calls_of(solver: Solver, steps: int, far: bool = False) -> int:
     """Return the network calls that a solver makes over a grid of `steps` intervals ending above 0, by counting them.
+
+    Args:
+        solver: any solver.
+        steps: number of intervals.
+        far: whether the first one comes from infinity.
 
     Raises:
         FanalError: the solver cannot run without seeds.
     """
     counted = Counted(lambda x, sigma: x / (1 + sigma**2))
-    sample(
-        counted, torch.ones(1, 1, dtype=torch.float64), torch.logspace(1, -2, steps + 1, dtype=torch.float64), solver
-    )
+    grid = torch.logspace(1, -2, steps + 1, dtype=torch.float64)
+    if far:
+        grid[0] = torch.inf
+    sample(counted, torch.ones(1, 1, dtype=torch.float64), grid, solver)
     return counted.calls
