@@ -9,6 +9,9 @@ from fanal.geometry.frames import frenet as frenet
 from fanal.geometry.frames import rebuild as rebuild
 from fanal.geometry.gaussian import exact_path as exact_path
 from fanal.geometry.gaussian import residual as residual
+from fanal.geometry.measures import beside as beside
+from fanal.geometry.measures import curves as curves
+from fanal.geometry.measures import numbers as numbers
 from fanal.geometry.paths import angle as angle
 from fanal.geometry.paths import deviation as deviation
 from fanal.geometry.paths import distance as distance
@@ -18,6 +21,9 @@ from fanal.geometry.paths import magnitude as magnitude
 from fanal.geometry.paths import pendulum as pendulum
 from fanal.geometry.paths import rotation as rotation
 from fanal.geometry.paths import split as split
+from fanal.geometry.stages import Stages as Stages
+from fanal.geometry.stages import by_curvature as by_curvature
+from fanal.geometry.stages import by_entropy as by_entropy
 from fanal.geometry.streaming import Band as Band
 from fanal.geometry.streaming import Gathered as Gathered
 from fanal.geometry.subspace import Projection as Projection
