@@ -183,11 +183,37 @@ def _sheets(folder: Path) -> Image.Image:
     return sheet
 
 
+def weights() -> Figure:
+    """GITS's schedules as weights: how much of the old state an Euler step keeps, for each step."""
+    from fanal.bench.gits_subject import Sizes, Subject
+    from fanal.bench.gits_tables import weights as of
+    from fanal.schedules.published import tables
+
+    colors = ("#3567b0", "#2e9e5b", "#d1495b", "#8a5fb4", INK)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    names = ("hands32", "shapes32", "digits8", "grid2")
+    found = {name: Subject(name, Sizes(test=3, light=3, alone=3, reference=1), 0).base.schedules for name in names}
+    for steps, color in zip((4, 6, 8, 10), colors, strict=False):
+        drawn = of(found["hands32"][steps].tolist())
+        axes[0].plot(range(1, steps + 1), drawn, "o-", color=color, ms=4, label=f"{steps} calls")
+    rows = {name: own[10].tolist() for name, own in found.items()} | {"CIFAR-10, printed": tables["gits-cifar10"][10]}
+    for (name, sigmas), color in zip(rows.items(), colors, strict=True):
+        axes[1].plot(range(1, 11), of(sigmas), "o-", color=color, ms=4, label=name)
+    plain = of(fanal.schedules.polynomial(10, zero=False).tolist())
+    for ax, title in zip(axes, ("searched on hands32", "10 calls"), strict=True):
+        ax.plot(range(1, 11), plain, "--", color=SOFT, lw=1, label="polynomial, 10 calls")
+        ax.set(xlabel="step", title=title)
+        ax.legend(fontsize=8, frameon=False)
+    axes[0].set_ylabel("weight of the old state, sigma'/sigma")
+    return figure
+
+
 PICTURES: dict[str, Callable[[], Figure | Image.Image]] = {
     "paths": paths,
     "step": step,
     "between": between,
     "risk": risk,
+    "gits": weights,
     "demo": demo,
 }
 
