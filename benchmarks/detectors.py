@@ -6,7 +6,7 @@ the free ones' risks on calibration seeds. Windows were chosen on tuning seeds (
 
     python benchmarks/detectors.py --out benchmarks/results/detectors.json
 
-A data set that the file already holds with the same settings is not measured again.
+What the file already holds with the same settings is not measured again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import rankdata
 from torch import Tensor
 
 import fanal
@@ -61,15 +63,20 @@ def figures(risk: Tensor, codes: Tensor, names: tuple[str, ...]) -> dict[str, An
     return {"auc": dataclasses.asdict(area), "tpr_at_20": dataclasses.asdict(tpr), "auc_by_kind": kinds}
 
 
-def row(seen: Observed, name: str, detector: Detector, sigmas: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
-    """All about one detector."""
+def row(
+    seen: Observed, name: str, detector: Detector, sigmas: Tensor, names: tuple[str, ...], held: Tensor | None
+) -> dict[str, Any]:
+    """All about one detector; `held` is the contrast of the samples."""
     curve = evaluate.auc_by_step(seen.per_step[name], seen.wrong, sigmas)
     known = [i for i, value in enumerate(curve.auc.tolist()) if math.isfinite(value)]
+    right = ~seen.wrong
+    content = None if held is None else rank_correlation(seen.risks[name][right], held[right])
     return {
         "window": [round(float(v), 4) for v in detector.window],
         "free": detector.free,
         "cost": dataclasses.asdict(seen.costs[name]),
         **figures(seen.risks[name], seen.labels, names),
+        "rank_correlation_with_contrast": content,
         "by_step": [
             {"sigma": float(curve.sigmas[i]), "auc": float(curve.auc[i]), "se": none(float(curve.se[i]))} for i in known
         ],
@@ -77,55 +84,74 @@ def row(seen: Observed, name: str, detector: Detector, sigmas: Tensor, names: tu
     }
 
 
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's."""
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
 def none(value: float) -> float | None:
     """NaN is no JSON."""
     return value if math.isfinite(value) else None
 
 
-def measure(data: str, count: int, few: int, block: int) -> dict[str, Any]:
-    """Observe calibration and report seeds, and judge every detector."""
-    model, dataset, sigmas = fanal.load(data), get(data), polynomial(40)
-    free, asking = detectors(data, sigmas)
+class Study:
+    """One data set: the model, its verifier, the detectors."""
 
-    def look(eyes: dict[str, Detector], seeds: range, judged: tuple[float, float] | None = None) -> Observed:
+    def __init__(self, data: str, block: int) -> None:
+        self.model, self.dataset, self.sigmas, self.block = fanal.load(data), get(data), polynomial(40), block
+        self.free, self.asking = detectors(data, self.sigmas)
+
+    def look(self, eyes: dict[str, Detector], seeds: range, judged: tuple[float, float] | None = None) -> Observed:
+        """Watch Euler's runs from these seeds."""
+        verify = self.dataset.verify
         return observe(
-            model, sigmas, Euler(), eyes, seeds, block=block, verify=dataset.verify, judged=judged, keep=False
+            self.model, self.sigmas, Euler(), eyes, seeds, block=self.block, verify=verify, judged=judged, keep=False
         )
 
-    taught = look(free, range(FIRST_SEED, FIRST_SEED + count))
-    plain = {name: detector for name, detector in free.items() if name != "contrast"}
-    fits = {
-        "combined": combination.fit(free, taught.risks, taught.wrong),
-        "combined, no contrast": combination.fit(plain, taught.risks, taught.wrong),
-    }
-    free |= {name: found.detector for name, found in fits.items()}
-    all_seen, few_seen = look(free, range(count)), look(asking, range(few), JUDGED)
-    made = evaluate.decision(few_seen.by_step, few_seen.labels, few_seen.judged)
-    rows = {name: row(all_seen, name, detector, sigmas, dataset.verdicts) for name, detector in free.items()}
-    rows |= {name: row(few_seen, name, detector, sigmas, dataset.verdicts) for name, detector in asking.items()}
-    for name, found in fits.items():
-        rows[name]["cross_validated"] = dataclasses.asdict(found.auc)
-        weights = zip(found.detector.parts, free, strict=False)
-        rows[name]["weights"] = {part: round(p.weight, 3) for p, part in weights}
-    return {
-        "count": count,
-        "few": few,
-        "wrong": dataclasses.asdict(fanal.metrics.rate(all_seen.wrong)),
-        "detectors": rows,
-        "decision": [
-            {"sigma": float(s), "same": dataclasses.asdict(a), "settled": dataclasses.asdict(b)}
-            for s, a, b in zip(made.sigmas, made.same, made.settled, strict=True)
-        ],
-        "decided": {f"{share:g}": made.reached(share) for share in (0.5, 0.8, 0.9)},
-    }
+    def measure_free(self, count: int) -> dict[str, Any]:
+        """Fit the combined detectors on calibration seeds, and judge all free ones on report seeds."""
+        names, eyes = self.dataset.verdicts, dict(self.free)
+        taught = self.look(eyes, range(FIRST_SEED, FIRST_SEED + count))
+        sets = {
+            "combined": eyes,
+            "combined, no contrast": {name: eye for name, eye in eyes.items() if name != "contrast"},
+            "variance and undecided": {name: eyes[name] for name in ("variance", "undecided")},
+        }
+        fits = {name: combination.fit(some, taught.risks, taught.wrong) for name, some in sets.items()}
+        eyes |= {name: found.detector for name, found in fits.items()}
+        seen = self.look(eyes, range(count))
+        held = seen.risks["contrast"]
+        rows = {name: row(seen, name, eye, self.sigmas, names, held) for name, eye in eyes.items()}
+        for name, found in fits.items():
+            weights = {part: round(p.weight, 3) for p, part in zip(found.detector.parts, sets[name], strict=True)}
+            rows[name] |= {"cross_validated": dataclasses.asdict(found.auc), "weights": weights}
+        return {"count": count, "wrong": dataclasses.asdict(fanal.metrics.rate(seen.wrong)), "detectors": rows}
+
+    def measure_asking(self, count: int) -> dict[str, Any]:
+        """Judge the detectors that ask, and the predictions on the way, on the first report seeds."""
+        seen = self.look(self.asking, range(count), JUDGED)
+        made = evaluate.decision(seen.by_step, seen.labels, seen.judged)
+        return {
+            "count": count,
+            "detectors": {
+                name: row(seen, name, eye, self.sigmas, self.dataset.verdicts, None)
+                for name, eye in self.asking.items()
+            },
+            "decision": [
+                {"sigma": float(s), "same": dataclasses.asdict(a), "settled": dataclasses.asdict(b)}
+                for s, a, b in zip(made.sigmas, made.same, made.settled, strict=True)
+            ],
+            "decided": {f"{share:g}": made.reached(share) for share in (0.5, 0.8, 0.9)},
+        }
 
 
 def table(data: str, found: dict[str, Any]) -> Table:
     """One line per detector."""
-    result = Table(title=f"{data}, {found['count']} samples ({found['few']} for those that ask)")
-    for column in ("detector", "window", "calls", "products", "AUC", "TPR at 20 %", "AUC 0.7 at sigma"):
+    few, rows = found["asking"]["count"], found["free"]["detectors"] | found["asking"]["detectors"]
+    result = Table(title=f"{data}, {found['free']['count']} samples ({few} for those that ask)")
+    for column in ("detector", "window", "calls", "products", "AUC", "TPR at 20 %", "AUC 0.7 at sigma", "contrast"):
         result.add_column(column, justify="left" if column == "detector" else "right")
-    for name, line in sorted(found["detectors"].items(), key=lambda item: -item[1]["auc"]["value"]):
+    for name, line in sorted(rows.items(), key=lambda item: -item[1]["auc"]["value"]):
         auc, tpr = (fanal.metrics.Estimate(**line[key]) for key in ("auc", "tpr_at_20"))
         low, high = line["window"]
         cost = line["cost"]
@@ -136,7 +162,8 @@ def table(data: str, found: dict[str, Any]) -> Table:
             f"{cost['products']:g}",
             auc.plain(3),
             tpr.plain(2),
-            f"{line['reaches']['0.7'] or math.nan:.2f}",
+            f"{line['reaches']['0.7'] or math.nan:.3g}",
+            f"{line['rank_correlation_with_contrast'] or math.nan:.2f}",
         )
     return result
 
@@ -145,20 +172,21 @@ def draw(path: Path, sets: dict[str, Any]) -> None:
     """AUC against the noise level at which the score is there, and when the verdict stands."""
     panels = []
     for data, found in sets.items():
+        rows = found["free"]["detectors"] | found["asking"]["detectors"]
         lines = [
             Line(
                 name,
-                [p["sigma"] for p in line["by_step"]],
+                [math.log10(p["sigma"]) for p in line["by_step"]],
                 [p["auc"] for p in line["by_step"]],
                 [p["se"] for p in line["by_step"]],
             )
-            for name, line in found["detectors"].items()
+            for name, line in rows.items()
         ]
-        made = found["decision"]
-        sigmas, settled = [p["sigma"] for p in made], [p["settled"] for p in made]
+        made = found["asking"]["decision"]
+        sigmas, settled = [math.log10(p["sigma"]) for p in made], [p["settled"] for p in made]
         values, errors = [p["value"] for p in settled], [p["se"] for p in settled]
         lines.append(Line("share of samples whose verdict stands", sigmas, values, errors))
-        panels.append(Panel(f"{data}: AUC of the score so far", lines, "sigma", "AUC", log=False))
+        panels.append(Panel(f"{data}: AUC of the score so far", lines, "log10 sigma", "AUC", log=False))
     write_plots(path, "Detectors: how early, how well", panels)
 
 
@@ -176,11 +204,14 @@ def main() -> None:
     console = Console(width=140)
     torch.set_num_threads(1)
     for data in options.data:
-        if data not in sets:
-            count, few = (max(64, round(options.scale * n)) for n in COUNTS[data])
-            sets[data] = measure(data, count, few, options.block)
-            write_json(options.out, {"settings": settings, "versions": versions(), "sets": sets})
-        console.print(table(data, sets[data]))
+        counts = dict(zip(("free", "asking"), (max(64, round(options.scale * n)) for n in COUNTS[data]), strict=True))
+        found, study = sets.setdefault(data, {}), None
+        for stage, count in counts.items():
+            if stage not in found:
+                study = study or Study(data, options.block)
+                found[stage] = study.measure_free(count) if stage == "free" else study.measure_asking(count)
+                write_json(options.out, {"settings": settings, "versions": versions(), "sets": sets})
+        console.print(table(data, found))
     if options.plot:
         draw(options.plot, sets)
 

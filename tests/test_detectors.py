@@ -15,7 +15,17 @@ from fanal.denoiser import Counted
 from fanal.errors import FanalError
 from fanal.exact import Gaussian
 from fanal.hallucination import DETECTORS, LastSlope, Variance, watch
-from fanal.hallucination.detectors import FREE, Detector, EarlyStop, Watch, begin, build, describe, last_window
+from fanal.hallucination.detectors import (
+    FREE,
+    Detector,
+    EarlyStop,
+    Undecided,
+    Watch,
+    begin,
+    build,
+    describe,
+    last_window,
+)
 from fanal.hallucination.observation import observe_block
 from fanal.schedules import logsnr, polynomial
 from fanal.seeding import noise
@@ -54,6 +64,7 @@ FORMULAS = {
     "second_difference": lambda D, d: rms(D[2:] - 2 * D[1:-1] + D[:-2]).amax(0),
     "slope_change": lambda D, d: rms(d[1:] - d[:-1]).amax(0),
     "early_stop": lambda D, d: rms(D[-1] - D[0]),
+    "undecided": lambda D, d: (torch.where(D**2 < 1, 1 - D**2, 0.0).mean(2) / D.var(2, correction=0).sqrt()).mean(0),
 }
 LAST = {
     "last_slope": lambda D, d: rms(d[-1]),
@@ -225,7 +236,7 @@ def test_what_is_known_to_lie_between_modes_has_the_higher_risk():
     generator = torch.Generator().manual_seed(0)
     near = 0.02 * torch.randn(40, 2, generator=generator).double()
     x = torch.cat([near[:20] + torch.tensor([1.0, 0.0]), near[20:] + torch.tensor([2.0, 0.0])])
-    names = [name for name in DETECTORS if name not in LAST]
+    names = [name for name in DETECTORS if name not in (*LAST, "undecided")]  # which is for pictures
     options = {"jacobian": {"probes": 8}}
     detectors = {name: build(name, (0.0, 0.5), **options.get(name, {})) for name in names}
     seen = observe_block(mixture(), x, grid, Euler(), detectors, range(40))
@@ -239,6 +250,34 @@ def test_early_stopping_measures_what_stopping_would_have_changed():
     stop = 12
     risk = watch(blurred(), x, grid, Heun(), EarlyStop((0.0, float(grid[stop]))), range(COUNT)).risk
     assert torch.allclose(risk, rms(run.x[-1] - run.denoised[stop]), rtol=1e-12)
+
+
+def test_undecided_is_the_posterior_variance_of_black_and_white_pictures():
+    # pixels are −1 or 1, independently and by even chances: the posterior of each has the mean tanh(x/sigma²)
+    def truth(x, sigma):
+        return torch.tanh(x / sigma**2)
+
+    sigma, generator = 0.8, torch.Generator().manual_seed(0)
+    clean = torch.randint(0, 2, (400, 1, 16, 16), generator=generator).double() * 2 - 1
+    x = clean + sigma * torch.randn(clean.shape, generator=generator).double()
+    seen = observe_block(
+        truth, x, torch.tensor([sigma, 0.0]), Euler(), {"u": Undecided((0.0, 1.0), power=0.0)}, range(400)
+    )
+    error = (truth(x, torch.tensor(sigma)) - clean).square().flatten(1).mean(1)
+    difference = seen.risks["u"] - error  # the mean squared error of the posterior mean is the posterior variance
+    assert abs(float(difference.mean())) < 4 * float(difference.std()) / 20  # by chance once in 16,000 seeds
+    assert float(seen.risks["u"].mean()) > 40 * float(difference.std()) / 20
+
+
+def test_an_empty_picture_has_a_finite_share_undecided():
+    flat = torch.full((3, 1, 4, 4), -0.9)
+    seen = observe_block(
+        lambda x, sigma: flat, flat, torch.tensor([1.0, 0.0]), Euler(), {"u": Undecided((0, 2))}, [0, 1, 2]
+    )
+    assert torch.isfinite(seen.risks["u"]).all()
+    assert (seen.risks["u"] > 100).all()
+    with pytest.raises(FanalError, match="the power of the contrast must be a number"):
+        Undecided((0.0, 1.0), power="half")
 
 
 def test_contrast_takes_content_out_and_gray_counts_what_is_undecided():

@@ -25,6 +25,7 @@ from fanal.hallucination.detectors.free import LastSlope as LastSlope
 from fanal.hallucination.detectors.free import PathLength as PathLength
 from fanal.hallucination.detectors.free import SecondDifference as SecondDifference
 from fanal.hallucination.detectors.free import SlopeChange as SlopeChange
+from fanal.hallucination.detectors.free import Undecided as Undecided
 from fanal.hallucination.detectors.free import Variance as Variance
 from fanal.hallucination.detectors.watching import Detector as Detector
 from fanal.hallucination.detectors.watching import Running as Running
@@ -49,6 +50,7 @@ __all__ = [
     "Running",
     "SecondDifference",
     "SlopeChange",
+    "Undecided",
     "Variance",
     "Watch",
     "begin",
@@ -63,6 +65,7 @@ DETECTORS: dict[str, type] = {
     "second_difference": SecondDifference,
     "slope_change": SlopeChange,
     "early_stop": EarlyStop,
+    "undecided": Undecided,
     "last_slope": LastSlope,
     "gray": Gray,
     "contrast": Contrast,

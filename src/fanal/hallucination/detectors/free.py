@@ -9,10 +9,21 @@ import torch
 from torch import Tensor
 
 from fanal.denoiser import Denoiser, slope
+from fanal.errors import FanalError, is_number
 from fanal.hallucination.detectors.watching import Running, Watch, check_window, size
 from fanal.sampling import Transition
 
-__all__ = ["Contrast", "EarlyStop", "Gray", "LastSlope", "PathLength", "SecondDifference", "SlopeChange", "Variance"]
+__all__ = [
+    "Contrast",
+    "EarlyStop",
+    "Gray",
+    "LastSlope",
+    "PathLength",
+    "SecondDifference",
+    "SlopeChange",
+    "Undecided",
+    "Variance",
+]
 
 
 def _slope(transition: Transition) -> Tensor:
@@ -169,6 +180,45 @@ class EarlyStop(_Windowed):
     def start(self, denoiser: Denoiser | None = None) -> Watch:
         """Begin to watch a run."""
         return _EarlyWatch(self.window, "early stopping", 2)
+
+
+class _UndecidedWatch(Running):
+    def __init__(self, window: tuple[float, float], power: float) -> None:
+        super().__init__(window, "the share undecided")
+        self.power = power
+
+    def update(self, transition: Transition) -> Tensor:
+        denoised = transition.step.denoised.flatten(1)
+        open_ = (1 - denoised.square()).clamp(min=0).mean(1)
+        # an even picture holds nothing that could be decided: the smallest number keeps the quotient finite
+        held = denoised.var(1, correction=0).clamp(min=torch.finfo(denoised.dtype).eps)
+        figure = open_ / held**self.power
+        return figure if self.count == 1 else self.steps[-1] + (figure - self.steps[-1]) / self.count
+
+
+@dataclass(frozen=True)
+class Undecided(_Windowed):
+    """How much of the picture is still open, for what it holds; before the decision is made, free.
+
+    The mean over the steps with sigma in `window` of `mean_j max(0, 1 − D_j²) / Var_j(D_j)^power`. Where values are −1
+    or 1, `1 − D_j²` is their posterior variance given x. Beside it stands the contrast of the prediction: at power 0
+    full pictures look wrong, at power 1 empty ones do. For pictures in [−1, 1] that are mostly black and white.
+
+    Attributes:
+        window: closed range of sigma that counts.
+        power: of the contrast.
+    """
+
+    power: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.power):
+            raise FanalError(f"the power of the contrast must be a number, got {self.power!r}")
+
+    def start(self, denoiser: Denoiser | None = None) -> Watch:
+        """Begin to watch a run."""
+        return _UndecidedWatch(self.window, self.power)
 
 
 class _SlopeWatch(Running):
