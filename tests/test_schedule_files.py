@@ -117,7 +117,7 @@ def test_a_run_takes_from_its_file_what_was_not_given(path, tmp_path):
     assert completed(str(path), None, None) == (str(path), 4)  # the most steps of 3 and 4
     assert completed(str(path), "heun", 3) == ("heun", 3)
     for other in (None, "polynomial:rho=5", str(plain)):
-        assert completed(other, None, None) == (None, None)
+        assert completed(other, None, None) == ("euler", 40)
 
 
 def test_the_command_line_takes_a_file_as_schedule_and_as_solver(tmp_path, path):
@@ -409,6 +409,20 @@ def test_nothing_is_replaced_unasked(here):
     assert (here / "s.png").read_text() == "mine"
     assert fanal(*SEARCH, "--steps", "3", "--out", "s.json", "--overwrite").exit_code == 0
     assert not part_of(here / "s.json").exists()
+
+
+@pytest.mark.parametrize("afs", [(), ("--afs",)])
+def test_a_run_needs_no_more_than_its_schedule_file(here, afs):
+    """Its solver, and its grid with the most steps; the free step of an analytical start is not counted."""
+    assert fanal(*SEARCH, "--steps", "3,4", "--solver", "heun", *afs, "--out", "s.json").exit_code == 0
+    for words, steps in (((), 4), (("--steps", 3), 3)):
+        told = fanal("sample", "gaussian:tilted2", "--schedule", "s.json", *words, "--count", 4, "--out", f"run{steps}")
+        assert told.exit_code == 0, told.output
+        assert "was searched" not in told.stdout
+        kept, entry = record(f"run{steps}"), read_schedules("s.json").entry(steps)
+        assert kept["network"]["calls"] == entry.calls
+        assert kept["results"]["sigmas"] == entry.sigmas.tolist()
+    assert read_schedules("s.json").entry(4).steps == (5 if afs else 4)
 
 
 def test_the_picture_has_a_dot_for_each_node():

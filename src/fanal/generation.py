@@ -159,8 +159,8 @@ def _remark(config: SampleConfig, say: Callable[[str], None]) -> None:
     found = read_schedules(place)
     if found.model != config.model:
         say(f"{place} was searched on {found.model}, not on {config.model}")
-    entry = found.entries.get(config.steps)
-    if entry is not None and config.solver not in (entry.solver, place):
+    entry = found.entry(config.steps)
+    if config.solver not in (entry.solver, place):
         say(f"{place} was searched for {entry.solver}, not for {config.solver}; --solver {place} takes what it names")
 
 

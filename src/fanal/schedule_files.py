@@ -21,6 +21,7 @@ from fanal.errors import FanalError, is_number
 from fanal.files import read_json, write_json
 from fanal.gits import Search
 from fanal.metrics.estimates import Estimate
+from fanal.preparation import SampleConfig
 from fanal.sampling import Solver
 from fanal.schedule_search import BySteps, Error, Weighted, calls_of
 from fanal.schedule_search.exports import EXPORTS as EXPORTS
@@ -152,11 +153,11 @@ def _weighted(weights: Rows, solver: str) -> Solver:
     return AFS(Weighted(weights)) if _is_free(solver) else Weighted(weights)
 
 
-def completed(schedule: str | None, solver: str | None, steps: int | None) -> tuple[str | None, int | None]:
+def completed(schedule: str | None, solver: str | None, steps: int | None) -> tuple[str, int]:
     """Return solver and number of steps of a run; what was not given comes from its schedule file, if it has one.
 
     A file of `fanal schedule` has its own solver, weights included, and of its grids the one with the most steps is
-    taken. Any other schedule leaves them as they are.
+    taken. With any other schedule they are those of `SampleConfig`.
 
     Args:
         schedule: as on the command line.
@@ -166,10 +167,10 @@ def completed(schedule: str | None, solver: str | None, steps: int | None) -> tu
     Raises:
         FanalError: the schedule is a file that cannot be read.
     """
-    if schedule is None or not schedule.endswith(".json") or not holds_many(schedule):
-        return solver, steps
-    most = max(entry.asked for entry in read_schedules(schedule).entries.values())
-    return solver or schedule, most if steps is None else steps
+    own = SampleConfig.solver, SampleConfig.steps
+    if schedule is not None and schedule.endswith(".json") and holds_many(schedule):
+        own = schedule, max(entry.asked for entry in read_schedules(schedule).entries.values())
+    return solver or own[0], own[1] if steps is None else steps
 
 
 def entries_of(found: Search, solver: str) -> dict[int, Entry]:

@@ -59,9 +59,9 @@ def guard(
     noise: Annotated[
         Path | None, typer.Option(help="Start from the unit noise in this safetensors file (noise), not from seeds.")
     ] = None,
-    solver: options.Solver = "euler",
+    solver: options.SolverOrFile = None,
     schedule: options.Schedule = None,
-    steps: options.Steps = 40,
+    steps: options.StepsOrFile = None,
     sigma_min: options.SigmaMin = None,
     sigma_max: options.SigmaMax = None,
     zero: options.Zero = True,
@@ -89,9 +89,12 @@ def guard(
     with errors_shown(resumable=True):
         from fanal.guarding import guard as run_guard
         from fanal.preparation import SampleConfig, settings_of
+        from fanal.schedule_files import completed
 
         settings: dict[str, Any] = {} if run is None else settings_of(run)
         settings |= _settings(context, every=run is None)
+        chosen = (settings.get(name) for name in ("schedule", "solver", "steps"))
+        settings["solver"], settings["steps"] = completed(*chosen)
         settings |= {"model": model, "guard": tuple(repair or ("redo",))}
         folder = run_guard(
             SampleConfig(**settings), out, run=run, save=save, overwrite=overwrite, progress=progress, say=say

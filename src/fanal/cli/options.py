@@ -15,13 +15,12 @@ Model = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Run folder to write.")]
-Solver = Annotated[
-    str,
-    typer.Option(
-        help="name or name:field=value,… (euler = DDIM, heun, ipndm, dpmpp, unipc, deis, sde, …, rods), "
-        "or a schedule file with a searched solver."
-    ),
-]
+_SOLVER = (
+    "name or name:field=value,… (euler = DDIM, heun, ipndm, dpmpp, unipc, deis, sde, …, rods), "
+    "or a schedule file with a searched solver."
+)
+Solver = Annotated[str, typer.Option(help=_SOLVER)]
+SolverOrFile = Annotated[str | None, typer.Option(help=f"{_SOLVER} Default: that of a schedule file, else euler.")]
 Schedule = Annotated[
     str | None,
     typer.Option(
@@ -31,6 +30,9 @@ Schedule = Annotated[
     ),
 ]
 Steps = Annotated[int, typer.Option(help="Number of intervals.", min=1)]
+StepsOrFile = Annotated[
+    int | None, typer.Option(help="Number of intervals. Default: the most of a schedule file, else 40.", min=1)
+]
 SigmaMin = Annotated[float | None, typer.Option(help="Smallest positive sigma; default: the model's.")]
 SigmaMax = Annotated[float | None, typer.Option(help="First sigma; default: the model's.")]
 Zero = Annotated[bool, typer.Option("--zero/--no-zero", help="End the grid at 0, or at --sigma-min.")]

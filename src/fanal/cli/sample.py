@@ -18,6 +18,7 @@ Examples:\n
   fanal sample diffusers:my-pipeline --prompt "a red boat" --guidance 5 --steps 30 --count 4 --out boats\n
   fanal sample mixture:grid2 --solver churn:s_churn=20 --schedule logsnr --count 5000 --out grid\n
   fanal sample hands32 --solver ipndm:order=3 --schedule quadratic --steps 8 --no-zero --out few\n
+  fanal sample hands32 --schedule searched.json --out fast\n
   fanal sample grid2 --solver rods:rho=0.1,window=16..32 --out robust\n
   fanal sample python:mymodule:make_denoiser --steps 30 --out mine
 """
@@ -26,9 +27,9 @@ Examples:\n
 def sample(
     model: options.Model,
     out: options.Out = Path("fanal-sample"),
-    solver: options.Solver = "euler",
+    solver: options.SolverOrFile = None,
     schedule: options.Schedule = None,
-    steps: options.Steps = 40,
+    steps: options.StepsOrFile = None,
     sigma_min: options.SigmaMin = None,
     sigma_max: options.SigmaMax = None,
     zero: options.Zero = True,
@@ -64,7 +65,9 @@ def sample(
     """
     with errors_shown(resumable=True):
         from fanal.generation import SampleConfig, generate
+        from fanal.schedule_files import completed
 
+        solver, steps = completed(schedule, solver, steps)
         config = SampleConfig(
             model=model,
             solver=solver,

@@ -15,7 +15,7 @@ Examples:\n
   fanal schedule hands32 --steps 5,6 --solver dpmpp:order=2 --method fit --out hands-2m.json\n
   fanal schedule shapes32 --steps 6 --method fit-weights --out shapes.json\n
   fanal schedule diffusers:my-pipeline --steps 8 --solver euler --method fit --export diffusers --out mine.json\n
-  fanal sample hands32 --schedule hands.json --solver hands.json --steps 6 --out fast\n
+  fanal sample hands32 --schedule hands.json --steps 6 --out fast\n
 """
 
 
