@@ -20,6 +20,7 @@ from fanal.generation import generate
 from fanal.guarding import guard
 from fanal.hallucination import Renoise, calibrate, watch
 from fanal.hallucination.detectors import build, last_window
+from fanal.labeling import open_labels, read_samples
 from fanal.preparation import SampleConfig, settings_of
 from fanal.schedules import polynomial
 from fanal.seeding import noise
@@ -201,9 +202,12 @@ def test_noise_of_ones_own():
 
 
 def label(folder, rows, wrong):
-    """Write a label file beside a run."""
+    """Label a run as its page does."""
     place = folder / "labels.json"
-    place.write_text(json.dumps({"labels": {str(b): int(b in wrong) for b in rows}}), encoding="utf-8")
+    place.unlink(missing_ok=True)
+    labels = open_labels(read_samples(folder), "faces")
+    for b in rows:
+        labels.set(b, int(b in wrong))
     return str(place)
 
 
@@ -233,8 +237,11 @@ def test_labels_set_the_threshold(net, monkeypatch):
     assert "of samples of this run" in told[-1]
     with pytest.raises(FanalError, match="label a run like this one"):
         guard(dataclasses.replace(config, steps=9), "no")
-    with pytest.raises(FanalError, match="holds no label yet"):
+    with pytest.raises(FanalError, match="cannot read .*earlier/labels.json"):
         guard(dataclasses.replace(config, labels=label(earlier, [], ())), "no")
+    open_labels(read_samples(earlier), "faces").set(3, None)  # unsure
+    with pytest.raises(FanalError, match="holds no label yet"):
+        guard(dataclasses.replace(config, labels=place), "no")
 
 
 def test_rods_as_the_solver_and_the_renoise_loop_after_it(net):

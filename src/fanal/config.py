@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -134,6 +135,29 @@ def build_solver(text: str) -> Solver:
         for key, value in options.items()
     }
     return dataclasses.replace(default, **values)
+
+
+def text_of(solver: Solver) -> str | None:
+    """Return how a solver is written on the command line, so that `build_solver` gives it back; None: it cannot be."""
+    for name, kind in NAMED.items():
+        if type(solver) is kind:
+            default, parts = kind(), []
+            for field in dataclasses.fields(kind):
+                value = getattr(solver, field.name)
+                if field.init and value != getattr(default, field.name):
+                    parts.append(f"{field.name}={_written(value)}")
+            text = f"{name}:{','.join(parts)}" if parts else name
+            with contextlib.suppress(FanalError):
+                return text if build_solver(text) == solver else None
+    return None
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, Solver):
+        return f"({text_of(value)})"
+    if isinstance(value, tuple) and len(value) == 2:
+        return f"{value[0]}..{value[1]}"
+    return str(value)
 
 
 def build_repair(text: str, hints: Mapping[str, Any] | None = None) -> Repair:

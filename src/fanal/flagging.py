@@ -16,11 +16,12 @@ from torch import Tensor
 from fanal.calibration_files import Saved, read_calibration, write_calibration
 from fanal.cards import wrong_of
 from fanal.errors import FanalError
-from fanal.files import read_json, read_tensors
+from fanal.files import read_tensors
 from fanal.hallucination import calibration
 from fanal.hallucination.calibration import FIRST_SEED, FLAG, Calibration, window_of
 from fanal.hallucination.detectors import Detector, build, describe
 from fanal.hallucination.repair import watch
+from fanal.labeling.labels import open_labels, read_samples
 from fanal.preparation import SampleConfig, Setup, prepare, record_of, settings_of
 from fanal.runs import Progress, Run
 from fanal.seeding import noise
@@ -243,7 +244,10 @@ def _from_labels(run: Run, setup: Setup, fingerprint: str, progress: Progress, s
             f"{_grid_words(there.sigmas.tolist())}; this run has {config.model} with {config.solver} on "
             f"{_grid_words(setup.sigmas.tolist())}: label a run like this one"
         )
-    rows, codes = calibration.labelled(read_labels(place), theirs.count)
+    labels = open_labels(read_samples(folder))
+    if place.name != labels.path.name:
+        raise FanalError(f"{place} labels samples that the detector did not watch: label those before the repair")
+    rows, codes = calibration.labelled(labels.codes, labels.count)
     if not len(rows):
         raise FanalError(f"{place} holds no label yet: fanal label {folder} serves a page to set some")
     if set(config.seeds()) & {theirs.seeds()[b] for b in rows.tolist()}:
@@ -257,21 +261,6 @@ def _from_labels(run: Run, setup: Setup, fingerprint: str, progress: Progress, s
         risk, evaluations = watched.risk, watched.evaluations
     found = _Measured(risk[rows], codes != 0, theirs.seeds().start, evaluations)
     return _saved(setup, fingerprint, _settled(setup, detector, found, _rates(config)), found)
-
-
-def read_labels(path: str | Path) -> dict[int, int]:
-    """Return a person's labels of a run: sample → 0 for right, another whole number for wrong.
-
-    Raises:
-        FanalError: it is no label file.
-    """
-    value = read_json(Path(path)).get("labels")
-    if not isinstance(value, dict):
-        raise FanalError(f"{path} is no label file: it holds no labels; fanal label writes one")
-    try:
-        return {int(key): code for key, code in value.items() if code is not None}
-    except ValueError as error:
-        raise FanalError(f"{path} labels samples by their number in the run: {error}") from error
 
 
 def _risk_of(record: dict[str, Any], folder: Path, detector: Detector) -> Tensor | None:

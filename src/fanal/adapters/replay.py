@@ -47,15 +47,21 @@ class _Answers:
     def __init__(self, start: Tensor, known: list[tuple[Tensor, Tensor]]) -> None:
         self.start, self.known, self.asked = start, known, 0
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether the caller keeps a graph."""
+        return any(one.requires_grad for one in (self.start, *(answer for _, answer in self.known)))
+
     def _traced(self, x: Tensor) -> bool:
         """Whether a gradient was asked for in x that does not come from the caller."""
-        return x.requires_grad and not any(one.requires_grad for one in (self.start, *(a for _, a in self.known)))
+        return x.requires_grad and not self.differentiable
 
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
         if self._traced(x) or unpack_dual(x).tangent is not None or unpack_dual(sigma).tangent is not None:
             raise FanalError(
                 "this solver differentiates through the network, but a program that calls the network itself hands on "
-                "its outputs only: run it with fanal.sample, or take a solver without gradients"
+                "its outputs only: run it with fanal.sample, or take a solver without gradients (rods: "
+                "product=difference, which calls instead, or method=sas)"
             )
         if x.shape != self.start.shape or sigma.ndim:
             raise FanalError(
@@ -172,6 +178,7 @@ class Replay:
         x: the batch at `sigmas[0]`; unit noise where that is infinite.
         seeds: one per sample, for solvers that draw noise.
         calls: what `plan` found; a solver that leaves it is refused.
+        round: index of a repair round, which keys the solver's noise.
 
     Raises:
         FanalError: the grid is no schedule, seeds do not match the batch, or the solver cannot be run like this.
@@ -184,12 +191,13 @@ class Replay:
         x: Float[Tensor, "b *d"],
         seeds: Iterable[int] | None = None,
         calls: list[list[Tensor]] | None = None,
+        round: int = 0,
     ) -> None:
         self.solver, self.x, self.interval, self.calls = solver, x, 0, calls
         grid = check_sigmas(sigmas)
         keys = None if seeds is None else check_seeds(seeds, len(x))
         ends = list(pairwise(grid.unbind()))
-        self._spans = [Span(i, len(ends), sigma, sigma_next, keys) for i, (sigma, sigma_next) in enumerate(ends)]
+        self._spans = [Span(i, len(ends), sigma, sigma_next, keys, round) for i, (sigma, sigma_next) in enumerate(ends)]
         self._answers: list[tuple[Tensor, Tensor]] = []
         self._memory: tuple[Tensor, ...] = ()
         self.point: tuple[Tensor, Tensor] | None = None
@@ -228,11 +236,14 @@ class Replay:
 
     def _attempt(self, span: Span) -> Step | None:
         denoiser = _Answers(self.x, self._answers)
+        # Some solvers ask once more where a graph is kept: one that nobody began is not.
+        graph = torch.is_grad_enabled() and denoiser.differentiable
         try:
-            if torch.isinf(span.sigma):
-                step = depart(denoiser, self.x, span)
-            else:
-                step = self.solver.step(denoiser, self.x, span, self._memory)
+            with torch.set_grad_enabled(graph):
+                if torch.isinf(span.sigma):
+                    step = depart(denoiser, self.x, span)
+                else:
+                    step = self.solver.step(denoiser, self.x, span, self._memory)
         except _Wanted as wanted:
             self.point = wanted.point
             self._check(len(self._answers), wanted.point[1])

@@ -10,8 +10,6 @@ Importing this module imports diffusers; `import fanal` does not import this mod
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +26,10 @@ from torch import Tensor
 from fanal.adapters.pipeline_schedulers import state_of
 from fanal.adapters.replacement import covers, denoised_at, fed, fresh, keys_of, lay, noised, place, replaceable, x_at
 from fanal.adapters.replay import Plan, Replay, plan, plan_from
-from fanal.config import build_solver
+from fanal.config import build_solver, text_of
 from fanal.errors import FanalError
 from fanal.sampling import Solver, Transition
 from fanal.schedules import check_sigmas
-from fanal.solvers import SOLVERS
 
 __all__ = ["FanalScheduler", "FanalSchedulerOutput"]
 
@@ -52,27 +49,15 @@ class FanalSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor
 
 
-def _text_of(solver: Solver) -> str | None:
-    """Return how a solver is written on the command line, or None where it cannot be."""
-    for name, kind in SOLVERS.items():
-        if type(solver) is kind:
-            default, parts = kind(), []
-            for field in dataclasses.fields(kind):
-                value = getattr(solver, field.name)
-                if field.init and value != getattr(default, field.name):
-                    parts.append(f"{field.name}={_text_of(value) if field.name == 'solver' else value}")
-            text = f"{name}:{','.join(parts)}" if parts else name
-            with contextlib.suppress(FanalError):
-                return text if build_solver(text) == solver else None
-    return None
-
-
 class FanalScheduler(SchedulerMixin, ConfigMixin):
     """A fanal solver as a diffusers scheduler: the pipeline calls its network, the solver decides where.
 
     Samples keep the scaling of the scheduler that is replaced (x-space for `EulerDiscreteScheduler` and its like, the
     network's input for `DDIMScheduler`, `DPMSolverMultistepScheduler` and flow matching), so that latents, `add_noise`
     and pipelines that multiply by `init_noise_sigma` behave as before. `timesteps` has one entry for each network call.
+
+    A guard of RODS (`rods:…`) works where it only calls: `method=sas` or `random`, and `product=difference` for CAS
+    and the index. A product of Jacobians needs the network itself, which stays with the pipeline.
 
     A solver that leaves the start of the grid before its first call (churn) costs one call more, whose answer is not
     used: the pipeline makes its first call at the start.
@@ -112,7 +97,7 @@ class FanalScheduler(SchedulerMixin, ConfigMixin):
             raise FanalError(f"solver must be a name or an object such as fanal.solvers.Heun(), got {solver!r:.60}")
         if sigmas is not None and schedule is not None:
             raise FanalError("give sigmas= or schedule=, not both")
-        self.schedule, self.seeds = schedule, seeds
+        self.schedule, self.seeds, self.round = schedule, seeds, 0
         self.given = None if sigmas is None else self._checked(check_sigmas(sigmas))
         self.grid: Tensor | None = None
         self.order, self.num_inference_steps = 1, None
@@ -120,7 +105,7 @@ class FanalScheduler(SchedulerMixin, ConfigMixin):
         if self.process.kind == "vp":
             self.betas, self.alphas_cumprod = self.base.betas, self.base.alphas_cumprod
         own = {
-            "solver": _text_of(self.solver),
+            "solver": text_of(self.solver),
             "sigmas": None if self.given is None else self.given.tolist(),
             "schedule": schedule if isinstance(schedule, str) else None,
             "seeds": seeds if seeds is None or isinstance(seeds, int) else list(seeds),
@@ -292,6 +277,17 @@ class FanalScheduler(SchedulerMixin, ConfigMixin):
             raise FanalError(f"{float(timestep):.6g} is none of scheduler.timesteps: take the times from there")
         return int(found[0])
 
+    def begin_of(self, interval: int) -> int:
+        """Return the index into `timesteps` at which a run begins that starts with this interval of the grid.
+
+        Raises:
+            FanalError: no times are set.
+        """
+        if self._plan is None:
+            raise FanalError("call set_timesteps first, as pipelines do")
+        opening = int(not self._plan.straight and interval > 0)
+        return sum(map(len, self._plan.calls[:interval])) + opening
+
     def _planned(self, timestep: float | Tensor) -> Plan:
         """What lies ahead, from where the pipeline begins."""
         if self._plan is None or self.grid is None:
@@ -353,7 +349,7 @@ class FanalScheduler(SchedulerMixin, ConfigMixin):
             ahead, x = self._planned(timestep), x_at(sample, sigma, self.process)
             assert self.grid is not None
             keys = keys_of(sample, self.seeds, generator)
-            self._run = Replay(self.solver, self.grid[ahead.first :], x, keys, calls=ahead.calls)
+            self._run = Replay(self.solver, self.grid[ahead.first :], x, keys, calls=ahead.calls, round=self.round)
             opening = not ahead.straight
         elif self._run.point is None:
             raise FanalError("this run has ended: call set_timesteps before the next")

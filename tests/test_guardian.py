@@ -1,0 +1,379 @@
+"""A guard inside diffusers pipelines: guarded solvers as schedulers, and pictures that the pipeline draws again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import fanal
+import pipelines
+from fanal.adapters.replay import Replay, plan
+from fanal.calibration_files import read_calibration
+from fanal.config import build_solver, text_of
+from fanal.denoiser import Counted
+from fanal.errors import FanalError
+from fanal.guarding import guard
+from fanal.hallucination import Renoise, Variance, watch
+from fanal.hallucination.detectors import JacobianProbe, last_window
+from fanal.hallucination.rods import Guard
+from fanal.preparation import SampleConfig
+from fanal.solvers import Ancestral, Churn, Euler, Heun
+from pipeline_runs import CALLS, bound, near, network, own, pack, packed, pipelines_noise, run, tiny
+from problems import mixture
+from toys import samples
+
+diffusers = pytest.importorskip("diffusers")
+
+from fanal.adapters.guardian import Guardian  # noqa: E402
+from fanal.adapters.scheduler import FanalScheduler  # noqa: E402
+
+F64 = torch.float64
+SEEDS = range(5)
+
+CALLING = {
+    "sas": Guard(method="sas"),
+    "sas, two steps": Guard(method="sas", steps=2),
+    "random": Guard(method="random"),
+    "cas": Guard(product="difference"),
+    "cas, flagged only": Guard(product="difference", threshold=0.01),
+    "around Heun": Guard(Heun(), product="difference", window=(1, 4)),
+    "around churn": Guard(Churn(), product="difference", window=(1, 4)),
+    "held": Guard(product="difference", hold=3, threshold=0.01),
+    "lagging": Guard(product="difference", lag=True),
+}
+
+# Guarded solvers by question and answer.
+
+
+@pytest.mark.parametrize("name", CALLING)
+@pytest.mark.parametrize("graph", [True, False])
+def test_guards_that_only_call_are_the_loop_from_outside(name, graph):
+    """Bit for bit and call for call, whether or not the caller's mode keeps graphs that nobody began."""
+    solver, grid = CALLING[name], fanal.schedules.polynomial(7)
+    D, x = Counted(mixture()), fanal.noise((2,), SEEDS, 80.0, dtype=F64)
+    want = fanal.sample(D, x, grid, solver, SEEDS)
+    with torch.set_grad_enabled(graph):
+        ahead = plan(solver, grid)
+        replay, calls = Replay(solver, grid, x, SEEDS, ahead.calls), 0
+        while replay.point is not None:
+            replay.tell(D.denoiser(*replay.point))
+            calls += 1
+    assert torch.equal(replay.x, want)
+    assert calls == D.calls == sum(map(len, ahead.calls))
+
+
+@pytest.mark.parametrize("product", ["backward", "forward"])
+def test_products_need_the_network(product):
+    with pytest.raises(FanalError, match="product=difference, which calls instead, or method=sas"):
+        plan(Guard(product=product), fanal.schedules.polynomial(4))
+
+
+def test_a_guard_whose_calls_depend_on_the_flags_is_refused():
+    """Gated SAS asks once more where somebody is flagged, which nobody can foresee."""
+    solver, grid = Guard(method="sas", product="difference", threshold=0.01), fanal.schedules.polynomial(7)
+    x = fanal.noise((2,), SEEDS, 80.0, dtype=F64)
+    replay = Replay(solver, grid, x, SEEDS, plan(solver, grid).calls)
+
+    def answer():
+        while replay.point is not None:
+            replay.tell(mixture()(*replay.point))
+
+    with pytest.raises(FanalError, match="depend on the answers"):
+        answer()
+
+
+def scheduled(name, solver, steps=5, **more):
+    scheduler = FanalScheduler.from_scheduler(own(name), solver, seeds=[40, 41])
+    return run(name, scheduler, steps=steps, **more)
+
+
+@pytest.mark.parametrize("name", ["sd", "dit", "ddim"])
+@pytest.mark.parametrize("kind", ["sas", "cas", "around Heun"])
+def test_a_guarded_pipeline_is_what_sample_gives(name, kind):
+    """With guidance where the pipeline guides: the guard perturbs the guided prediction, as fanal.sample does."""
+    D, solver = bound(name), CALLING[kind]
+    counted, grid = Counted(D), network(bound(name)).grid(5)
+    x = pipelines_noise(name) * (1 + grid[0] ** 2).sqrt()
+    want = fanal.sample(counted, x, grid, solver, range(40, 42))
+    got, calls = scheduled(name, solver)
+    kept = network(D).state_of(want, grid[-1]) if name == "sd" else network(D).decode(want) / 2 + 0.5
+    assert calls == counted.calls
+    plain, _ = scheduled(name, Heun() if kind == "around Heun" else Euler())
+    # A difference of float32 predictions multiplies rounding, so the distance is seen against what the guard does.
+    assert float((got - kept).norm()) < (1e-3 if kind == "sas" else 0.05) * float((got - plain).norm())
+
+
+def test_an_infinite_threshold_changes_no_bit_of_a_pipeline():
+    for solver in (Euler(), Heun(), Ancestral()):
+        plain, calls = scheduled("sd", solver)
+        got, more = scheduled("sd", Guard(solver, product="difference", threshold=math.inf))
+        assert torch.equal(got, plain)
+        assert more == calls + 3 * 5
+
+
+def test_a_mixed_batch_changes_flagged_pictures_only():
+    inf = Guard(product="difference", threshold=math.inf, window=(1, 3))
+    D, grid = bound("sd"), network(bound("sd")).grid(5)
+    x = pipelines_noise("sd") * (1 + grid[0] ** 2).sqrt()
+    seen = torch.stack([t.step.info["rods_index"] for t in fanal.trace(D, x, grid, inf)])[1:3].max(0).values
+    assert float((seen[0] - seen[1]).abs() / seen.max()) > 0.01
+    solver = dataclasses.replace(inf, threshold=float(seen.double().mean()))
+    plain, _ = scheduled("sd", Euler())
+    got, _ = scheduled("sd", solver)
+    flagged = seen >= seen.double().mean()
+    assert torch.equal(got[~flagged], plain[~flagged])
+    assert not torch.equal(got[flagged], plain[flagged])
+
+
+def test_a_guarded_scheduler_can_be_saved(tmp_path):
+    inner = "rods:solver=(churn:s_churn=3.0,solver=(dpmpp:order=3)),method=sas,window=2.0..5.0"
+    solver = build_solver(inner)
+    assert build_solver(text_of(solver)) == solver
+    scheduler = FanalScheduler.from_scheduler(own("sd"), solver)
+    scheduler.save_config(tmp_path)
+    assert FanalScheduler.from_config(FanalScheduler.load_config(tmp_path)).solver == solver
+    assert text_of(Guard(threshold=[0.1, 0.2, 0.3])) is None
+    assert text_of(Guard(threshold=[0.1, 0.2])) is None
+
+
+# Pictures drawn again.
+
+
+class Packed(fanal.denoiser.Wrapper):
+    """Flux's latents as its pipeline keeps them."""
+
+    shape = (16, 16)
+
+    def __call__(self, x, sigma):
+        return packed(self.denoiser)(x, sigma)
+
+
+def truth(name, repair, threshold, seeds, steps=8, solver=None):
+    """What the repair makes of the pipeline as a denoiser, on the pipeline's own noise."""
+    D, solver = bound(name), solver or Euler()
+    grid = network(D).grid(steps)
+    x = pipelines_noise(name)
+    x = x if torch.isinf(grid[0]) else x * (1 + grid[0] ** 2).sqrt()
+    if name == "flux":
+        D, x = Packed(D), pack(x)
+    eye = Variance(last_window(grid))
+    first = watch(D, x, grid, solver, eye, seeds)
+    return first, repair.repair(D, x, grid, solver, eye, seeds, first, threshold), network(bound(name))
+
+
+def guarded(name, threshold, scheduler=None, steps=8, seed=3, **options):
+    """Run a tiny pipeline under a Guardian; the calls are those of its network."""
+    pipe, native = tiny(name)
+    pipe.scheduler = scheduler or native
+    net, calls = getattr(pipe, "unet", None) or pipe.transformer, []
+    hook = net.register_forward_pre_hook(lambda *_: calls.append(1))
+    given = {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(seed)} | CALLS[name]
+    given |= options.pop("given", {})
+    try:
+        guardian = Guardian(pipe, threshold=threshold, **options)
+        output = guardian.run(**given)
+        assert guardian.open  # as it was made
+        guardian.close()
+        assert "step" not in vars(pipe.scheduler)
+        return guardian, output.images, len(calls)
+    finally:
+        hook.remove()
+        pipe.scheduler = native
+
+
+REPAIR = Renoise(sigma=3.0, rounds=2)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd_v", "sdxl", "sd3", "flux", "dit", "ddim"])
+def test_the_pipeline_draws_again_what_the_repair_draws(name):
+    """By latents or, where the pipeline takes none, by the state in place of its first step: risk, rounds, pictures."""
+    first, _, _ = truth(name, REPAIR, math.inf, [7, 8])
+    limit = float(first.risk.mean())  # one of two is flagged
+    first, want, D = truth(name, REPAIR, limit, [7, 8])
+    guardian, images, calls = guarded(name, limit, repair=REPAIR, seeds=[7, 8])
+    got = guardian.outcome
+    torch.testing.assert_close(got.risk, want.risk, rtol=1e-3, atol=1e-9)
+    assert torch.equal(got.rounds, want.rounds)
+    assert int(got.rounds.sum()) >= 1
+    assert torch.equal(guardian.flagged, first.risk > limit)
+    assert near(got.x, want.x, 1e-4)
+    wasted = got.rounds * (name in ("dit", "ddim"))
+    assert torch.equal(got.evaluations, want.evaluations + wasted)
+    assert calls == 8 + float((got.evaluations - 8).sum())  # one picture of two was flagged, and drawn alone
+    shown = want.x if name == "flux" else D.state_of(want.x, 0.0)
+    shown = D.decode(want.x) / 2 + 0.5 if name in ("dit", "ddim") else shown
+    assert near(images, shown, 1e-3)
+    plain, _ = run(name, own(name))
+    kept = ~guardian.flagged
+    assert torch.equal(images[kept], plain[kept])
+
+
+def test_an_unreachable_threshold_leaves_the_pipelines_own_bits():
+    plain, calls = run("sd", own("sd"))
+    guardian, images, mine = guarded("sd", math.inf)
+    assert torch.equal(images, plain)
+    assert calls == mine
+    assert not guardian.flagged.any()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"],
+)
+def test_any_scheduler_can_be_entered_half_way(kind):
+    """A pass from the entry down is that scheduler's own: a state that was not moved gives the run's own end."""
+    scheduler = getattr(diffusers, kind).from_config(own("sd").config)
+    guardian, images, _ = guarded("sd", -1.0, scheduler, repair=Renoise(3.0, 1), seeds=[7, 8])
+    assert int(guardian.outcome.rounds.min()) == 1
+    first = guardian.calls[0]
+    entry = guardian.grid[int((guardian.grid <= 3.0).nonzero()[0])]
+    assert float(first[1]) == float(entry)
+    D = bound("sd")
+    for x, sigma, denoised in guardian.calls[:3]:
+        with torch.no_grad():
+            assert near(denoised, D(x, sigma), 1e-3)
+    assert bool((guardian.trajectory().sigmas.diff() < 0).all())
+    assert float(guardian.trajectory().sigmas[-1]) == float(guardian.grid[-1])
+    assert torch.isfinite(images).all()
+
+
+def test_fanals_own_scheduler_draws_fresh_noise_in_each_round():
+    solver = Ancestral(eta=0.5)
+    first, _, _ = truth("sd", REPAIR, math.inf, [7, 8], solver=solver)
+    limit = float(first.risk.min()) / 2  # both are flagged
+    _, want, _ = truth("sd", REPAIR, limit, [7, 8], solver=solver)
+    scheduler = FanalScheduler.from_scheduler(own("sd"), solver, seeds=[7, 8])
+    guardian, _, _ = guarded("sd", limit, scheduler, repair=REPAIR, seeds=[7, 8])
+    torch.testing.assert_close(guardian.outcome.risk, want.risk, rtol=1e-3, atol=1e-9)
+    assert near(guardian.outcome.x, want.x, 1e-3)
+    assert (scheduler.seeds, scheduler.round) == ([7, 8], 0)
+
+
+def test_one_prompt_and_several_pictures():
+    """One text for several pictures: a flagged one is drawn alone, as with a list of texts."""
+    pipe, native = tiny("sd")
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    call = {"num_inference_steps": 6, "output_type": "latent", "latents": latents}
+    ends = []
+    for given in ({"prompt": "a cat", "num_images_per_prompt": 3}, {"prompt": ["a cat"] * 3}):
+        with Guardian(pipe, threshold=math.inf) as guardian:
+            pipe(**call, **given)
+        limit = float(guardian.risk().median())
+        guardian = Guardian(pipe, threshold=limit, repair=REPAIR, seeds=[1, 2, 3])
+        ends.append(guardian.run(**call, **given).images)
+        guardian.close()
+        assert int(guardian.flagged.sum()) == 1
+    assert near(ends[0], ends[1], 1e-5)
+    assert pipe.scheduler is native
+
+
+def test_lists_of_pictures_are_replaced_in_place():
+    first, _, _ = truth("ddim", REPAIR, math.inf, [7, 8])
+    for kind in ("np", "pil"):
+        guardian, images, _ = guarded(
+            "ddim", float(first.risk.mean()), repair=REPAIR, seeds=[7, 8], given={"output_type": kind}
+        )
+        plain, _ = run("ddim", own("ddim"), output_type=kind)
+        row = int(guardian.flagged.nonzero()[0])
+        if guardian.outcome.risk[row] < guardian._first_risk[row]:
+            assert bytes(images[row].tobytes()) != bytes(plain[row].tobytes())
+        assert bytes(images[1 - row].tobytes()) == bytes(plain[1 - row].tobytes())
+
+
+def test_a_pass_that_is_given_up_is_drawn_again():
+    """Stopped half-way: fewer calls, then every picture starts from the last prediction."""
+    guardian, images, calls = guarded("sd", 1e9, repair=REPAIR, seeds=[7, 8], stop=lambda r: len(r.transitions) == 5)
+    assert bool((guardian.outcome.rounds == 1).all())
+    assert torch.isfinite(guardian.outcome.risk).all()
+    tail = int((guardian.grid <= REPAIR.sigma).sum()) - 1
+    assert calls == 5 + tail
+    assert torch.isfinite(images).all()
+
+
+def test_as_a_callback_it_flags():
+    pipe, _ = tiny("sd")
+    guardian = Guardian(pipe, threshold=0.0)
+    run("sd", own("sd"), steps=6, callback_on_step_end=guardian)
+    assert not guardian.open
+    assert torch.equal(guardian.flagged, guardian.risk() > 0)
+    assert guardian.flagged.all()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    place = tmp_path_factory.mktemp("pipe")
+    pipelines.make_sd().save_pretrained(place / "sd")
+    pipelines.make_ddim().save_pretrained(place / "ddim")
+    return place
+
+
+def test_a_pipeline_takes_the_calibration_of_fanal_guard(tmp_path, saved, monkeypatch):
+    """Calibrated on the folder, used inside the pipeline: the same risks, flags and repaired latents."""
+    monkeypatch.chdir(tmp_path)
+    unit = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    grid = network(bound("sd")).grid(6)
+    start = unit * (1 + grid[0] ** 2).sqrt() / grid[0]  # a pipeline starts from x = √(1 + sigma²)·n, fanal from sigma·n
+    save_file({"noise": start.float()}, "n.safetensors")
+    config = SampleConfig(
+        f"diffusers:{saved / 'sd'}",
+        steps=6,
+        count=4,
+        block=4,
+        guard=("renoise:sigma=3.0,rounds=2",),
+        calibrate=8,
+        flag=0.5,
+        prompt="a cat",
+        guidance=7.5,
+        noise="n.safetensors",
+    )
+    found = samples(guard(config, "run", save="c.json"))
+    assert found["image"].dtype == torch.uint8
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(saved / "sd", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    guardian = Guardian(pipe, "c.json", repair=REPAIR, seeds=range(4))
+    given = {"prompt": ["a cat"] * 4, "latents": unit, "output_type": "latent"}
+    output = guardian.run(**given, num_inference_steps=6)
+    torch.testing.assert_close(guardian._first_risk, found["risk"], rtol=1e-3, atol=1e-9)
+    assert torch.equal(guardian.flagged, found["flagged"].bool())
+    assert torch.equal(guardian.outcome.rounds, found["rounds.renoise"])
+    torch.testing.assert_close(guardian.outcome.risk, found["risk.renoise"], rtol=1e-3, atol=1e-9)
+    assert near(guardian.outcome.x, found["x"], 1e-3)
+    assert output.images.shape == (4, 4, 8, 8)
+    with pytest.raises(FanalError, match="calibrated on 6 steps .* takes 5 .*no other grid"):
+        guardian.run(**given, num_inference_steps=5)
+    assert "step" in vars(pipe.scheduler)
+    guardian.close()
+    assert read_calibration("c.json").conditions["prompt"] == "a cat"
+
+
+def test_pixels_of_a_pipeline_are_guarded_from_the_command_line_too(tmp_path, saved, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = SampleConfig(
+        f"diffusers:{saved / 'ddim'}", steps=5, count=3, block=3, guard=("none",), calibrate=8, flag=0.5
+    )
+    found = samples(guard(config, "run"))
+    assert found["risk"].shape == (3,)
+    assert found["flagged"].dtype == torch.uint8
+
+
+def test_what_cannot_be_guarded_is_told():
+    pipe, _ = tiny("sd")
+    with pytest.raises(FanalError, match="needs a calibration, as fanal guard --save"):
+        Guardian(pipe)
+    with pytest.raises(FanalError, match="asks the network itself"):
+        Guardian(pipe, threshold=1.0, detector=JacobianProbe((0.0, 1.0)))
+    with pytest.raises(FanalError, match="make the Guardian with the pipeline"):
+        Guardian(diffusers.DDIMScheduler(), threshold=1.0).run()
+    pipe.scheduler = diffusers.PNDMScheduler(skip_prk_steps=True)
+    guardian = Guardian(pipe, threshold=1.0)
+    with pytest.raises(FanalError, match="take DDIM"):
+        guardian.run(prompt="a cat")
+    pipe.scheduler = own("sd")
+    guardian = Guardian(pipe, threshold=-1.0)
+    with pytest.raises(FanalError, match="leave return_dict out"):
+        guardian.run(prompt="a cat", return_dict=False)
+    guardian.close()
