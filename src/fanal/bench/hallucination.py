@@ -335,6 +335,7 @@ def bench_hallucination(
                     results[spec] = results_of(measured, config.budget, progress)
                     _write(run, spec, measured)
                     write_atomically(run.path("tables.md"), lambda part: part.write_text(tables(results), "utf-8"))
+                    run.describe({"results": results})
                     say(f"{spec}, {stage.count} samples: done; {run.path('tables.md')} has the tables so far")
             write_plots(run.path("plots.html"), "fanal bench hallucination", panels(results))
             asked = {**dataclasses.asdict(config), "methods": config.counts()}

@@ -42,24 +42,22 @@ def _number(figure: Mapping[str, Any], digits: int = 1) -> str:
 def _corrections(own: Mapping[str, Any]) -> str:
     rows = []
     for row in own["methods"]:
-        plain = row["name"] == PLAIN
-        calls = _number(row["calls"]) + (" (over)" if row["over_budget"] else "")
+        judged = [_percent(row["difference"], sign=True), _percent(row["corrected"]), _percent(row["new"])]
+        worse = [name for name, found in row["diversity"].items() if found["judged"] == "worse"]
         rows.append(
             [
                 row["name"],
                 str(row["n"]),
                 _percent(row["wrong"]),
-                "–" if plain else _percent(row["difference"], sign=True),
-                "–" if plain else _percent(row["corrected"]),
-                "–" if plain else _percent(row["new"]),
-                calls,
+                *(["–"] * len(judged) if row["name"] == PLAIN else judged),
+                _number(row["calls"]) + (" (over)" if row["over_budget"] else ""),
                 _number(row["products"]),
                 _number(row["time"], 2),
-                f"{1000 * row['seconds']['value']:.2g}",
+                ", ".join(worse) or "–",
             ]
         )
     head = ["method", "N", "wrong, %", "change", "corrected, %", "newly wrong, %"]
-    return markdown([*head, "calls", "products", "time / Euler", "ms"], rows)
+    return markdown([*head, "calls", "products", "time / Euler", "worse"], rows)
 
 
 def _classes(own: Mapping[str, Any]) -> str:
@@ -186,8 +184,83 @@ def _mechanism(own: Mapping[str, Any]) -> str:
     return markdown(["sigma", *(f"{s:.2g}" for s in m["sigma"])], [cosines, norms])
 
 
+def _claims(results: Mapping[str, Any]) -> str:
+    """What the claims of [RODS] come to, one column per model."""
+    rows = [[title, *(make(own) for own in results.values())] for title, make in _CLAIMS.items()]
+    return markdown(["", *results], rows)
+
+
+def _stands(own: Mapping[str, Any], share: str) -> str:
+    """Noise level from which a share of the verdicts stands, and how much of the run is done by then."""
+    sigma, sigmas = own["decision"][share], own["sigmas"]
+    if sigma is None:
+        return "–"
+    return f"{sigma:.2g} ({100 * sum(s > sigma for s in sigmas) / (len(sigmas) - 1):.0f} %)"
+
+
+def _area(own: Mapping[str, Any], name: str) -> str:
+    return short(own["detectors"].get(name, {}).get("auc"))
+
+
+def _best(own: Mapping[str, Any]) -> str:
+    """The best detector that costs nothing."""
+    free = {name: d["auc"] for name, d in own["detectors"].items() if d["free"] and d.get("auc")}
+    name = max(free, key=lambda name: free[name]["value"], default="")
+    return f"{short(free[name])} ({name})" if name else "–"
+
+
+def _late(own: Mapping[str, Any]) -> str:
+    """Share of samples whose index, as printed, is largest in the last quarter of the steps."""
+    raised = own["detectors"].get(_PRINTED, {}).get("raised")
+    return "–" if raised is None else f"{100 * sum(raised[-(len(raised) // _QUARTERS) :]):.0f} %"
+
+
+def _method(key: str, name: str) -> Callable[[Mapping[str, Any]], str]:
+    def tell(own: Mapping[str, Any]) -> str:
+        row = next((row for row in own["methods"] if row["name"] == name), None)
+        if row is None:
+            return "–"
+        return _number(row[key], 2) if key == "time" else f"{_percent(row[key])} %"
+
+    return tell
+
+
+def _lost(name: str) -> Callable[[Mapping[str, Any]], str]:
+    def tell(own: Mapping[str, Any]) -> str:
+        found = next((row["diversity"] for row in own["methods"] if row["name"] == name), {})
+        return ", ".join(figure for figure, own in found.items() if own["judged"] == "worse") or "–"
+
+    return tell
+
+
+_PRINTED = "rods_index:v=score,over=max,window=0..80"
+_CLAIMS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "half of the verdicts stand from sigma (of the run)": lambda own: _stands(own, "half"),
+    "nine tenths stand from sigma (of the run)": lambda own: _stands(own, "nine tenths"),
+    "index as printed is largest in the last quarter": _late,
+    "AUC of the index, as printed": lambda own: _area(own, _PRINTED),
+    "AUC of the index in the paper's window": lambda own: _area(own, "rods_index:v=score,over=max,window=2..46"),
+    "AUC of the index of the residual, mean, tuned window": lambda own: _area(own, "rods_index"),
+    "AUC of the best free detector": _best,
+    "corrected by CAS": _method("corrected", "cas"),
+    "corrected by temperature": _method("corrected", "temperature"),
+    "corrected by a random direction": _method("corrected", "random"),
+    "corrected by Heun": _method("corrected", "heun"),
+    "newly wrong by CAS": _method("new", "cas"),
+    "newly wrong by temperature": _method("new", "temperature"),
+    "time of CAS over Euler's": _method("time", "cas"),
+    "time of renoise over Euler's": _method("time", "renoise"),
+    "diversity that CAS loses": _lost("cas"),
+    "diversity that temperature loses": _lost("temperature"),
+    "diversity that renoise loses": _lost("renoise"),
+}
+
 _PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
-    "corrections": ("Every method on the same noise. Repairs are gated by {gate}.", _corrections),
+    "corrections": (
+        "Every method on the same noise. Repairs are gated by {gate}. *Worse*: figures of diversity that lose more "
+        "than 5 % against Euler, beyond two standard errors.",
+        _corrections,
+    ),
     "kinds of error": ("Share of all samples, in %; in brackets the paired change.", _classes),
     "diversity": ("In brackets the paired ratio to Euler: ↓ worse by more than 5 %, ? open, else kept.", _diversity),
     "detectors": (
@@ -210,7 +283,7 @@ _PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 
 def tables(results: Mapping[str, Any]) -> str:
     """Return every model's figures as a page of Markdown."""
-    out = [_HEAD]
+    out = [_HEAD, f"## Claims\n\nWhat [What holds](what-holds.md) reads.\n\n{_claims(results)}"]
     for spec, own in results.items():
         out.append(f"## {spec}\n")
         for title, (about, make) in _PARTS.items():
