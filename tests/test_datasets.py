@@ -184,8 +184,9 @@ def test_a_verdict_does_not_depend_on_the_batch(name):
         chunks = x.split(size)[:60]
         end = sum(map(len, chunks))
         assert torch.equal(torch.cat([dataset.verify(c) for c in chunks]), codes[:end])
+        parts = [dataset.measure(c) for c in chunks]
         for key, value in seen.items():
-            assert torch.equal(torch.cat([dataset.measure(c)[key] for c in chunks]), value[:end]), key
+            assert torch.equal(torch.cat([part[key] for part in parts]), value[:end]), key
 
 
 @pytest.mark.parametrize("name", VERIFIED)

@@ -19,13 +19,17 @@ from PIL import Image
 from fanal import labeling, metrics, pictures
 from fanal.errors import FanalError
 from fanal.files import read_json
-from fanal.flagging import read_labels
 from fanal.generation import SampleConfig, generate
 from fanal.hallucination.thresholds import threshold_for
 from fanal.labeling import LabelServer, Taxonomy, export_csv, open_labels, read_samples, summarize
 from toys import fanal, samples
 
 COUNT = 16
+
+
+def read_labels(path):
+    """Labels in a file, without those that are unsure."""
+    return {int(sample): code for sample, code in read_json(path)["labels"].items() if code is not None}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,7 @@ def test_each_label_is_on_the_disk_at_once(run):
         labels.set(sample, code)
         assert read_json(run / "labels.json")["labels"] == {str(s): c for s, c in labels.codes.items()}
     assert list(labels.codes) == [3, 5, 0]
-    assert read_labels(run / "labels.json") == {3: 0, 5: 2}  # what fanal guard takes; unsure is no label
+    assert read_labels(run / "labels.json") == {3: 0, 5: 2}
     assert [path.name for path in run.iterdir() if "part" in path.name] == []
 
 
@@ -497,3 +501,163 @@ def test_at_most_eighteen_classes_have_a_key():
     assert len(labeling.labels.KEYS) == len(set(labeling.labels.KEYS)) == 18
     assert not set("u0 ") & set(labeling.labels.KEYS)
     Taxonomy("many", tuple(f"class {k}" for k in range(18)))
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium, cut off from the network."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as api:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        found = api.chromium.launch(executable_path=path, args=flags)
+        yield found
+        found.close()
+
+
+class Visit:
+    """The page in a browser: what it shows, what it complains about, and where it sends requests."""
+
+    def __init__(self, browser, server, scheme="light", width=1280, height=800):
+        self.server, self.complaints, self.requests = server, [], []
+        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+        self.page = self.context.new_page()
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(server.url)
+        self.page.wait_for_selector("#classes button")
+        self.loaded()
+
+    def loaded(self):
+        image = "document.getElementById('image')"
+        self.until(lambda: self.page.evaluate(f"{image}.complete && {image}.naturalWidth > 0"))
+
+    def until(self, reached):
+        """Wait for something; the page's policy forbids to let the browser wait."""
+        for _ in range(500):
+            if reached():
+                return
+            self.page.wait_for_timeout(10)
+        raise AssertionError(f"nothing happened; the page says {self.page.locator('body').inner_text()!r}")
+
+    def text(self, name):
+        return self.page.locator(f"#{name}").inner_text()
+
+    def press(self, *keys):
+        """Press keys; after each the page says where it is."""
+        for key in keys:
+            self.page.keyboard.press(key)
+            self.until(lambda: self.page.evaluate("document.body.getAttribute('aria-busy') !== 'true'"))
+        self.loaded()
+        return self.text("where").split(" · ")
+
+    def close(self):
+        assert self.complaints == []
+        assert all(url.startswith(self.server.url) or url == "data:," for url in self.requests)
+        self.context.close()
+
+
+@pytest.mark.browser
+def test_a_run_is_labeled_by_keys(browser, run):
+    with served(run) as server:
+        visit, order = Visit(browser, server), server.labels.order
+        assert visit.text("where") == "sample 1 of 16"
+        assert visit.text("classes").split("\n")[::2] == list("1234560")
+        assert visit.text("classes").split("\n")[1::2] == ["right", *samples_verdicts(run)[1:], "unsure"]
+        assert visit.press("1") == ["sample 2 of 16"]
+        assert read_json(run / "labels.json")["labels"] == {str(order[0]): 0}
+        assert visit.press("5", "0") == ["sample 4 of 16"]
+        assert visit.text("done") == "3 of 16 labeled"
+        assert visit.press("ArrowLeft") == ["sample 3 of 16", "unsure"]
+        assert visit.press("ArrowLeft") == ["sample 2 of 16", "missing finger"]
+        assert visit.press("2") == ["sample 4 of 16"]  # another opinion, and on to the next open one
+        assert visit.press("u") == ["sample 2 of 16", "missing finger"]
+        assert visit.press("u") == ["sample 3 of 16"]
+        assert visit.press("ArrowRight", "ArrowRight") == ["sample 5 of 16"]
+        assert visit.press(*16 * ["ArrowRight"]) == ["sample 16 of 16"]
+        assert visit.press(" ") == ["sample 3 of 16"]
+        assert visit.press("8", "x", "Control+1") == ["sample 3 of 16"]  # no class has this key
+        assert read_json(run / "labels.json")["labels"] == {str(order[0]): 0, str(order[1]): 4}
+        visit.close()
+
+
+@pytest.mark.browser
+def test_a_run_is_labeled_by_clicks_to_the_end_and_after_a_break(browser, run):
+    with served(run, "faces") as server:
+        visit = Visit(browser, server)
+        for k in range(4):
+            visit.page.get_by_role("button", name="wrong").click()
+            visit.until(lambda k=k: visit.text("done").startswith(f"{k + 1} "))
+        visit.page.get_by_role("button", name="undo").click()
+        visit.until(lambda: visit.text("done").startswith("3 "))
+        visit.close()
+    with served(run) as server:  # another day
+        visit = Visit(browser, server)
+        assert visit.text("done") == "3 of 16 labeled"
+        assert visit.text("where") == "sample 4 of 16"
+        visit.press(*13 * ["1"])
+        assert visit.text("done") == "all 16 labeled"
+        assert "All samples are labeled" in visit.text("question")
+        assert visit.page.locator("#skip").is_disabled()
+        visit.close()
+    assert sorted(read_labels(run / "labels.json").values()) == 13 * [0] + 3 * [1]
+
+
+@pytest.mark.browser
+def test_the_picture_is_enlarged_without_smoothing_and_fits(browser, run):
+    with served(run) as server:
+        for scheme, width, height in (("light", 1280, 800), ("dark", 900, 600), ("light", 360, 740)):
+            visit = Visit(browser, server, scheme, width, height)
+            style = visit.page.evaluate("getComputedStyle(document.getElementById('image')).imageRendering")
+            assert style == "pixelated"
+            box = visit.page.locator("#image").bounding_box()
+            assert min(box["width"], box["height"]) >= 250
+            assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+            for button in visit.page.locator("button").all():
+                size = button.bounding_box()
+                assert size["height"] >= 44
+                assert size["x"] >= 0
+                assert size["x"] + size["width"] <= width
+            back = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+            light = sum(int(part) for part in back[4:-1].split(","))
+            assert (light < 200) == (scheme == "dark")
+            visit.close()
+
+
+@pytest.mark.browser
+def test_a_label_that_cannot_be_saved_stays_where_it_is(browser, run, monkeypatch):
+    def full(path, value):
+        raise FanalError(f"cannot write {path}: no space left on device") from OSError(28, "no space")
+
+    with served(run) as server:
+        visit = Visit(browser, server)
+        visit.press("1")
+        monkeypatch.setattr("fanal.labeling.labels.write_json", full)
+        assert visit.press("2") == ["sample 2 of 16"]
+        assert "Not saved: cannot write" in visit.text("error")
+        monkeypatch.undo()
+        assert visit.press("2") == ["sample 3 of 16"]
+        assert visit.page.locator("#error").is_hidden()
+        assert all("500" in text for text in visit.complaints)  # the browser's own note of the refused request
+        visit.complaints.clear()
+        visit.close()
+
+
+@pytest.mark.browser
+def test_the_risk_is_shown_only_when_asked_for(browser, run):
+    with served(run) as server:
+        visit = Visit(browser, server)
+        words = visit.page.evaluate("document.documentElement.outerHTML").lower()
+        assert "risk" not in words
+        visit.close()
+    with served(run, show_risk=True) as server:
+        visit = Visit(browser, server)
+        risk = float(samples(run)["risk"][server.labels.order[0]])
+        assert float(visit.text("where").split("risk ")[1]) == pytest.approx(risk, rel=0.01)
+        visit.close()

@@ -283,9 +283,10 @@ _GRID2 = Recipe(
 _HANDS32 = Recipe("hands32", UNetConfig(), iterations=16_000, noise_levels=_IMAGES, train_count=20_000)
 _SCENES64 = Recipe(
     "scenes64",
-    UNetConfig(widths=(48, 64, 96), factor=4, embedding=64),
+    UNetConfig(widths=(32, 48, 64, 96), embedding=64),
     iterations=16_000,
-    noise_levels=LogNormal(0.0, 1.3),
+    batch=16,
+    noise_levels=LogNormal(-0.2, 1.3),
     train_count=20_000,
 )
 _SHAPES32 = Recipe("shapes32", UNetConfig(), iterations=2100, noise_levels=_IMAGES, train_count=20_000)

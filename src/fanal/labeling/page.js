@@ -62,10 +62,11 @@ function skip() {
   show();
 }
 
-// One change at a time: a label counts once it is on the disk, and the page moves on after that.
+// One change at a time: a label counts once it is on the disk, and the page moves on after that. What is pressed before
+// the next picture is there is ignored, so that nothing is labeled unseen.
 async function change(work) {
   if (busy) return;
-  busy = true;
+  wait(true);
   try {
     await work();
     at("error").hidden = true;
@@ -73,7 +74,13 @@ async function change(work) {
     at("error").textContent = `Not saved: ${error.message}`;
     at("error").hidden = false;
   }
-  busy = false;
+  await at("image").decode().catch(() => {});
+  wait(false);
+}
+
+function wait(on) {
+  busy = on;
+  document.body.setAttribute("aria-busy", on);
 }
 
 const label = (code) => change(async () => {
