@@ -287,16 +287,19 @@ def test_the_nodes_say_what_comfyui_asks():
     import inspect
 
     mappings, titles = comfyui.NODE_CLASS_MAPPINGS, comfyui.NODE_DISPLAY_NAME_MAPPINGS
-    assert mappings.keys() == titles.keys() == {f"Fanal{s}{f}" for s in ("Sampler", "Sigmas") for f in ("", "FromFile")}
+    plain = {f"Fanal{s}{f}" for s in ("Sampler", "Sigmas") for f in ("", "FromFile")}
+    guards = {"FanalGuard", "FanalWatch", "FanalRedraw", "FanalFlag"}
+    assert mappings.keys() == titles.keys() == plain | guards
     for node in mappings.values():
         widgets = node.INPUT_TYPES()["required"]
         function = getattr(node, node.FUNCTION)
         assert list(widgets) == [name for name in inspect.signature(function).parameters if name != "self"]
-        assert set(node.RETURN_TYPES) <= {"SAMPLER", "SIGMAS", "STRING"}
+        assert set(node.RETURN_TYPES) <= {"SAMPLER", "SIGMAS", "STRING", "LATENT", "FANAL_WATCH"}
         assert node.CATEGORY.startswith("sampling/custom_sampling")
         for kind, *options in widgets.values():
-            assert isinstance(kind, list) or kind in ("STRING", "INT", "FLOAT", "BOOLEAN")
-            assert isinstance(kind, list) or "default" in options[0]
+            wire = kind in ("SAMPLER", "LATENT", "FANAL_WATCH")
+            assert isinstance(kind, list) or wire or kind in ("STRING", "INT", "FLOAT", "BOOLEAN")
+            assert isinstance(kind, list) or wire or "default" in options[0]
     assert comfyui.FanalSampler.INPUT_TYPES()["required"]["solver"] == (list(SOLVERS),)
     assert comfyui.FanalSigmas.INPUT_TYPES()["required"]["schedule"] == (list(SCHEDULES),)
 

@@ -1,4 +1,4 @@
-"""Nodes for ComfyUI: fanal's solvers as a SAMPLER, its schedules as SIGMAS.
+"""Nodes for ComfyUI: fanal's solvers as a SAMPLER, its schedules as SIGMAS; guards and flags in `comfyui_guard`.
 
 ComfyUI finds them through the folder `integrations/comfyui` of the repository, which is put into `custom_nodes`. It
 keeps k-diffusion's interface: a sampler is a function of (model, x, sigmas, extra_args, callback, disable). For
@@ -8,9 +8,7 @@ sampler sees which kind the model is of and converts.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fanal.adapters.k_diffusion import KDiffusionModel, sampler
+from fanal.adapters.comfyui_guard import GUARD_NODES
+from fanal.adapters.comfyui_sampling import comfy_sampler, hash_of, text
 from fanal.adapters.predictions import flow_time
 from fanal.config import build_schedule, build_solver
 from fanal.errors import FanalError
-from fanal.sampling import Solver
 from fanal.schedule_files import read_schedules
 from fanal.schedules import SCHEDULES
 from fanal.schedules.files import from_file, holds_many
@@ -40,49 +38,10 @@ __all__ = [
     "read_sigmas",
 ]
 
-_BYTES, _NODES = 2**20, 10_000
+_NODES = 10_000
 
 INPUT_KINDS = {"sigma (SD, SDXL)": "ve", "flow time (SD3, Flux, Wan)": "flow"}
 """What SIGMAS mean to a model, as shown → process."""
-
-
-def _text(name: str, options: str) -> str:
-    """Name and options as on the command line."""
-    return f"{name}:{options.strip()}" if options.strip() else name
-
-
-def _is_flow(model: Any) -> bool:
-    """Whether the model that ComfyUI wrapped is of the flow-matching kind."""
-    from comfy.model_sampling import CONST  # pyright: ignore[reportMissingImports]
-
-    return isinstance(model.inner_model.inner_model.model_sampling, CONST)
-
-
-def comfy_sampler(solver: Solver, name: str = "fanal") -> Callable[..., Tensor]:
-    """Return a solver as a function that ComfyUI's KSAMPLER takes.
-
-    Noise that the solver draws is keyed by the workflow's seed: sample b of the batch has seed + b.
-
-    Args:
-        solver: how an interval is crossed.
-        name: shown in ComfyUI's log.
-    """
-
-    def sample(
-        model: KDiffusionModel,
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], object] | None = None,
-        disable: bool | None = None,
-    ) -> Tensor:
-        seed = (extra_args or {}).get("seed")
-        keys = None if seed is None else [(int(seed) + b) % 2**64 for b in range(len(x))]
-        run = sampler(solver, seeds=keys, process="flow" if _is_flow(model) else "ve")
-        return run(model, x, sigmas, extra_args, callback, disable)
-
-    sample.__name__ = name
-    return sample
 
 
 def _sigmas(grid: Float[Tensor, " n"], kind: str) -> Float[Tensor, " n"]:
@@ -112,15 +71,6 @@ def read_sigmas(path: str | Path, steps: int = 0) -> Float[Tensor, " n"]:
     return grid
 
 
-def _hash_of(file: str) -> str:
-    """A hash of the start of a file, so that ComfyUI notices when it was replaced; empty where there is none."""
-    try:
-        with open(file, "rb") as stream:
-            return hashlib.sha256(stream.read(_BYTES + 1)).hexdigest()
-    except OSError:
-        return ""
-
-
 class FanalSampler:
     """A solver, by name and options, as SAMPLER."""
 
@@ -138,7 +88,7 @@ class FanalSampler:
     def VALIDATE_INPUTS(cls, solver: str, options: str) -> bool | str:
         """Return True, or what is wrong, before the workflow runs."""
         try:
-            build_solver(_text(solver, options))
+            build_solver(text(solver, options))
         except FanalError as error:
             return str(error)
         return True
@@ -151,7 +101,7 @@ class FanalSampler:
         """
         from comfy.samplers import KSAMPLER  # pyright: ignore[reportMissingImports]
 
-        return (KSAMPLER(comfy_sampler(build_solver(_text(solver, options)), f"fanal_{solver}"), {}, {}),)
+        return (KSAMPLER(comfy_sampler(build_solver(text(solver, options)), f"fanal_{solver}"), {}, {}),)
 
 
 class FanalSamplerFromFile:
@@ -170,7 +120,7 @@ class FanalSamplerFromFile:
     @classmethod
     def IS_CHANGED(cls, file: str) -> str:
         """Return a hash of the file."""
-        return _hash_of(file)
+        return hash_of(file)
 
     def load(self, file: str) -> tuple[Any]:
         """Return the sampler.
@@ -222,7 +172,7 @@ class FanalSigmas:
         far = INPUT_KINDS[kind] == "flow"
         if steps - far < 1:
             raise FanalError("a flow model needs two steps or more: the first leads from t = 1 to sigma_max")
-        grid = build_schedule(_text(schedule, options), steps - far, sigma_min, sigma_max, zero=end_at_zero)
+        grid = build_schedule(text(schedule, options), steps - far, sigma_min, sigma_max, zero=end_at_zero)
         return (_sigmas(torch.cat([grid.new_full((int(far),), math.inf), grid]), kind),)
 
 
@@ -252,7 +202,7 @@ class FanalSigmasFromFile:
     @classmethod
     def IS_CHANGED(cls, file: str, steps: int, kind: str) -> str:
         """Return a hash of the file and the widgets."""
-        return f"{_hash_of(file)} {steps} {kind}"
+        return f"{hash_of(file)} {steps} {kind}"
 
     def load(self, file: str, steps: int, kind: str) -> tuple[Tensor, str]:
         """Return the sigmas, and in words whether they end at 0.
@@ -267,6 +217,7 @@ class FanalSigmasFromFile:
 
 
 _NODES_BY_NAME: dict[str, tuple[type, str]] = {
+    **GUARD_NODES,
     "FanalSampler": (FanalSampler, "fanal sampler"),
     "FanalSamplerFromFile": (FanalSamplerFromFile, "fanal sampler from file"),
     "FanalSigmas": (FanalSigmas, "fanal sigmas"),

@@ -23,7 +23,7 @@ from fanal.errors import FanalError
 from fanal.sampling import Solver, trace
 from fanal.schedules import check_sigmas
 
-__all__ = ["KDiffusionModel", "KDiffusionSampler", "from_k_diffusion", "sampler"]
+__all__ = ["KDiffusionModel", "KDiffusionSampler", "from_k_diffusion", "grid_of", "sampler"]
 
 
 @runtime_checkable
@@ -85,7 +85,12 @@ def _bar(steps: int, disable: bool | None) -> Any:
     return bar
 
 
-def _grid(sigmas: Tensor, process: str) -> Float[Tensor, " n"]:
+def grid_of(sigmas: Tensor, process: str) -> Float[Tensor, " n"]:
+    """Return a grid in x-space from what a sampler is given: sigmas, or for `flow` times in [0, 1].
+
+    Raises:
+        FanalError: it is no schedule.
+    """
     if process == "ve":
         return check_sigmas(sigmas)
     t = torch.as_tensor(sigmas).detach().to("cpu", torch.float64)
@@ -120,7 +125,7 @@ def sampler(solver: Solver, *, seeds: Iterable[int] | None = None, process: str 
     ) -> Tensor:
         if len(sigmas) < 2:
             return x
-        grid = _grid(sigmas, process)
+        grid = grid_of(sigmas, process)
         denoiser = from_k_diffusion(model, extra_args, process)
         state = x_of(x, grid[0], process)
         with torch.no_grad(), _bar(len(grid) - 1, disable) as bar:
