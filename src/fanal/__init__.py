@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fanal import guidance as guidance
     from fanal import hallucination as hallucination
     from fanal import interpolation as interpolation
+    from fanal import memorization as memorization
     from fanal import metrics as metrics
     from fanal import nets as nets
     from fanal import pictures as pictures
@@ -52,6 +53,7 @@ _MODULES = frozenset(
         "guidance",
         "hallucination",
         "interpolation",
+        "memorization",
         "metrics",
         "nets",
         "pictures",

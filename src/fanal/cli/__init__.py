@@ -6,6 +6,8 @@ import typer
 
 from fanal import __version__
 from fanal.cli import bench, models
+from fanal.cli.audit import EPILOG as AUDIT
+from fanal.cli.audit import audit
 from fanal.cli.convert import EPILOG as CONVERT
 from fanal.cli.convert import convert
 from fanal.cli.demo import EPILOG as DEMO
@@ -60,6 +62,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 app.command("sample", epilog=SAMPLE)(sample)
 app.command("guard", epilog=GUARD)(guard)
+app.command("audit", epilog=AUDIT)(audit)
 app.command("geometry", epilog=GEOMETRY)(geometry)
 app.command("interpolate", epilog=INTERPOLATE)(interpolate)
 app.command("train", epilog=TRAIN)(train)

@@ -17,6 +17,7 @@ from fanal.files import read_json, read_tensors, write_atomically
 from fanal.hallucination.detectors import FREE
 from fanal.metrics import Estimate
 from fanal.report import figures
+from fanal.report.audit import write_audit
 from fanal.report.geometry import write_geometry
 from fanal.trajectory import Trajectory
 
@@ -215,8 +216,9 @@ def write_report(folder: str | Path) -> Path:
     if not (folder / "run.json").is_file():
         raise FanalError(f"{folder} is not a run folder: it has no run.json; fanal sample and fanal demo write one")
     record = read_json(folder / "run.json")
-    if record.get("command") == "geometry":
-        return write_geometry(folder)
+    own = {"geometry": write_geometry, "audit": write_audit}.get(record.get("command", ""))
+    if own is not None:
+        return own(folder)
     if not isinstance(record.get("results"), dict) or "table" not in record["results"]:
         raise FanalError(f"{folder} is not a run of fanal sample or fanal demo, and has no page: see its run.json")
     samples, _ = read_tensors(folder / "samples.safetensors")

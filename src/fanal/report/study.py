@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -11,10 +13,11 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 
+from fanal.errors import FanalError
 from fanal.files import write_atomically
 from fanal.report.figures import script
 
-__all__ = ["COLORS", "Line", "Section", "band_figure", "space_figure", "write_study"]
+__all__ = ["COLORS", "Line", "Section", "band_figure", "histogram_figure", "picture", "space_figure", "write_study"]
 
 COLORS = ("#2f6fdb", "#d1495b", "#2a9d5c", "#e09f3e", "#7b5ea7", "#4aa3a2")
 """Of the lines of a figure, in order."""
@@ -56,6 +59,24 @@ class Section:
     figures: Sequence[str] = ()
     head: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = field(default_factory=tuple)
+
+
+def picture(path: Path, alternative: str) -> str:
+    """Return a picture file as HTML.
+
+    Args:
+        path: a PNG file.
+        alternative: what it shows, in words.
+
+    Raises:
+        FanalError: it cannot be read.
+    """
+    try:
+        content = base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise FanalError(f"cannot read {path}: {error.strerror or error}") from error
+    style = "max-width:100%;image-rendering:pixelated"
+    return f'<img src="data:image/png;base64,{content}" alt="{html.escape(alternative)}" style="{style}">'
 
 
 def _clear(color: str, alpha: float) -> str:
@@ -121,6 +142,33 @@ def band_figure(
     axis: dict[str, Any] = {"gridcolor": _GRID, "zerolinecolor": _GRID, "exponentformat": "power"}
     figure.update_xaxes(title=x, type="log" if log_x else "linear", autorange="reversed" if falling else True, **axis)
     figure.update_yaxes(title=y, type="log" if log_y else "linear", **axis)
+    return _html(figure, name, 360)
+
+
+def histogram_figure(groups: Mapping[str, Sequence[float]], name: str, x: str, mark: float | None = None) -> str:
+    """Draw distributions over each other, as shares of their group.
+
+    Args:
+        groups: values by name.
+        name: id of the figure, unique on its page.
+        x: title of the horizontal axis.
+        mark: where to draw a vertical line.
+    """
+    figure = go.Figure()
+    every = [value for values in groups.values() for value in values]
+    low, high = min(every), max(every)
+    bins = {"start": low, "end": high + 1e-9, "size": max((high - low) / 50, 1e-9)}
+    for (label, values), color in zip(groups.items(), COLORS, strict=False):
+        trace = go.Histogram(
+            x=list(values), name=label, marker_color=color, opacity=0.6, xbins=bins, histnorm="percent"
+        )
+        figure.add_trace(trace)
+    if mark is not None:
+        figure.add_vline(mark, line={"color": _INK, "dash": "dash"}, annotation_text="threshold")
+    figure.update_layout(barmode="overlay")
+    axis: dict[str, Any] = {"gridcolor": _GRID, "zerolinecolor": _GRID}
+    figure.update_xaxes(title=x, **axis)
+    figure.update_yaxes(title="% of the group", **axis)
     return _html(figure, name, 360)
 
 

@@ -1,0 +1,104 @@
+"""`fanal audit`: does a model replay its training data?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fanal.cli import options
+from fanal.cli.console import errors_shown, progress, say, table
+
+EPILOG = """
+Examples:\n
+  fanal audit hands32 --data hands32 --out hands-audit\n
+  fanal audit ./my-model --data folder:PHOTOS --count 10000 --out photos-audit\n
+  fanal audit edm:cifar10.pkl --data folder:CIFAR10,size=32 --device cuda --out cifar-audit\n
+  fanal audit data:digits8 --data digits8 --count 200 --out caught
+"""
+
+
+def _show(folder: Path) -> None:
+    """Print what was found."""
+    from fanal.files import read_json
+    from fanal.report.audit import verdict
+
+    results = read_json(folder / "run.json")["results"]
+    say(verdict(results))
+    found = results["settling"]
+    if found:
+        rows = [
+            [name, "–" if found[name]["median sigma"] is None else f"{found[name]['median sigma']:.3g}",
+             f"{100 * found[name]['share']:.0f} %"]
+            for name in ("cell", "collapse", "leave")
+        ]  # fmt: skip
+        table(["runs", "median sigma", "of runs"], rows, title="when runs settle")
+    say(f"page: {folder / 'report.html'}")
+
+
+def audit(
+    model: options.Model,
+    data: Annotated[str, typer.Option(help="What it was trained on: a data set of the package, or folder:DIR.")],
+    out: options.Out = Path("fanal-audit"),
+    count: options.Count = 1000,
+    points: Annotated[
+        int | None, typer.Option(help="Training points that are searched, the first ones; default: all.", min=2)
+    ] = None,
+    held: Annotated[
+        int | None, typer.Option(help="Held-out points that set the threshold; default: all, up to 10,000.", min=1)
+    ] = None,
+    level: Annotated[float, typer.Option(help="Share of held-out points that are called copies: false alarms.")] = 0.01,
+    traced: Annotated[int, typer.Option(help="Samples whose runs are followed for when they settle.", min=0)] = 64,
+    solver: options.Solver = "heun",
+    schedule: options.Schedule = None,
+    steps: options.Steps = 20,
+    sigma_min: options.SigmaMin = None,
+    sigma_max: options.SigmaMax = None,
+    zero: options.Zero = True,
+    label: options.Label = None,
+    prompt: options.Prompt = None,
+    negative: options.Negative = "",
+    guidance: options.Guidance = None,
+    seed: options.Seed = 0,
+    allow_bin: options.AllowBin = False,
+    block: options.Block = 64,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "cpu",
+    threads: options.Threads = 1,
+) -> None:
+    """Count samples that copy training points, against what held-out points would show, and when runs settle on one.
+
+    The run folder holds run.json, samples.safetensors, pairs.png and report.html, a page that opens offline.
+
+    When it is stopped, the same command goes on where it was.
+    """
+    with errors_shown(resumable=True):
+        from fanal.memorization.command import AuditConfig
+        from fanal.memorization.command import audit as run
+
+        config = AuditConfig(
+            model=model,
+            data=data,
+            solver=solver,
+            schedule=schedule,
+            steps=steps,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            zero=zero,
+            count=count,
+            points=points,
+            held=held,
+            level=level,
+            traced=min(traced, count),
+            label=options.whole_or_name(label),
+            prompt=prompt,
+            negative=negative,
+            guidance=guidance,
+            seed=seed,
+            allow_bin=allow_bin,
+            block=block,
+            device=device,
+            threads=threads,
+        )
+        _show(run(config, out, overwrite=overwrite, progress=progress))

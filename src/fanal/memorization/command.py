@@ -1,0 +1,227 @@
+"""What `fanal audit` calls: samples against their training set, block by block, into a run folder with a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fanal import pictures
+from fanal.datasets import get
+from fanal.denoiser import Latent, counters
+from fanal.errors import FanalError
+from fanal.exact import Dataset
+from fanal.files import write_atomically, write_tensors
+from fanal.generation import identity
+from fanal.memorization.copies import LEVEL, copied, neighbors, threshold
+from fanal.memorization.settling import settling
+from fanal.metrics.estimates import auc, mean
+from fanal.preparation import SampleConfig, Setup, prepare
+from fanal.runs import Progress, Run, cpu_threads, quiet
+from fanal.sampling import sample, trace
+from fanal.schedules import plain_sigmas
+from fanal.summary import as_json
+from fanal.trajectory import Trajectory
+
+__all__ = ["AuditConfig", "audit"]
+
+_GALLERY = 40  # pairs in the picture
+_HELD_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """What an audit depends on; written to `run.json`.
+
+    Attributes:
+        model: spec, as in `fanal.load`.
+        data: data set the model was trained on: its train split is what may be copied, its held-out split says what
+            chance looks like.
+        solver, schedule, steps, sigma_min, sigma_max, zero: as in `SampleConfig`.
+        count: number of samples.
+        points: training points that are searched, the first ones; None: all.
+        held: held-out points that set the threshold; None: all, at most 10,000.
+        level: share of held-out points that the threshold calls copies.
+        traced: samples, the first ones, whose runs are followed for when they settle.
+        label, prompt, negative, guidance: conditions of all samples, as in `SampleConfig`.
+        seed, allow_bin, block, device, threads: as in `SampleConfig`.
+    """
+
+    model: str
+    data: str
+    solver: str = "heun"
+    schedule: str | None = None
+    steps: int = 20
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    zero: bool = True
+    count: int = 1000
+    points: int | None = None
+    held: int | None = None
+    level: float = LEVEL
+    traced: int = 64
+    label: int | str | None = None
+    prompt: str | None = None
+    negative: str = ""
+    guidance: float | None = None
+    seed: int = 0
+    allow_bin: bool = False
+    block: int = 64
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.traced <= self.count:
+            raise FanalError(f"traced must be in [0, {self.count}], the number of samples, got {self.traced}")
+
+    def sampling(self) -> SampleConfig:
+        """Return the settings of the same run without its audit."""
+        shared = {f.name for f in dataclasses.fields(SampleConfig)} & {f.name for f in dataclasses.fields(self)}
+        return SampleConfig(**{key: getattr(self, key) for key in shared})
+
+
+def _sets(config: AuditConfig, shape: tuple[int, ...]) -> tuple[Dataset, Tensor]:
+    """The training set, and held-out points."""
+    source = get(config.data)
+    if tuple(source.shape) != shape:
+        raise FanalError(f"{config.data} has samples of shape {source.shape}, and {config.model} makes {shape}")
+    train = source.data("train").x
+    held = source.data("held out").x
+    return Dataset(train[: config.points]), held[: min(config.held or 10_000, len(held))]
+
+
+def _block(config: AuditConfig, setup: Setup, exact: Dataset, rows: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Sample one block, look its neighbors up, and follow the runs that are traced."""
+    begin, model = time.perf_counter(), setup.bound(rows)
+    seeds, start = setup.config.seeds()[rows.start : rows.stop], setup.start(rows)
+    tensors: dict[str, Tensor] = {}
+    own = max(0, min(len(rows), config.traced - rows.start))
+    if own:
+        run = Trajectory.record(trace(model, start, setup.sigmas, setup.solver, seeds))
+        x, first = run.x[-1], dataclasses.replace(run, x=run.x[:, :own], denoised=run.denoised[:, :own], info={})
+        found = settling(exact, first)
+        curves = {"gap": found.gap.T, "entropy": found.entropy.T}  # samples first, as in all blocks
+        ends = {"cell": found.cell, "collapse": found.collapse, "leave": found.leave}
+        tensors |= {f"settling.{name}": value for name, value in (curves | ends).items()}
+    else:
+        x = sample(model, start, setup.sigmas, setup.solver, seeds)
+    near = neighbors(exact, x)
+    tensors |= {"x": x.float(), "ratio": near.ratio, "distance": near.distance, "index": near.index}
+    spent = {key: sum(getattr(count, key) for count in counters(model)) for key in ("calls", "evaluations")}
+    return tensors, {"seconds": time.perf_counter() - begin, **spent}
+
+
+def _whole(blocks: list[tuple[dict[str, Tensor], dict[str, Any]]]) -> dict[str, Tensor]:
+    names = {name for tensors, _ in blocks for name in tensors}
+    return {name: torch.cat([t[name] for t, _ in blocks if name in t]) for name in sorted(names)}
+
+
+def _settled(whole: dict[str, Tensor], config: AuditConfig, setup: Setup) -> dict[str, Any]:
+    """Where runs settle, as figures, with the curves behind them."""
+    if not config.traced:
+        return {}
+    out: dict[str, Any] = {}
+    for name in ("cell", "collapse", "leave"):
+        values = whole[f"settling.{name}"]
+        known = values[~values.isnan()]
+        middle = float(known.median()) if len(known) else None
+        out[name] = {"median sigma": middle, "share": len(known) / len(values)}
+    for name in ("gap", "entropy"):
+        values = whole[f"settling.{name}"]
+        out[name] = {"mean": values.mean(0).tolist(), "std": values.std(0).nan_to_num().tolist()}
+    return {"runs": config.traced, "sigmas": plain_sigmas(setup.sigmas[:-1]), **out}
+
+
+def _results(
+    config: AuditConfig, setup: Setup, whole: dict[str, Tensor], held: dict[str, Tensor], points: int
+) -> dict[str, Any]:
+    share = copied(whole["ratio"], held["ratio"], config.level)
+    both = torch.cat([whole["ratio"], held["ratio"]])
+    is_sample = torch.arange(len(both)) < len(whole["ratio"])
+    hits = whole["ratio"] < threshold(held["ratio"], config.level)
+    again = torch.bincount(whole["index"][hits]) if bool(hits.any()) else torch.zeros(1, dtype=torch.int64)
+    return {
+        "points": points,
+        "copies": dataclasses.asdict(share),
+        "ratio": {"samples": as_json(mean(whole["ratio"])), "held out": as_json(mean(held["ratio"]))},
+        "distance": {"samples": as_json(mean(whole["distance"])), "held out": as_json(mean(held["distance"]))},
+        "nearer than held-out": as_json(auc(-both, is_sample)),
+        "training points copied": int((again > 0).sum()),
+        "most often": int(again.max()),
+        "settling": _settled(whole, config, setup),
+    }
+
+
+def _gallery(whole: dict[str, Tensor], exact: Dataset, decode: Callable[[Tensor], Tensor]) -> Image.Image:
+    """The samples with the smallest ratios above their nearest training points, in rows of ten."""
+    columns = min(10, len(whole["ratio"]))
+    order = whole["ratio"].argsort()[: _GALLERY // columns * columns]
+    order = order[: len(order) // columns * columns]
+    near = exact.points.rows(whole["index"][order][:, None], "cpu", torch.float32)[:, 0]
+    pairs = [decode(part.reshape(len(order), *exact.shape)) for part in (whole["x"][order], near)]
+    if len(exact.shape) == 1:
+        return pictures.beside([pictures.grid(part) for part in pairs])
+    rows = [part[a : a + columns] for a in range(0, len(order), columns) for part in pairs]
+    return pictures.grid(torch.cat(rows), columns=columns)
+
+
+def audit(config: AuditConfig, out: str | Path, *, overwrite: bool = False, progress: Progress = quiet) -> Path:
+    """Audit a model into a run folder: `run.json`, `samples.safetensors`, `pairs.png` and `report.html`.
+
+    Args:
+        config: what to audit.
+        out: the run folder.
+        overwrite: replace a finished run.
+        progress: wraps loops, given what they do.
+
+    Raises:
+        FanalError: the configuration or the place does not work, or the data have another shape than the samples.
+    """
+    sampling = config.sampling()
+    setup, _ = prepare(sampling)
+    exact, points = _sets(config, setup.network.shape)
+    spans = [range(a, min(a + config.block, config.count)) for a in range(0, config.count, config.block)]
+    head, decides = dataclasses.asdict(config), identity(sampling, setup.network)
+    with cpu_threads(config.threads), Run(out, "audit", head, identity=decides, overwrite=overwrite) as run:
+        parts = list(points.split(_HELD_BLOCK))
+        known = []
+        for i in progress(range(len(parts)), "held-out points"):
+            own, _ = run.block(i, lambda part=parts[i]: (_looked(exact, part), {}), stage="held")
+            known.append(own)
+        held = {name: torch.cat([part[name] for part in known]) for name in ("ratio", "distance")}
+        copied(held["ratio"][:1], held["ratio"], config.level)  # too few for the level: said before sampling
+        blocks = [
+            run.block(i, lambda rows=spans[i]: _block(config, setup, exact, rows))
+            for i in progress(range(len(spans)), "samples")
+        ]
+        whole = _whole(blocks)
+        kept = {name: whole[name] for name in ("x", "ratio", "distance", "index")}
+        write_tensors(run.path("samples.safetensors"), kept | {f"held.{k}": v for k, v in held.items()})
+        network = setup.network
+        decode = network.decode if isinstance(network, Latent) else lambda x: x
+        picture = _gallery(whole, exact, decode)
+        write_atomically(run.path("pairs.png"), lambda part: picture.save(part, "PNG"))
+        run.describe(
+            {
+                "network": {key: sum(notes[key] for _, notes in blocks) for key in ("calls", "evaluations")},
+                "seconds": math.fsum(notes["seconds"] for _, notes in blocks),
+                "results": _results(config, setup, whole, held, len(exact)),
+            }
+        )
+        from fanal.report.audit import write_audit
+
+        write_audit(run.part)
+        return run.finish()
+
+
+def _looked(exact: Dataset, x: Tensor) -> dict[str, Tensor]:
+    found = neighbors(exact, x)
+    return {"ratio": found.ratio, "distance": found.distance}

@@ -1,0 +1,118 @@
+"""The page of `fanal audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fanal.files import read_json, read_tensors
+from fanal.memorization.copies import threshold
+from fanal.report.study import Line, Section, band_figure, histogram_figure, picture, write_study
+
+__all__ = ["verdict", "write_audit"]
+
+SURE = 1e-3
+"""Probability below which more copies than chance are called so."""
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """Return what an audit found, in one sentence."""
+    found = results["copies"]
+    interval = f"95 % interval {_percent(found['excess_low'])} to {_percent(found['excess_high'])}"
+    if found["p"] < SURE:
+        return (
+            f"The model replays its training data: {_percent(found['excess'])} of samples are copies beyond chance "
+            f"({interval}, p = {found['p']:.1g})."
+        )
+    return (
+        f"No sign of replayed training data: {_percent(found['share'])} of samples look like copies, and "
+        f"{_percent(found['level'])} of held-out points do (p = {found['p']:.2g}); at most "
+        f"{_percent(found['excess_high'])} of samples are copies beyond chance."
+    )
+
+
+def _copies(results: dict[str, Any], samples: dict[str, Tensor], level: float) -> Section:
+    found = results["copies"]
+    rows = [
+        ["samples below the threshold", f"{found['count']} of {found['total']}", _percent(found["share"])],
+        ["its 95 % interval", "", f"{_percent(found['low'])} to {_percent(found['high'])}"],
+        ["held-out points below it", f"of {found['held']}", _percent(found["level"])],
+        ["copies beyond chance", "", f"{_percent(found['excess'])} ({_percent(found['excess_low'])} to "
+         f"{_percent(found['excess_high'])})"],
+        ["probability by chance", "", f"{found['p']:.2g}"],
+        ["training points copied", f"{results['training points copied']} of {results['points']}",
+         f"one of them {results['most often']} times"],
+    ]  # fmt: skip
+    groups = {"samples": samples["ratio"].tolist(), "held-out points": samples["held.ratio"].tolist()}
+    figure = histogram_figure(groups, "ratio", "distance to the nearest / to the next ones", level)
+    return Section(
+        "Copies",
+        "Distance to the nearest training point over the mean distance to the twenty after it: copies pile up at 0; "
+        "where the samples lie like held-out points, nothing is replayed.",
+        [figure],
+        ["", "", ""],
+        rows,
+    )
+
+
+def _settling(results: dict[str, Any]) -> list[Section]:
+    found = results["settling"]
+    if not found:
+        return []
+    levels = [float(sigma) for sigma in found["sigmas"]]
+    lines = {name: Line(name, levels, found[name]["mean"], found[name]["std"]) for name in ("gap", "entropy")}
+    words = {
+        "cell": "stays in its last Voronoi cell from",
+        "collapse": "posterior over the training set has collapsed from",
+        "leave": "prediction first differs from the exact one at",
+    }
+    rows = [
+        [word, "–" if found[name]["median sigma"] is None else f"{found[name]['median sigma']:.3g}",
+         _percent(found[name]["share"])]
+        for name, word in words.items()
+    ]  # fmt: skip
+    return [
+        Section(
+            "When runs settle",
+            "Against sigma, which falls as a run goes: how far the prediction is from that of the exact denoiser of "
+            "the training set, which could only replay it, and the entropy of the posterior over training points.",
+            [
+                band_figure([lines["gap"]], "gap", "sigma", "distance / √d", log_x=True, falling=True),
+                band_figure([lines["entropy"]], "entropy", "sigma", "nats", log_x=True, falling=True),
+            ],
+            [f"of {found['runs']} runs", "median sigma", "of runs"],
+            rows,
+        )
+    ]
+
+
+def write_audit(folder: Path) -> Path:
+    """Write `report.html` from an audit's `run.json`, `samples.safetensors` and `pairs.png`.
+
+    Raises:
+        FanalError: the folder has no such files, or cannot be written.
+    """
+    record = read_json(folder / "run.json")
+    samples, _ = read_tensors(folder / "samples.safetensors")
+    config, results = record["config"], record["results"]
+    level = threshold(samples["held.ratio"], config["level"])
+    pairs = Section(
+        "The closest pairs",
+        "Samples with the smallest ratios, each above (for points: beside) its nearest training point.",
+        [picture(folder / "pairs.png", "samples and their nearest training points")],
+    )
+    lines = [
+        f"{config['count']} samples of {config['model']} against {results['points']} training points of "
+        f"{config['data']}.",
+        verdict(results),
+    ]
+    sections = [_copies(results, samples, level), pairs, *_settling(results)]
+    target = folder / "report.html"
+    write_study(target, f"audit: {config['model']}", lines, sections, record)
+    return target

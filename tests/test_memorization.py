@@ -1,0 +1,168 @@
+"""The audit catches what replays its data, clears what does not, and counts chance rightly."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy import stats
+
+import fanal as package
+from fanal.datasets import get
+from fanal.errors import FanalError
+from fanal.exact import Dataset
+from fanal.memorization import copied, neighbors, settling, threshold
+from fanal.memorization.command import AuditConfig, audit
+from fanal.report import write_report
+from fanal.report.audit import verdict
+from fanal.trajectory import Trajectory
+from toys import fanal, record, refused
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_copy_has_ratio_0_and_new_points_near_1():
+    train = normal(400, 30)
+    exact = Dataset(train)
+    copies, fresh = (
+        neighbors(exact, train[:20] + 1e-4 * normal(20, 30, seed=1)),
+        neighbors(exact, normal(20, 30, seed=2)),
+    )
+    assert torch.equal(copies.index, torch.arange(20))
+    assert float(copies.ratio.max()) < 1e-3
+    assert torch.allclose(copies.distance, 1e-4 * normal(20, 30, seed=1).square().mean(1).sqrt(), rtol=1e-3)
+    assert float(fresh.ratio.min()) > 0.6
+    want = torch.cdist(normal(20, 30, seed=2), train).sort().values
+    assert torch.allclose(fresh.ratio, want[:, 0] / want[:, 1:21].mean(1))
+
+
+def test_doubled_training_points_do_not_hide_copies():
+    """The second neighbor would be at distance 0 too; a mean over twenty is not."""
+    train = normal(60, 30).repeat(2, 1)
+    assert float(neighbors(Dataset(train), train[:5] + 1e-3).ratio.max()) < 0.01
+    assert neighbors(Dataset(torch.zeros(3, 2)), torch.zeros(1, 2)).ratio.tolist() == [0]
+
+
+def test_the_threshold_holds_its_level():
+    """New points fall below it at the stated rate: 400 repetitions, 4 standard errors."""
+    shares = []
+    for seed in range(400):
+        values = normal(300, seed=seed)
+        shares.append(float((values[199:] < threshold(values[:199], 0.05)).double().mean()))
+    error = float(torch.tensor(shares).std()) / math.sqrt(len(shares))
+    assert abs(sum(shares) / len(shares) - 0.05) < 4 * error
+
+
+def test_chance_is_counted_with_the_threshold_of_finite_data():
+    """p is uniform or conservative when nothing is replayed: the beta-binomial, by 600 repetitions."""
+    small = 0
+    for seed in range(600):
+        values = normal(159, seed=1000 + seed)
+        small += copied(values[99:], values[:99], 0.05).p <= 0.05
+    assert stats.binomtest(small, 600, 0.05, "greater").pvalue > 1e-4
+    found = copied(torch.full((10,), -9.0), normal(99), 0.01)
+    assert (found.count, found.share, found.excess) == (10, 1, 1)
+    assert found.low == pytest.approx(0.025 ** (1 / 10))  # Clopper–Pearson at 10 of 10
+    assert found.p < 1e-12
+
+
+def test_too_little_is_refused():
+    with pytest.raises(FanalError, match="99 or more"):
+        threshold(normal(50), 0.01)
+    with pytest.raises(FanalError, match="level"):
+        threshold(normal(50), 1.0)
+    with pytest.raises(FanalError, match="no sample"):
+        copied(normal(0), normal(99))
+    with pytest.raises(FanalError, match="two points"):
+        neighbors(Dataset(normal(1, 3)), normal(2, 3))
+
+
+def test_exact_runs_settle_and_never_leave():
+    points = normal(20, 6, seed=3)
+    D = Dataset(points)
+    x = package.noise(D.shape, range(9), 80.0).double()
+    run = Trajectory.record(package.trace(D, x, package.schedules.polynomial(24), package.solvers.Heun()))
+    found = settling(D, run)
+    assert bool(found.leave.isnan().all())
+    assert float(found.gap.max()) < 1e-9
+    assert not bool(found.cell.isnan().any() | found.collapse.isnan().any())
+    levels, final = run.sigmas[:-1], D.nearest(run.x[-1])[1][:, 0]
+    for b in range(9):  # by the definition
+        own = [int(D.nearest(state[b : b + 1])[1]) == int(final[b]) for state in run.x[:-1]]
+        first = min(i for i in range(len(own)) if all(own[i:]))
+        assert float(found.cell[b]) == float(levels[first])
+    with pytest.raises(FanalError, match="tolerance"):
+        settling(D, run, 0.0)
+
+
+@pytest.fixture(scope="module")
+def caught(tmp_path_factory):
+    config = AuditConfig("data:digits8", "digits8", steps=10, count=40, block=16, traced=20, held=199)
+    return audit(config, tmp_path_factory.mktemp("audit") / "run")
+
+
+def test_a_replaying_model_is_caught(caught):
+    results = record(caught)["results"]
+    assert results["copies"]["share"] == 1
+    assert results["copies"]["excess_low"] > 0.9
+    assert verdict(results).startswith("The model replays")
+    assert results["settling"]["leave"]["share"] == 0
+    assert results["settling"]["cell"]["share"] == 1
+    kept = load_file(caught / "samples.safetensors")
+    train = get("digits8").data().x
+    assert torch.allclose(kept["x"], train[kept["index"]], atol=1e-2)
+    assert (caught / "pairs.png").stat().st_size > 1000
+    assert results["points"] == len(train)
+
+
+def test_a_model_of_the_law_is_cleared(tmp_path):
+    config = AuditConfig("gaussian:digits8", "digits8", steps=10, count=60, traced=0, held=199)
+    results = record(audit(config, tmp_path / "run"))["results"]
+    assert verdict(results).startswith("No sign")
+    assert results["copies"]["p"] > 0.01
+    assert results["settling"] == {}
+
+
+def test_blocks_do_not_matter(caught, tmp_path):
+    config = AuditConfig("data:digits8", "digits8", steps=10, count=40, block=40, traced=20, held=199)
+    other = record(audit(config, tmp_path / "run"))["results"]
+    mine = record(caught)["results"]
+    assert other["copies"] == mine["copies"]
+    assert other["settling"]["cell"] == mine["settling"]["cell"]
+
+
+def test_the_command_tells_and_refuses(tmp_path):
+    words = ("audit", "gaussian:digits8", "--data", "digits8", "--steps", 4, "--count", 6, "--traced", 3)
+    result = fanal(*words, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "No sign" in result.output
+    assert refused(fanal(*words, "--held", 20, "--out", tmp_path / "b"), "99 or more")
+    assert refused(fanal("audit", "gaussian:digits8", "--data", "hands32", "--out", tmp_path / "c"), "hands32", "shape")
+    (tmp_path / "run" / "report.html").unlink()
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "When runs settle" in page
+    assert len(page) < 8e6
+
+
+@pytest.mark.slow
+def test_a_network_trained_on_64_images_is_caught_and_one_on_all_is_not(tmp_path):
+    """Two small networks, the same but for their data: 64 digits by heart, or 1,437."""
+    from PIL import Image
+
+    digits = get("digits8").data().x
+    for i, x in enumerate(digits[:80]):  # a fifth of a folder is held out: 64 are left to learn
+        gray = ((x[0] + 1) * 127.5).round().byte().numpy()
+        (tmp_path / "few").mkdir(exist_ok=True)
+        Image.fromarray(gray).save(tmp_path / "few" / f"{i:03d}.png")
+    words = ("--iterations", 6000, "--set", "batch=64", "--set", "ema=0.99", "--evaluate", 0)
+    assert fanal("train", tmp_path / "few", *words, "--out", tmp_path / "model").exit_code == 0
+    config = AuditConfig(str(tmp_path / "model"), f"folder:{tmp_path / 'few'}", count=200, level=0.06, traced=32)
+    results = record(audit(config, tmp_path / "caught"))["results"]
+    assert verdict(results).startswith("The model replays")
+    assert results["copies"]["excess_low"] > 0.3
+    cleared = AuditConfig("digits8", "digits8", count=500, traced=0, label="each")
+    assert verdict(record(audit(cleared, tmp_path / "cleared"))["results"]).startswith("No sign")
