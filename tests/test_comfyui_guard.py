@@ -211,4 +211,6 @@ def test_flagged_latents_are_drawn_again(tmp_path):
 def test_masks_are_refused_by_the_redrawing_sampler():
     node, _ = FanalRedraw().build("euler", "", "variance", "", 1.0, 3.0, 2)
     with pytest.raises(FanalError, match="masked latent"):
-        node.sampler_function(Masked(Guider(EPS()), sigmas()), start(), sigmas(), {"denoise_mask": torch.ones(1), "seed": 1})
+        node.sampler_function(
+            Masked(Guider(EPS()), sigmas()), start(), sigmas(), {"denoise_mask": torch.ones(1), "seed": 1}
+        )

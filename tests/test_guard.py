@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import edm_files
 import fanal as library
 from fanal import flagging
 from fanal.calibration_files import FORMAT, Saved, read_calibration, write_calibration
@@ -244,12 +245,15 @@ def test_labels_set_the_threshold(net, monkeypatch):
         guard(dataclasses.replace(config, labels=place), "no")
 
 
-def test_rods_as_the_solver_and_the_renoise_loop_after_it(net):
-    """A guard within steps and a guard between runs compose: the run is that of the library's calls."""
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_rods_as_the_solver_and_the_renoise_loop_after_it(net, guidance):
+    """A guard within steps and a guard between runs compose, and both with guidance: the run is the library's calls."""
     solver = "rods:product=difference,method=cas,rho=0.1,window=2..5"
     config = dataclasses.replace(SMALL, model=net, solver=solver, guard=("renoise",), count=10, block=10, flag=0.4)
-    found, told = samples(guard(config, "run")), record(Path("run"))
-    grid, model = polynomial(8), library.load(net)
+    label = None if guidance is None else "each"
+    found = samples(guard(dataclasses.replace(config, label=label, guidance=guidance), "run"))
+    told, labels = record(Path("run")), None if guidance is None else [b % 3 for b in range(10)]
+    grid, model = polynomial(8), library.load(net, labels=labels, guidance=guidance)
     inner = library.config.build_solver(solver)
     x, eye = noise((1, 8, 8), config.seeds(), 80.0), build("variance", last_window(grid))
     first = watch(model, x, grid, inner, eye, config.seeds())
@@ -258,6 +262,29 @@ def test_rods_as_the_solver_and_the_renoise_loop_after_it(net):
     again = Renoise().repair(model, x, grid, inner, eye, config.seeds(), first, limit)
     assert torch.equal(found["x"], again.x)
     assert not torch.equal(found["before"], library.sample(model, x, grid, Euler()))
+
+
+def test_embedded_models_and_checkpoints_without_a_verifier(tmp_path):
+    """digits8 has no rule; an edm file has no card at all."""
+    (tmp_path / "tiny.pkl").write_bytes(edm_files.tiny_pickle())
+    for model, label in (("digits8", "each"), ("edm:tiny.pkl", "each"), ("gaussian:digits8", None)):
+        config = dataclasses.replace(SMALL, model=model, label=label, steps=5, count=6, block=6, calibrate=16, flag=0.4)
+        folder = guard(config, f"run-{model[:3]}")
+        found, told = samples(folder), record(folder)["results"]
+        assert "verdict" not in found
+        assert told["detector"]["detector"] == "variance"
+        assert told["calibration"]["count"] == 16
+        kept = ~found["flagged"].bool()
+        assert torch.equal(found["x"][kept], found["before"][kept])
+
+
+def test_detectors_that_ask_are_counted(net):
+    config = dataclasses.replace(SMALL, model=net, detector="jacobian", guard=("none",), calibrate=16)
+    told = record(guard(config, "run"))
+    plain = record(guard(dataclasses.replace(config, detector="variance"), "plain"))
+    assert told["network"]["evaluations"] > plain["network"]["evaluations"]
+    assert "its calls are counted with the run's" in Path("run/report.html").read_text(encoding="utf-8")
+    assert "It needs no network call" in Path("plain/report.html").read_text(encoding="utf-8")
 
 
 def test_latents_are_judged_as_latents_and_shown_as_pictures():
