@@ -334,7 +334,12 @@ def test_images_get_sheets(tmp_path):
     )
     folder = bench_hallucination(config, tmp_path / "run")
     made = {path.name for path in folder.glob("*.png")}
-    assert {"shapes32-methods.png", "shapes32-path-mended.png", "shapes32-path-unflagged.png"} <= made
+    assert {
+        "shapes32-methods.png",
+        "shapes32-flagged.png",
+        "shapes32-path-mended.png",
+        "shapes32-path-unflagged.png",
+    } <= made
     results = json.loads((folder / "run.json").read_text())["results"]["shapes32"]
     assert row_of(results, "cas")["difference"]["value"] < 0
     assert {"malformed", "duplicate"} <= set(row_of(results, "euler")["by_class"])

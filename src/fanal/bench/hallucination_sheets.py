@@ -23,7 +23,7 @@ FINER: tuple[str, ...] = ("heun", "euler200")
 ROBUST = "cas"
 """What they show."""
 
-_ROWS, _COLUMNS, _GAP = 8, 10, 40
+_ROWS, _COLUMNS, _GAP, _FLAGGED = 8, 10, 40, 64
 
 
 class Seen(Wrapper):
@@ -66,6 +66,14 @@ def _sheet(measured: Measured, names: Sequence[str], rows: Tensor) -> Image.Imag
     x = torch.stack([x[rows] for x, _ in parts], 1).flatten(0, 1)
     verdict = torch.stack([codes[rows] for _, codes in parts], 1).flatten()
     return pictures.grid(x, columns=len(names), frames=_frame(verdict))
+
+
+def _flagged(measured: Measured) -> Image.Image:
+    """The first samples of the plain run, those framed that the gate flags."""
+    x, _ = _shown(measured, PLAIN)
+    risk = measured.plain[f"risk.{measured.subject.gate}"][:_FLAGGED]
+    hits = (risk > measured.settings.threshold).tolist()
+    return pictures.grid(x[:_FLAGGED], frames=[pictures.COLORS["flag"] if hit else None for hit in hits])
 
 
 def _points(measured: Measured, names: Sequence[str]) -> Image.Image:
@@ -113,15 +121,15 @@ def _lines(measured: Measured, every: Sequence[str]) -> dict[str, Image.Image]:
 def sheets(measured: Measured) -> dict[str, Image.Image]:
     """Return the pictures by name.
 
-    `methods`: the first noises under every method. `fixed`: wrong under Euler and the finer solvers, right under CAS
-    ([RODS] fig. 9). `broken`: right under Euler and CAS, wrong under a finer solver (fig. 10). `path-mended` and
-    `path-unflagged`: one noise under several methods on the way down (figs. 13, 14). Points of the plane have one
-    picture, `methods`.
+    `methods`: the first noises under every method. `flagged`: what the gate flags of the plain run. `fixed`: wrong
+    under Euler and the finer solvers, right under CAS ([RODS] fig. 9). `broken`: right under Euler and CAS, wrong under
+    a finer solver (fig. 10). `path-mended` and `path-unflagged`: one noise under several methods on the way down
+    (figs. 13, 14). Points of the plane have one picture, `methods`.
     """
     names = [PLAIN, *measured.methods]
     if not is_image(measured.subject.dataset.shape):
         return {"methods": _points(measured, names[:6])}
-    out = {"methods": _sheet(measured, names, torch.arange(_ROWS))}
+    out = {"methods": _sheet(measured, names, torch.arange(_ROWS)), "flagged": _flagged(measured)}
     finer = [name for name in FINER if name in names]
     if ROBUST not in names or not finer:
         return out
