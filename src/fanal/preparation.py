@@ -194,7 +194,7 @@ def settings_of(run: str | Path) -> dict[str, Any]:
     Raises:
         FanalError: it is no run that can be watched again.
     """
-    own = {"guard", "flag", "catch", "alarms", "detector", "calibrate", "calibration", "labels"}
+    own = {"guard", "flag", "catch", "alarms", "detector", "calibrate", "calibration", "labels", "trajectory"}
     known = {field.name for field in dataclasses.fields(SampleConfig)} - own
     return {name: value for name, value in record_of(run)["config"].items() if name in known}
 
