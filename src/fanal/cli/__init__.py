@@ -12,6 +12,8 @@ from fanal.cli.convert import EPILOG as CONVERT
 from fanal.cli.convert import convert
 from fanal.cli.demo import EPILOG as DEMO
 from fanal.cli.demo import demo
+from fanal.cli.encode import EPILOG as ENCODE
+from fanal.cli.encode import encode
 from fanal.cli.eval import EPILOG as EVAL
 from fanal.cli.eval import evaluate
 from fanal.cli.geometry import EPILOG as GEOMETRY
@@ -64,6 +66,7 @@ app.command("sample", epilog=SAMPLE)(sample)
 app.command("guard", epilog=GUARD)(guard)
 app.command("audit", epilog=AUDIT)(audit)
 app.command("geometry", epilog=GEOMETRY)(geometry)
+app.command("encode", epilog=ENCODE)(encode)
 app.command("interpolate", epilog=INTERPOLATE)(interpolate)
 app.command("train", epilog=TRAIN)(train)
 app.command("schedule", epilog=SCHEDULE)(schedule)

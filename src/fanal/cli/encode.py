@@ -1,0 +1,96 @@
+"""`fanal encode`: images to the noise that they come from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fanal.cli import options
+from fanal.cli.console import errors_shown, progress, say, table
+
+EPILOG = """
+Examples:\n
+  fanal encode hands32 --data hands32 --out codes\n
+  fanal encode ./my-model --data folder:PHOTOS --count 64 --steps 20,40,80 --out photo-codes\n
+  fanal encode shapes32 --data shapes32 --other shapes32-long --out two-models\n
+  fanal encode digits8 --data digits8 --label data --out digit-codes
+"""
+
+
+def _figure(found: dict[str, Any]) -> str:
+    from fanal.metrics.estimates import Estimate
+
+    value, se = (math.nan if found[key] is None else found[key] for key in ("value", "se"))
+    return Estimate(value, se, found["n"]).plain(4)
+
+
+def _show(folder: Path) -> None:
+    """Print the errors by steps."""
+    from fanal.files import read_json
+
+    rows = read_json(folder / "run.json")["results"]["table"]
+    names = [name for name in rows[0] if name != "steps"]
+    cells = [[str(row["steps"]), *(_figure(row[name]) for name in names)] for row in rows]
+    table(["steps", *names], cells, title="root mean square per entry, each figure ± one standard error")
+    say(f"picture: {folder / 'samples.png'}")
+
+
+def encode(
+    model: options.Model,
+    data: Annotated[str, typer.Option(help="Images to encode: a data set of the package, or folder:DIR.")],
+    out: options.Out = Path("fanal-encode"),
+    split: Annotated[str, typer.Option(help="Which of them: held_out or train.")] = "held_out",
+    count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 16,
+    steps: Annotated[str, typer.Option(help="Numbers of intervals, with commas; codes are those of the last.")] = (
+        "10,20,40"
+    ),
+    other: Annotated[str | None, typer.Option(help="A second model, whose codes of the same images are compared.")] = (
+        None
+    ),
+    solver: options.Solver = "heun",
+    schedule: options.Schedule = None,
+    sigma_min: options.SigmaMin = None,
+    sigma_max: options.SigmaMax = None,
+    label: Annotated[str | None, typer.Option(help="Class of all images by number, or data: each one's own.")] = None,
+    prompt: options.Prompt = None,
+    allow_bin: options.AllowBin = False,
+    block: options.Block = 32,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "cpu",
+    threads: options.Threads = 1,
+) -> None:
+    """Encode images to noise by the equation run upwards, decode them again, and tell what is lost.
+
+    The run folder holds noise.safetensors (unit noise), samples.png (images, codes, what comes back) and run.json.
+
+    When it is stopped, the same command goes on where it was.
+    """
+    with errors_shown(resumable=True):
+        from fanal.encoding import EncodeConfig, encode_run
+        from fanal.errors import FanalError
+
+        numbers = [part.strip() for part in steps.split(",")]
+        if not all(part.isascii() and part.isdigit() for part in numbers):
+            raise FanalError(f"steps are whole numbers with commas, as in 10,20,40, got {steps!r:.40}")
+        config = EncodeConfig(
+            model=model,
+            data=data,
+            split=split,
+            steps=tuple(int(part) for part in numbers),
+            other=other,
+            solver=solver,
+            schedule=schedule,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            count=count,
+            label=options.whole_or_name(label),
+            prompt=prompt,
+            allow_bin=allow_bin,
+            block=block,
+            device=device,
+            threads=threads,
+        )
+        _show(encode_run(config, out, overwrite=overwrite, progress=progress))
