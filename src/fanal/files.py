@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["read_json", "read_tensors", "sha256_of", "write_atomically", "write_json", "write_tensors"]
+__all__ = ["check_folder", "read_json", "read_tensors", "sha256_of", "write_atomically", "write_json", "write_tensors"]
 
 _UMASK = os.umask(0o022)  # the only way to read it is to set it
 os.umask(_UMASK)
@@ -44,6 +44,28 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def check_folder(folder: Path, what: str, replaceable: Callable[[Path], bool], overwrite: bool) -> None:
+    """Refuse to write a folder where something is, but for an empty one and, when asked, one that may be replaced.
+
+    Args:
+        folder: where it shall be.
+        what: what it holds, with its article, as in "a model".
+        replaceable: whether a folder that is there already is of that kind.
+        overwrite: replace such a folder.
+
+    Raises:
+        FanalError: the place cannot be taken; the message says why.
+    """
+    if not folder.name or folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise FanalError(f"{folder} is no place for the folder of {what}: choose another")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not replaceable(folder):
+        raise FanalError(f"{folder} holds other files: choose another place")
+    if not overwrite:
+        raise FanalError(f"{folder} holds {what}: choose another place, or pass --overwrite to replace it")
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from fanal.adapters.adm import ADM_KINDS, adm_file, describe_adm, load_adm
 from fanal.adapters.edm import describe_edm, load_edm
 from fanal.errors import FanalError
-from fanal.files import sha256_of
+from fanal.files import check_folder, sha256_of
 from fanal.nets import Preconditioned, save_model
 
 __all__ = ["CHECKPOINTS", "checkpoint_file", "convert", "describe_checkpoint", "load_checkpoint"]
@@ -74,7 +74,7 @@ def convert(spec: str | os.PathLike[str], out: str | os.PathLike[str], *, overwr
         if text.endswith((".pt", ".pth")):
             raise FanalError(f"{text} may be of several kinds: write adm:{text} or consistency:{text}")
         text = f"edm:{text}"
-    _check_place(folder, overwrite)
+    check_folder(folder, "a model", lambda place: (place / "model.json").is_file(), overwrite)
     card, model = describe_checkpoint(text), load_checkpoint(text)
     card["source"]["sha256"] = sha256_of(checkpoint_file(text))
     part = folder.with_name(f".{folder.name}.part{os.getpid()}")
@@ -90,15 +90,3 @@ def convert(spec: str | os.PathLike[str], out: str | os.PathLike[str], *, overwr
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return card
-
-
-def _check_place(folder: Path, overwrite: bool) -> None:
-    """Refuse to write over anything but, when asked, a model folder."""
-    if not folder.name or folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise FanalError(f"{folder} is no place for a model folder: choose another")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not (folder / "model.json").is_file():
-        raise FanalError(f"{folder} holds other files: choose another place")
-    if not overwrite:
-        raise FanalError(f"{folder} holds a model: choose another place, or pass --overwrite to replace it")

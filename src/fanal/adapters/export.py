@@ -30,7 +30,7 @@ from torch import Tensor
 from fanal.adapters.predictions import Timesteps, output_of, x_of
 from fanal.denoiser import Denoiser, network_of
 from fanal.errors import FanalError
-from fanal.files import read_json, write_atomically
+from fanal.files import check_folder, read_json, write_atomically
 from fanal.loading import card as card_of
 from fanal.loading import open_network
 from fanal.nets import Preconditioned
@@ -200,7 +200,7 @@ def export_pipeline(source: str | Denoiser, out: str | os.PathLike[str], *, over
         FanalError: the model is none of fanal's networks, or makes no images, or the place is taken.
     """
     folder = Path(out)
-    _check_place(folder, overwrite)
+    check_folder(folder, "a pipeline", _is_exported, overwrite)
     if isinstance(source, str) and source.endswith(".pkl") and ":" not in source:
         source = f"edm:{source}"
     network = network_of(open_network(source) if isinstance(source, str) else source)
@@ -230,19 +230,12 @@ def export_pipeline(source: str | Denoiser, out: str | os.PathLike[str], *, over
     return card
 
 
-def _check_place(folder: Path, overwrite: bool) -> None:
-    """Refuse to write over anything but, when asked, an exported pipeline."""
-    if not folder.name or folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise FanalError(f"{folder} is no place for a pipeline's folder: choose another")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
+def _is_exported(folder: Path) -> bool:
+    """Whether a folder is a pipeline that was exported from here."""
     index: dict[str, Any] = {}
     with contextlib.suppress(FanalError):
         index = read_json(folder / "model_index.json")
-    if index.get("unet") != _UNET:
-        raise FanalError(f"{folder} holds other files: choose another place")
-    if not overwrite:
-        raise FanalError(f"{folder} holds a pipeline: choose another place, or pass --overwrite to replace it")
+    return index.get("unet") == _UNET
 
 
 def _readme(spec: str, card: Mapping[str, Any], unet: FanalUNet) -> str:
