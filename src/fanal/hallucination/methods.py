@@ -10,6 +10,7 @@ pass that is already there, so that many of them can share one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -18,9 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fanal.denoiser import Denoiser, Temperature
+from fanal.denoiser import Counted, Denoiser, Temperature, counters, evaluations
 from fanal.errors import FanalError
 from fanal.hallucination.detectors import Detector
+from fanal.hallucination.ladder import Ladder
+from fanal.hallucination.probe import LinearProbe, shipped
 from fanal.hallucination.repair import Fresh, Outcome, Redo, Renoise, Repair, watch
 from fanal.hallucination.rods import Guard
 from fanal.sampling import Solver, sample, trace
@@ -29,7 +32,7 @@ from fanal.seeding import noise
 from fanal.solvers.onestep import Euler, Heun
 from fanal.solvers.stochastic import Churn
 
-__all__ = ["HINTS", "METHODS", "Best", "Fixed", "Gated", "Mending", "Method", "Restart", "Settings"]
+__all__ = ["HINTS", "METHODS", "Best", "Climbed", "Fixed", "Gated", "Mending", "Method", "Restart", "Settings"]
 
 
 @runtime_checkable
@@ -81,6 +84,12 @@ class Settings:
         restart: (low, high), the interval of sigma that restarts go through again.
         stop: sigma at which an early stop takes the denoised prediction.
         s_churn: amount of churn.
+        rungs: sigma and number of steps of each rung of the ladder.
+        eta: share of fresh noise on the way down from a rung.
+        probe: what judges samples on the ladder; None: the linear probe that comes with fanal for this very network,
+            or where there is none `detector`, with `threshold`.
+        flag: share of first passes that the probe flags.
+        accept: rung by rung, share of first passes above the odds that a try may have; the last holds for the rest.
     """
 
     sigmas: Float[Tensor, " n"]
@@ -95,6 +104,11 @@ class Settings:
     restart: tuple[float, float] = (0.8, 8.1)
     stop: float = 0.5
     s_churn: float = 40.0
+    rungs: tuple[tuple[float, int], ...] = ((2.3, 12), (4.4, 14), (8.1, 16))
+    eta: float = 0.5
+    probe: LinearProbe | None = None
+    flag: float = 0.35
+    accept: tuple[float, ...] = (0.25, 0.15)
 
 
 HINTS: dict[str, dict[str, Any]] = {
@@ -162,6 +176,71 @@ class Gated:
     def mend(self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], budget: int, first: Outcome) -> Outcome:
         """Repair what a first pass flagged."""
         return self.repair.repair(denoiser, x, self.sigmas, self.solver, self.detector, seeds, first, self.threshold)
+
+
+@dataclass(frozen=True, eq=False)
+class Climbed:
+    """A plain run, a judge of finished samples, and the ladder for those that it flags: counts cured, contents kept.
+
+    The judge is a linear probe of the network (`fanal.hallucination.probe`); without one the free detector judges, and
+    the rungs are run on the grid's own nodes, so that runs compare.
+
+    Attributes:
+        sigmas: the grid.
+        detector: what watches the first pass.
+        threshold: its risk above which a sample is flagged, where it is the judge.
+        ladder: what is done with flagged samples.
+        probe: the judge; None: the one that comes with fanal for this network.
+        flag: share of first passes that the probe flags.
+        accept: rung by rung, share of first passes above the odds that a try may have; the last holds for the rest.
+        solver: how an interval is crossed.
+    """
+
+    sigmas: Float[Tensor, " n"]
+    detector: Detector
+    threshold: float
+    ladder: Ladder
+    probe: LinearProbe | None
+    flag: float
+    accept: tuple[float, ...]
+    solver: Solver
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], budget: int) -> Tensor:
+        """Sample, judge, and climb where it is needed."""
+        first = watch(denoiser, x, self.sigmas, self.solver, self.detector, seeds)
+        return self.mend(denoiser, x, seeds, budget, first).x
+
+    def mend(self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], budget: int, first: Outcome) -> Outcome:
+        """Judge a first pass and send what is flagged up the ladder, as far as the budget goes."""
+        net = denoiser if counters(denoiser) else Counted(denoiser)
+        probe = self.probe or shipped(net)
+        if probe is None:
+            ladder = dataclasses.replace(self.ladder, rungs=tuple((sigma, 0) for sigma, _ in self.ladder.rungs))
+            return ladder.repair(net, x, self.sigmas, self.solver, self.detector, seeds, first, self.threshold)
+        before = evaluations(net)
+        risk = probe.judge(net, first.x)
+        spent = first.evaluations + (evaluations(net) - before) / len(x)
+        limit = probe.threshold(self.flag)
+        ladder = dataclasses.replace(
+            self.ladder,
+            rungs=self.affordable(budget - float(spent.mean()), len(probe.sigmas)),
+            slack=tuple(probe.threshold(share) - limit for share in self.accept),
+        )
+        judged = dataclasses.replace(first, risk=risk, evaluations=spent)
+        return ladder.repair(net, x, self.sigmas, self.solver, probe, seeds, judged, limit)
+
+    def affordable(self, rest: float, asks: int) -> tuple[tuple[float, int], ...]:
+        """Return the rungs that fit into `rest` evaluations per sample, if each leaves at most half of what came to it.
+
+        Fewer were left in every measurement. Which samples share a batch plays no part.
+        """
+        taken, cost, share = [], 0.0, self.flag
+        for sigma, steps in self.ladder.rungs:
+            cost, share = cost + share * (steps + asks), share / 2
+            if cost > rest:
+                break
+            taken.append((sigma, steps))
+        return tuple(taken)
 
 
 def _cross(denoiser: Denoiser, x: Tensor, grid: Tensor, solver: Solver, seeds: Sequence[int], round: int) -> Tensor:
@@ -287,5 +366,8 @@ METHODS: dict[str, Callable[[Settings], Method]] = {
     "redo": _gated(lambda s: Redo(s.redo, s.window)),
     "renoise": _gated(lambda s: Renoise(s.renoise, s.rounds)),
     "fresh": _gated(lambda s: Fresh(1)),
+    "ladder": lambda s: Climbed(
+        s.sigmas, s.detector, s.threshold, Ladder(s.rungs, eta=s.eta), s.probe, s.flag, s.accept, Euler()
+    ),
 }
 """Name → maker."""

@@ -23,7 +23,7 @@ from fanal.schedules import check_sigmas
 from fanal.seeding import noise
 from fanal.trajectory import Trajectory
 
-__all__ = ["REPAIRS", "Fresh", "Outcome", "Redo", "Renoise", "Repair", "watch", "watch_seeds"]
+__all__ = ["REPAIRS", "Fresh", "Outcome", "Redo", "Renoise", "Repair", "merge", "watch", "watch_seeds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +81,10 @@ def watch(
             end = transition.step.x_next
             if record:
                 kept.append(transition)
+        risk, per_step = eye.risk().cpu(), eye.per_step().cpu()  # before the count: some detectors ask at the end
     spent = torch.full((len(x),), (evaluations(net) - before) / len(x), dtype=torch.float64)
-    per_step = eye.per_step().cpu()
     none = torch.zeros(len(x), dtype=torch.int64)
-    return Outcome(end, eye.risk().cpu(), spent, per_step, none, Trajectory.record(kept) if record else None)
+    return Outcome(end, risk, spent, per_step, none, Trajectory.record(kept) if record else None)
 
 
 def watch_seeds(
@@ -139,7 +139,7 @@ class Repair(Protocol):
         ...
 
 
-def _merge(base: Outcome, part: Outcome, rows: Tensor, take: Bool[Tensor, " r"]) -> Outcome:
+def merge(base: Outcome, part: Outcome, rows: Tensor, take: Bool[Tensor, " r"]) -> Outcome:
     """Put the taken rows of `part`, a rerun of `base[rows]`, into a copy of `base`; every rerun is paid for."""
     x, risk, spent, rounds = base.x.clone(), base.risk.clone(), base.evaluations.clone(), base.rounds.clone()
     spent[rows] += part.evaluations
@@ -163,7 +163,7 @@ def _rounds(
         if not len(rows):
             break
         part = again(best.x[rows.to(best.x.device)], rows, [seeds[b] for b in rows.tolist()], number)
-        best = _merge(best, part, rows, part.risk < best.risk[rows])
+        best = merge(best, part, rows, part.risk < best.risk[rows])
     return best
 
 
@@ -209,7 +209,7 @@ class Redo:
         cool = Temperature(take(denoiser, rows), self.kappa, self.window)
         keys = [seeds[b] for b in rows.tolist()]
         again = watch(cool, x[rows.to(x.device)], sigmas, solver, detector, keys)
-        return _merge(first, again, rows, torch.ones(len(rows), dtype=torch.bool))
+        return merge(first, again, rows, torch.ones(len(rows), dtype=torch.bool))
 
 
 @dataclass(frozen=True)
