@@ -327,6 +327,55 @@ def test_weights_go_to_comfyui_as_the_inputs_of_fanals_nodes(tmp_path):
         assert torch.equal(read_sigmas(tmp_path / sigmas["file"], sigmas["steps"]), whole.entries[int(k)].sigmas)
 
 
+def test_a_grid_that_begins_at_infinity_goes_where_flow_models_run(tmp_path):
+    """As times `t = sigma/(1 + sigma)` from 1 on; programs in x-space have no such state."""
+    grid = torch.cat([torch.tensor([math.inf], dtype=torch.float64), logsnr(3, 0.01, 9.0, zero=False)])
+    write_schedules(tmp_path / "a.json", Schedules("m", {4: Entry(grid, "euler", 4)}))
+    kept = read_schedules(tmp_path / "a.json")
+    assert torch.equal(kept.entry(4).sigmas, grid)
+    times = [1.0, *(grid[1:] / (1 + grid[1:])).tolist()]
+    told = json.loads(export(tmp_path / "a.json", kept, "diffusers").read_text())["schedules"]["4"]
+    assert told["flow_sigmas"] == pytest.approx(times, rel=1e-14)
+    assert "sigmas" not in told
+    assert torch.equal(torch.tensor(told["scheduler"]["sigmas"], dtype=torch.float64), grid)
+    text = json.loads(export(tmp_path / "a.json", kept, "comfyui").read_text())["schedules"]["4"]
+    assert [float(number) for number in text.split(",")] == pytest.approx(times, rel=1e-14)
+    for consumer in ("edm", "kdiffusion"):
+        with pytest.raises(FanalError, match="begin at infinite sigma"):
+            export(tmp_path / "a.json", kept, consumer)
+
+
+FLOW = """
+import math, torch
+from fanal.denoiser import Wrapper
+from fanal.exact import Gaussian
+
+class Flow(Wrapper):
+    sigma_max = math.inf
+
+    def __call__(self, x, sigma):
+        return self.denoiser.mean.to(x).expand_as(x) if torch.isinf(sigma) else self.denoiser(x, sigma)
+
+def make():
+    return Flow(Gaussian(torch.tensor([0.3, -0.2]), torch.tensor([[1.0, 0.3], [0.3, 0.2]])))
+"""
+
+
+def test_the_command_searches_a_flow_model_and_samples_from_what_it_found(here, monkeypatch):
+    (here / "toyflow.py").write_text(FLOW, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(here))
+    words = ("--warmup", 8, "--holdout", 8, "--teacher-steps", 20, "--method", "fit", "--solver", "heun")
+    told = fanal("schedule", "python:toyflow:make", "--steps", "3,4", *words, "--export", "comfyui", "--out", "s.json")
+    assert told.exit_code == 0, told.output
+    found = read_schedules("s.json")
+    assert {k: entry.calls for k, entry in found.entries.items()} == {3: 5, 4: 7}  # one from infinity, two per step
+    assert all(math.isinf(entry.sigmas[0]) for entry in found.entries.values())
+    told = fanal("sample", "python:toyflow:make", "--schedule", "s.json", "--count", 4, "--out", "run")
+    assert told.exit_code == 0, told.output
+    assert record("run")["network"]["calls"] == 7
+    assert record("run")["results"]["sigmas"][0] == "inf"
+
+
 @pytest.mark.parametrize("consumer", ["edm", "kdiffusion"])
 def test_grids_that_belong_to_weights_are_exported_where_they_have_a_place(path, consumer):
     with pytest.raises(FanalError, match=f"weights that {consumer} does not have.*--method fit"):
