@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fanal.bench.hallucination_cells import (
+    JUDGED,
     Cell,
     Subject,
     calibration_cell,
@@ -32,7 +33,7 @@ from fanal.bench.hallucination_cells import (
 from fanal.errors import FanalError, unknown_name
 from fanal.files import write_atomically, write_tensors
 from fanal.hallucination.calibration import threshold_at
-from fanal.hallucination.detectors import DETECTORS
+from fanal.hallucination.detectors import DETECTORS, Detector
 from fanal.hallucination.methods import METHODS, Method, Settings
 from fanal.loading import user_function
 from fanal.runs import Progress, Run, cpu_threads, quiet
@@ -202,10 +203,18 @@ class _Model:
         return _joined(found)
 
     def looks(self) -> Cell:
+        """Return what costly detectors say, and the verdicts along the run."""
+        tensors, about = self.looked(self.subject.costly, JUDGED)
+        if self.subject.probes:
+            more, notes = self.looked(self.subject.probes, None)
+            return {**more, **tensors}, {**about, "costs": {**about["costs"], **notes["costs"]}}
+        return tensors, about
+
+    def looked(self, detectors: Mapping[str, Detector], judged: tuple[float, float] | None) -> Cell:
         subject, points = self.subject, len(self.subject.dataset.shape) == 1
         parts = self.blocks("report", self.config.count if points else self.config.looks)
         found = [
-            self.cell(f"looks {subject.costly} {parts[i]}", lambda i=i: look_cell(subject, parts[i]))
+            self.cell(f"looks {detectors} {parts[i]}", lambda i=i: look_cell(subject, parts[i], detectors, judged))
             for i in self.progress(range(len(parts)), f"{subject.spec}: costly detectors")
         ]
         notes = found[0][1]

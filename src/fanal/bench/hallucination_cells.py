@@ -27,6 +27,7 @@ from fanal.hallucination.hints import window_of
 from fanal.hallucination.methods import HINTS, Mending, Method, Settings
 from fanal.hallucination.observation import Observed, observe_block
 from fanal.hallucination.perturbation import differentiate
+from fanal.hallucination.probe import shipped
 from fanal.hallucination.regions import unit
 from fanal.hallucination.repair import Outcome
 from fanal.loading import fingerprint
@@ -123,6 +124,7 @@ class Subject:
         sigmas: the grid of the plain run.
         free: detectors that watch the plain run, by name.
         costly: detectors that ask the network more.
+        probes: the linear probe that comes with fanal for this very network, if there is one.
         gate: name of the free detector that flags samples for repair.
         flag: share that it flags.
         extract: makes the features of the distances.
@@ -135,6 +137,7 @@ class Subject:
     sigmas: Tensor
     free: Mapping[str, Detector]
     costly: Mapping[str, Detector]
+    probes: Mapping[str, Detector]
     gate: str
     flag: float
     extract: metrics.Extractor
@@ -153,8 +156,10 @@ class Subject:
             raise FanalError(f"{spec} was trained on {dataset.name}, which has no rule that knows a wrong sample")
         free, costly, gate = _detectors(names, setup.detector, setup.sigmas, dataset.name)
         extract = metrics.extractor("own" if is_image(dataset.shape) else "pixels")
-        flag = float(about.get("flag", FLAG))
-        return cls(spec, setup.network, dataset, setup.sigmas, free, costly, gate, flag, extract, fingerprint(spec))
+        flag, probe = float(about.get("flag", FLAG)), shipped(setup.network)
+        probes = {} if probe is None else {"linear_probe": probe}
+        content = fingerprint(spec)
+        return cls(spec, setup.network, dataset, setup.sigmas, free, costly, probes, gate, flag, extract, content)
 
     def settings(self, threshold: float) -> Settings:
         """Return what the methods need to know, with the calibrated threshold of the gate."""
@@ -242,12 +247,23 @@ def first_cell(subject: Subject, some: range) -> Cell:
     return tensors, {"seconds": seconds, "evaluations": seen.evaluations * len(some), "products": 0}
 
 
-def look_cell(subject: Subject, some: range) -> Cell:
-    """Take the plain run under the eyes of the costly detectors, and judge its predictions on the way."""
-    seen, _ = _observed(subject, some, subject.costly, JUDGED)
+def look_cell(
+    subject: Subject, some: range, detectors: Mapping[str, Detector], judged: tuple[float, float] | None
+) -> Cell:
+    """Take the plain run under the eyes of costly detectors, and judge its predictions on the way.
+
+    Args:
+        subject: the model.
+        some: the seeds.
+        detectors: by name.
+        judged: range of sigma in which predictions are judged; None: nowhere.
+    """
+    seen, _ = _observed(subject, some, detectors, judged)
     assert seen.verdicts is not None
     costs = {name: {"evaluations": c.evaluations, "products": c.products} for name, c in seen.costs.items()}
-    tensors = {"verdict": seen.verdicts, "path": seen.by_step.T.contiguous(), **_risks(seen), **_steps(seen)}
+    tensors = {"verdict": seen.verdicts, **_risks(seen), **_steps(seen)}
+    if judged is not None:
+        tensors["path"] = seen.by_step.T.contiguous()
     return tensors, {"costs": costs, "judged": seen.judged.tolist()}
 
 

@@ -130,7 +130,7 @@ def _detectors(measured: Measured) -> dict[str, Any]:
         found = _detector(new, codes, threshold_at(known, subject.flag), verdicts)
         weights = [{"detector": type(part.detector).__name__, "weight": part.weight} for part in fitted.parts]
         out[COMBINED] = {"free": True, **found, "weights": weights}
-    for name in subject.costly:
+    for name in (*subject.costly, *subject.probes):
         risk, steps = looks[f"risk.{name}"], looks[f"step.{name}"]
         found = _detector(risk, looks["verdict"], threshold_at(risk, subject.flag), verdicts)
         by_step = _by_step(steps, looks["verdict"], subject.sigmas)
