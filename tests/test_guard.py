@@ -213,7 +213,7 @@ def label(folder, rows, wrong):
 
 
 def test_labels_set_the_threshold(net, monkeypatch):
-    """From the labelled run's own risks, at no call; by another detector, after watching it again."""
+    """From the labeled run's own risks, at no call; by another detector, after watching it again."""
     base = dataclasses.replace(SMALL, model=net, guard=(), count=30, block=15)
     earlier = generate(base, "earlier")
     risk = samples(earlier)["risk"]
@@ -229,7 +229,7 @@ def test_labels_set_the_threshold(net, monkeypatch):
     assert (known["caught"], known["count"], known["wrong"]) == (0.75, 15, pytest.approx(4 / 15))
     assert record(found)["network"]["calibration"] == 0
     assert told == []
-    assert "labelled" in (found / "report.html").read_text(encoding="utf-8")
+    assert "labeled" in (found / "report.html").read_text(encoding="utf-8")
     assert torch.equal(samples(found)["flagged"].bool(), samples(found)["risk"] > known["threshold"])
     other = guard(dataclasses.replace(config, detector="path_length"), "other", say=told.append)
     assert "watching its 30 samples again" in told[0]

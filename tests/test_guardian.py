@@ -264,7 +264,8 @@ def test_one_prompt_and_several_pictures():
             pipe(**call, **given)
         limit = float(guardian.risk().median())
         guardian = Guardian(pipe, threshold=limit, repair=REPAIR, seeds=[1, 2, 3])
-        ends.append(guardian.run(**call, **given).images)
+        ends.append(guardian.run(**call, **given, callback_on_step_end=guardian).images)
+        assert guardian.open
         guardian.close()
         assert int(guardian.flagged.sum()) == 1
     assert near(ends[0], ends[1], 1e-5)

@@ -1,4 +1,4 @@
-"""The threshold of a run: from the model's card, a calibration file, labelled samples, or fresh calibration seeds."""
+"""The threshold of a run: from the model's card, a calibration file, labeled samples, or fresh calibration seeds."""
 
 from __future__ import annotations
 

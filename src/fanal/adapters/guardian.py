@@ -28,7 +28,7 @@ from fanal.calibration_files import read_calibration
 from fanal.errors import FanalError
 from fanal.hallucination.calibration import Calibration
 from fanal.hallucination.detectors import Detector
-from fanal.hallucination.repair import Outcome, Renoise, _rounds
+from fanal.hallucination.repair import Outcome, Renoise, rounds_of
 from fanal.seeding import noise
 
 __all__ = ["Guardian"]
@@ -92,6 +92,7 @@ class Guardian(Recorder):
         self.repair, self.seeds = repair or Renoise(), seeds
         self.outcome: Outcome | None = None
         self._again: _Again | None = None
+        self._running = False
         super().__init__(pipeline, watcher, stop=stop)
 
     @property
@@ -128,6 +129,10 @@ class Guardian(Recorder):
 
         self.scheduler.set_timesteps, self.scheduler.step = set_timesteps, entered
 
+    def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Serve as `callback_on_step_end`, as a `Recorder`; inside `run` it is one already."""
+        return tensors if self._running else super().__call__(pipeline, step, timestep, tensors)
+
     def _check_grid(self) -> None:
         """Refuse a calibration of another grid."""
         if self.calibration is None or self.grid is None:
@@ -159,9 +164,11 @@ class Guardian(Recorder):
         self.outcome, was_open, own = None, self.open, (getattr(self.scheduler, "seeds", None), 0)
         if not was_open:
             self._attach()
+        self._running = True
         try:
             return self._run(arguments)
         finally:
+            self._running = False
             if self._again is not None:
                 self._again.restore(self.scheduler)
                 self._again = None
@@ -190,7 +197,7 @@ class Guardian(Recorder):
             return part
 
         try:
-            self.outcome = _rounds(first, self.threshold, self.repair.rounds, keys, again)
+            self.outcome = rounds_of(first, self.threshold, self.repair.rounds, keys, again)
         finally:
             self.stop = stop
         return pictures.output

@@ -17,7 +17,7 @@ Examples:\n
   fanal guard edm:edm-ffhq-64x64-uncond-vp.pkl --flag 0.2 --save ffhq.json --device cuda --out faces\n
   fanal guard edm:edm-ffhq-64x64-uncond-vp.pkl --calibration ffhq.json --seed 1 --device cuda --out more-faces\n
   fanal guard ./my-model --run earlier-run --repair none --out scores\n
-  fanal guard ./my-model --run earlier-run --labels earlier-run/labels.json --catch 0.9 --out labelled\n
+  fanal guard ./my-model --run earlier-run --labels earlier-run/labels.json --catch 0.9 --out labeled\n
   fanal guard shapes32 --solver rods:rho=0.1,window=12..28 --repair none --out robust
 """
 
