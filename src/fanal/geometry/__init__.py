@@ -9,9 +9,16 @@ from fanal.geometry.frames import frenet as frenet
 from fanal.geometry.frames import rebuild as rebuild
 from fanal.geometry.gaussian import exact_path as exact_path
 from fanal.geometry.gaussian import residual as residual
+from fanal.geometry.likelihood import AnnealedMeanShift as AnnealedMeanShift
+from fanal.geometry.likelihood import Ascent as Ascent
+from fanal.geometry.likelihood import ascent as ascent
+from fanal.geometry.likelihood import mean_shift as mean_shift
 from fanal.geometry.measures import beside as beside
 from fanal.geometry.measures import curves as curves
 from fanal.geometry.measures import numbers as numbers
+from fanal.geometry.nulls import brownian_shares as brownian_shares
+from fanal.geometry.nulls import forward_paths as forward_paths
+from fanal.geometry.nulls import smooth_curves as smooth_curves
 from fanal.geometry.paths import angle as angle
 from fanal.geometry.paths import deviation as deviation
 from fanal.geometry.paths import distance as distance
