@@ -58,14 +58,16 @@ class Plan:
     reuse: tuple[dict[str, Any], ...]  # ways to reuse a perturbation
     few: int  # report samples that also run under the controls
     several: int  # report samples that also run with 5 and 10 gradient steps
+    shorter: tuple[tuple[int, int], ...] = ()  # windows of the cheap ones; none: that of CAS
 
 
 LONG = ({"hold": 4}, {"hold": 8}, {"lag": True, "hold": 4})
 SHORT = ({"hold": 2}, {"hold": 3}, {"lag": True, "hold": 2}, *LONG)
-IMAGES = {"tuning": 256, "report": 1024, "block": 128, "kappa": 3 / 32, "sigmas": (0.8, 25.0)}
+IMAGES = {"tuning": 128, "report": 1024, "block": 128, "radii": (0.1,), "reuse": LONG, "few": 128, "several": 128}
+COOL = {"kappa": 3 / 32, "sigmas": (0.8, 25.0)}
 PLANS = {
-    "hands32": Plan(radii=(0.05, 0.1), windows=((8, 24), (4, 20)), reuse=LONG, few=256, several=128, **IMAGES),
-    "shapes32": Plan(radii=(0.05, 0.1), windows=((12, 28), (4, 20)), reuse=LONG, few=256, several=128, **IMAGES),
+    "hands32": Plan(windows=((8, 24), (4, 20)), **IMAGES, **COOL),
+    "shapes32": Plan(windows=((12, 28), (4, 20)), **IMAGES, **COOL),
     "grid2": Plan(
         tuning=4096,
         report=4096,
@@ -75,6 +77,7 @@ PLANS = {
         kappa=0.1,
         sigmas=(0.1, 4.0),
         reuse=SHORT,
+        shorter=((16, 32), (24, 32)),
         few=4096,
         several=4096,
     ),
@@ -135,10 +138,11 @@ def tune(model, dataset, plan: Plan) -> dict[str, Any]:
     full = [rods.Guard(rho=rho, window=window) for rho, window in itertools.product(plan.radii, plan.windows)]
     full = [(guard, *tuned(model, dataset, plan, guard)) for guard in track(full, "tuning CAS")]
     cas = best(full, math.inf)
-    cheap = [
-        dataclasses.replace(cas, window=window, **reuse)
-        for window, reuse in itertools.product(plan.windows, plan.reuse)
-    ] + [rods.Guard(method="sas", rho=cas.rho, window=window, lag=True) for window in plan.windows]
+    ways = [
+        {"window": window, **reuse} for window, reuse in itertools.product(plan.shorter or [cas.window], plan.reuse)
+    ]
+    ways += [{"window": window, "method": "sas", "lag": True} for window in plan.shorter or [cas.window]]
+    cheap = [dataclasses.replace(cas, **way) for way in ways]
     cheap = [(guard, *tuned(model, dataset, plan, guard)) for guard in track(cheap, "tuning the cheap ones")]
     seeing = dataclasses.replace(cas, threshold=math.inf, v="residual")
     found = [[] for _ in range(STEPS)]
