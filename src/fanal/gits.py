@@ -364,7 +364,7 @@ def choose(
         fitted: dict[str, Search] = {}
         for name in sorted(scores, key=scores.__getitem__)[:finalists]:
             k, weighted = steps[name], method == "fit-weights"
-            weighted = weighted and weights_of(solvers[name], grids_[steps[name]]["gits-l2"]) is not None
+            weighted = weighted and weights_of(solvers[name], next(iter(grids_[k].values()))) is not None
             fitted[name] = search(
                 network,
                 x,
