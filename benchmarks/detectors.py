@@ -37,7 +37,7 @@ from fanal.runs import versions
 from fanal.schedules import polynomial
 from fanal.solvers import Euler
 
-COUNTS = {"grid2": (4096, 4096), "shapes32": (1024, 512), "hands32": (1024, 512)}
+COUNTS = {"grid2": (4096, 4096), "shapes32": (512, 512), "hands32": (512, 512)}
 JUDGED = (0.3, 6.0)
 READINGS = ("residual", "score")
 
@@ -113,7 +113,7 @@ class Study:
         names, eyes = self.dataset.verdicts, dict(self.free)
         taught = self.look(eyes, range(FIRST_SEED, FIRST_SEED + count))
         sets = {
-            "combined": eyes,
+            "combined": dict(eyes),
             "combined, no contrast": {name: eye for name, eye in eyes.items() if name != "contrast"},
             "variance and undecided": {name: eyes[name] for name in ("variance", "undecided")},
         }
