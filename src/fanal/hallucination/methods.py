@@ -23,6 +23,7 @@ from fanal.denoiser import Counted, Denoiser, Temperature, counters, evaluations
 from fanal.errors import FanalError
 from fanal.hallucination.detectors import Detector
 from fanal.hallucination.ladder import Ladder
+from fanal.hallucination.localized import Localized
 from fanal.hallucination.probe import LinearProbe, shipped
 from fanal.hallucination.repair import Fresh, Outcome, Redo, Renoise, Repair, watch
 from fanal.hallucination.rods import Guard
@@ -120,8 +121,23 @@ HINTS: dict[str, dict[str, Any]] = {
         "renoise": 1.5,
         "restart": (0.1, 1.5),
         "stop": 0.05,
+        "rungs": ((0.5, 12), (1.5, 16), (1.5, 16)),
     },
-    "shapes32": {"window": (0.2, 12.0), "renoise": 2.3, "restart": (0.25, 3.6)},
+    "shapes32": {
+        "window": (0.2, 12.0),
+        "renoise": 2.3,
+        "restart": (0.25, 3.6),
+        "rungs": ((1.4, 10), (2.3, 12), (4.4, 14), (8.1, 16), (8.1, 16)),
+        "eta": 0.7,
+        "flag": 0.5,
+        "accept": (0.3, 0.3, 0.2, 0.15),
+    },
+    "hands32": {
+        "rungs": ((2.3, 20), (4.4, 22), (8.1, 24), (8.1, 24)),
+        "eta": 0.0,
+        "flag": 0.33,
+        "accept": (0.22, 0.18),
+    },
 }
 """Fields of `Settings` that a data set asks for; chosen on tuning seeds."""
 
@@ -366,6 +382,7 @@ METHODS: dict[str, Callable[[Settings], Method]] = {
     "redo": _gated(lambda s: Redo(s.redo, s.window)),
     "renoise": _gated(lambda s: Renoise(s.renoise, s.rounds)),
     "fresh": _gated(lambda s: Fresh(1)),
+    "localized": _gated(lambda s: Localized(s.renoise, s.rounds)),
     "ladder": lambda s: Climbed(
         s.sigmas, s.detector, s.threshold, Ladder(s.rungs, eta=s.eta), s.probe, s.flag, s.accept, Euler()
     ),

@@ -23,7 +23,7 @@ from fanal.schedules import check_sigmas
 from fanal.seeding import noise
 from fanal.trajectory import Trajectory
 
-__all__ = ["REPAIRS", "Fresh", "Outcome", "Redo", "Renoise", "Repair", "merge", "watch", "watch_seeds"]
+__all__ = ["REPAIRS", "Fresh", "Outcome", "Redo", "Renoise", "Repair", "merge", "rounds_of", "watch", "watch_seeds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ def merge(base: Outcome, part: Outcome, rows: Tensor, take: Bool[Tensor, " r"]) 
     return Outcome(x, risk, spent, base.per_step, rounds, base.trajectory)
 
 
-def _rounds(
+def rounds_of(
     first: Outcome,
     threshold: float,
     rounds: int,
@@ -257,7 +257,7 @@ class Renoise:
             fresh = noise(x.shape[1:], keys, float(tail[0]), round=number, stream="renoise", dtype=x.dtype)
             return watch(take(denoiser, rows), here + fresh.to(x.device), tail, solver, detector, keys, round=number)
 
-        return _rounds(first, threshold, self.rounds, seeds, again)
+        return rounds_of(first, threshold, self.rounds, seeds, again)
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ class Fresh:
             fresh = noise(x.shape[1:], keys, float(sigmas[0]), round=number, stream="fresh", dtype=x.dtype)
             return watch(take(denoiser, rows), fresh.to(x.device), sigmas, solver, detector, keys, round=number)
 
-        return _rounds(first, threshold, self.rounds, seeds, again)
+        return rounds_of(first, threshold, self.rounds, seeds, again)
 
 
 REPAIRS: dict[str, type] = {"redo": Redo, "renoise": Renoise, "fresh": Fresh}
