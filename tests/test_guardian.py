@@ -241,6 +241,20 @@ def test_any_scheduler_can_be_entered_half_way(kind):
     assert torch.isfinite(images).all()
 
 
+def test_a_scheduler_that_draws_noise_is_entered_too():
+    """DDPM, whose noise comes from the pipeline's generator: flagged pictures change, the others keep every bit."""
+    plain, _ = run("ddpm", own("ddpm"))
+    watched, _, _ = guarded("ddpm", math.inf)
+    limit = float(watched.outcome.risk.mean())
+    guardian, images, calls = guarded("ddpm", limit, repair=Renoise(3.0, 1), seeds=[7, 8])
+    flagged = guardian.flagged
+    assert int(flagged.sum()) == 1
+    assert torch.equal(images[~flagged], plain[~flagged])
+    better = guardian.outcome.risk < watched.outcome.risk
+    assert torch.equal((images != plain).flatten(1).any(1), better)
+    assert calls == 8 + int((guardian.outcome.evaluations - 8).sum())
+
+
 def test_fanals_own_scheduler_draws_fresh_noise_in_each_round():
     solver = Ancestral(eta=0.5)
     first, _, _ = truth("sd", REPAIR, math.inf, [7, 8], solver=solver)
