@@ -91,7 +91,7 @@ def test_annealed_mean_shift_finds_the_heaviest_mode():
 
 
 def test_a_random_walk_has_the_components_of_a_random_walk():
-    """In many dimensions the shares of a forward path with equal steps are the closed form's: 4 standard errors are 4 %."""
+    """In many dimensions the shares of a forward path with equal steps are the known ones, to 4 standard errors."""
     steps = 50
     sigmas = torch.arange(1, steps + 2, dtype=torch.float64).sqrt()  # equal steps in sigma²
     path = geometry.forward_paths(torch.zeros(2, 20_000), sigmas, range(2))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fanal import schedules as schedules
     from fanal import sde as sde
     from fanal import solvers as solvers
+    from fanal import supports as supports
     from fanal import training as training
     from fanal.denoiser import Counted as Counted
     from fanal.denoiser import Denoiser as Denoiser
@@ -61,6 +62,7 @@ _MODULES = frozenset(
         "schedules",
         "sde",
         "solvers",
+        "supports",
         "training",
     }
 )

@@ -1,0 +1,400 @@
+"""Supports of data laws: where samples can lie, how far a point is from there, and the exact denoisers ([SUP])."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fanal.denoiser import Denoiser
+from fanal.errors import FanalError
+from fanal.exact import Dataset, Gaussian, LowRank
+from fanal.exact.gaussian import flat
+from fanal.supports.truncated import bessel_ratio, log_bessel, log_mass, truncated_mean
+
+__all__ = ["Affine", "Ball", "Box", "FiniteSet", "Polytope", "Polyline", "Sphere", "Support", "Union"]
+
+
+@runtime_checkable
+class Support(Protocol):
+    """A closed set that samples should lie in."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        ...
+
+    def project(self, x: Float[Tensor, "b *d"], /) -> Float[Tensor, "b *d"]:
+        """Return the nearest point of the set."""
+        ...
+
+    def distance(self, x: Float[Tensor, "b *d"], /) -> Float[Tensor, " b"]:
+        """Return the Euclidean distance from the set, float64: negative inside where the set has an inside."""
+        ...
+
+
+class _Law(Denoiser):
+    """A law on a support: its exact denoiser and what goes with it."""
+
+    shape: tuple[int, ...]
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def _level(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        points, level = flat(x, torch.as_tensor(sigma), self.shape)
+        if not bool((level > 0).all()):
+            raise FanalError(f"an exact denoiser needs sigma > 0, got {sigma}")
+        return points, level.expand(len(points), 1)
+
+    def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """Return the Euclidean distance from the set, float64."""
+        return (x.double() - self.project(x).double()).flatten(1).norm(dim=1)
+
+    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Return the nearest point of the set."""
+        raise NotImplementedError
+
+
+class Box(_Law):
+    """The uniform law on a box `low <= x <= high`, coordinate by coordinate.
+
+    Args:
+        low: lower corner, (*shape).
+        high: upper corner, above the lower in every coordinate.
+
+    Raises:
+        FanalError: the corners do not fit.
+    """
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        self.low, self.high = low.double(), high.double()
+        if low.shape != high.shape or not bool((self.low < self.high).all()) or not bool(self.low.isfinite().all()):
+            raise FanalError("a box needs two finite corners of one shape, the first below the second everywhere")
+        self.shape = tuple(low.shape)
+
+    def __call__(self, x: Float[Tensor, "b *d"], sigma: Tensor, /) -> Float[Tensor, "b *d"]:
+        """Return the posterior mean: a truncated normal's, in each coordinate."""
+        points, level = self._level(x, sigma)
+        out = truncated_mean(points, level, self.low.flatten().to(points), self.high.flatten().to(points))
+        return out.reshape(x.shape).to(x.dtype)
+
+    def log_density(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
+        """Return the log density of the blurred law in nats."""
+        points, level = self._level(x, sigma)
+        low, high = self.low.flatten().to(points), self.high.flatten().to(points)
+        return (log_mass(points, level, low, high) - (high - low).log()).sum(1)
+
+    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Return the nearest point of the box."""
+        return torch.minimum(torch.maximum(x, self.low.to(x)), self.high.to(x))
+
+    def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """Return the signed distance: negative inside, to the nearest face."""
+        wide = x.double()
+        outside = (wide - self.project(wide)).flatten(1).norm(dim=1)
+        depth = torch.minimum(wide - self.low.to(wide), self.high.to(wide) - wide).flatten(1).amin(1)
+        return torch.where(outside > 0, outside, -depth)
+
+    def draw(self, count: int, seed: int = 0) -> Float[Tensor, "n *d"]:
+        """Draw samples, seeded, float64."""
+        unit = torch.rand(count, *self.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        return self.low + unit * (self.high - self.low)
+
+
+class Sphere(_Law):
+    """The uniform law on a sphere `‖x − center‖ = radius`; a circle in two dimensions.
+
+    The posterior of a direction is von Mises–Fisher: `D = c + r·(I_{d/2}(κ)/I_{d/2−1}(κ))·u`, `κ = r‖x − c‖/sigma²`.
+
+    Args:
+        center: c, (*shape), of at least two coordinates.
+        radius: r.
+
+    Raises:
+        FanalError: the radius is not positive, or there are too few coordinates.
+    """
+
+    def __init__(self, center: Tensor, radius: float) -> None:
+        if not (math.isfinite(radius) and radius > 0) or center.numel() < 2 or not bool(center.isfinite().all()):
+            raise FanalError(f"a sphere needs a finite center of two or more coordinates and radius > 0, got {radius}")
+        self.center, self.radius, self.shape = center.double(), float(radius), tuple(center.shape)
+
+    def _polar(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        off = points - self.center.flatten().to(points)
+        size = off.norm(dim=1, keepdim=True)
+        first = torch.zeros_like(off)
+        first[:, 0] = 1  # at the center every direction is as good
+        return torch.where(size > 0, off / size.where(size > 0, torch.ones_like(size)), first), size[:, 0]
+
+    def __call__(self, x: Float[Tensor, "b *d"], sigma: Tensor, /) -> Float[Tensor, "b *d"]:
+        """Return the posterior mean."""
+        points, level = self._level(x, sigma)
+        unit, size = self._polar(points)
+        ratio = bessel_ratio(points.shape[1] / 2, self.radius * size / level[:, 0] ** 2)
+        out = self.center.flatten().to(points) + self.radius * ratio[:, None] * unit
+        return out.reshape(x.shape).to(x.dtype)
+
+    def log_density(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
+        """Return the log density of the blurred law in nats."""
+        points, level = self._level(x, sigma)
+        d, (_, size), s = points.shape[1], self._polar(points), level[:, 0]
+        kappa, order = self.radius * size / s**2, d / 2 - 1
+        # E exp(κ⟨u, v⟩) over the sphere: Γ(d/2)·(2/κ)^order·I_order(κ); 1 at κ = 0
+        spread = math.lgamma(d / 2) + order * torch.log(2 / kappa) + log_bessel(order, kappa) + kappa
+        spread = torch.where(kappa > 1e-8, spread, kappa**2 / (2 * d))
+        volume = d / 2 * torch.log(2 * math.pi * s**2)
+        return spread - (self.radius**2 + size**2) / (2 * s**2) - volume
+
+    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Return the nearest point of the sphere."""
+        unit, _ = self._polar(x.flatten(1).double())
+        return (self.center.flatten() + self.radius * unit).reshape(x.shape).to(x.dtype)
+
+    def draw(self, count: int, seed: int = 0) -> Float[Tensor, "n *d"]:
+        """Draw samples, seeded, float64."""
+        white = torch.randn(
+            count, self.center.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        )
+        unit = white / white.norm(dim=1, keepdim=True)
+        return (self.center.flatten() + self.radius * unit).reshape(count, *self.shape)
+
+
+class Polyline(_Law):
+    """The uniform law on a chain of segments, by length: a segment, a polygon, or a curve drawn finely.
+
+    On each segment the posterior is a truncated normal along it; segments are weighted by their posterior mass.
+
+    Args:
+        corners: (K + 1, d), successive points; the first again at the end closes it.
+
+    Raises:
+        FanalError: there are fewer than two corners, or two successive ones are equal.
+    """
+
+    def __init__(self, corners: Float[Tensor, "k1 d"]) -> None:
+        if corners.ndim != 2 or len(corners) < 2 or not bool(corners.isfinite().all()):
+            raise FanalError(f"a chain of segments needs two or more finite corners (K + 1, d), got {corners.shape}")
+        self.corners = corners.double()
+        self.shape = (corners.shape[1],)
+        self.ways = self.corners.diff(dim=0)
+        self.lengths = self.ways.norm(dim=1)
+        if not bool((self.lengths > 0).all()):
+            raise FanalError("two successive corners are equal: leave one out")
+        self.units = self.ways / self.lengths[:, None]
+
+    def _along(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Position along each segment's line, (B, K), and squared distance from it."""
+        off = points[:, None] - self.corners[:-1].to(points)
+        along = (off * self.units.to(points)).sum(2)
+        return along, (off - along[:, :, None] * self.units.to(points)).square().sum(2)
+
+    def _log_parts(self, points: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        along, off = self._along(points)
+        lengths = self.lengths.to(points).expand_as(along)
+        # A segment's density: uniform along it, a point mass across.
+        mass = log_mass(along, level, torch.zeros_like(along), lengths)
+        across = -off / (2 * level**2) - (points.shape[1] - 1) / 2 * torch.log(2 * math.pi * level**2)
+        return mass + across - math.log(float(self.lengths.sum())), along
+
+    def __call__(self, x: Float[Tensor, "b *d"], sigma: Tensor, /) -> Float[Tensor, "b *d"]:
+        """Return the posterior mean."""
+        points, level = self._level(x, sigma)
+        parts, along = self._log_parts(points, level)
+        lengths = self.lengths.to(points).expand_as(along)
+        there = truncated_mean(along, level, torch.zeros_like(along), lengths)
+        means = self.corners[:-1].to(points) + there[:, :, None] * self.units.to(points)
+        return (torch.softmax(parts, 1)[:, :, None] * means).sum(1).to(x.dtype)
+
+    def log_density(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
+        """Return the log density of the blurred law in nats."""
+        return torch.logsumexp(self._log_parts(*self._level(x, sigma))[0], 1)
+
+    def project(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Return the nearest point of the chain."""
+        points = x.double()
+        along, _ = self._along(points)
+        there = torch.minimum(along.clamp_min(0), self.lengths.to(points))
+        near = self.corners[:-1] + there[:, :, None] * self.units
+        best = (points[:, None] - near).square().sum(2).argmin(1)
+        return near[torch.arange(len(points)), best].to(x.dtype)
+
+    def draw(self, count: int, seed: int = 0) -> Float[Tensor, "n d"]:
+        """Draw samples, seeded, float64."""
+        generator = torch.Generator().manual_seed(seed)
+        which = torch.multinomial(self.lengths, count, replacement=True, generator=generator)
+        there = torch.rand(count, 1, dtype=torch.float64, generator=generator)
+        return self.corners[which] + there * self.ways[which]
+
+
+class FiniteSet(Dataset):
+    """Points, or images: the law of a finite data set, with its distances; see `fanal.exact.Dataset`."""
+
+    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Return the nearest point of the set."""
+        index = self.nearest(x)[1]
+        return self.points.rows(index, x.device, torch.float64)[:, 0].reshape(x.shape).to(x.dtype)
+
+    def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """Return the distance from the nearest point, float64."""
+        return self.nearest(x)[0][:, 0].double()
+
+
+class Affine(Gaussian):
+    """A Gaussian on an affine subspace `center + span(basis)`: data on a flat manifold.
+
+    Args:
+        center: (*shape).
+        basis: (d, k), orthonormal columns.
+        values: (k,), variances along them.
+
+    Raises:
+        FanalError: the columns are not orthonormal, or a variance is negative.
+    """
+
+    def __init__(self, center: Tensor, basis: Tensor, values: Tensor) -> None:
+        super().__init__(center, LowRank(basis, values, 0.0))
+        self.span = basis.double()
+
+    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Return the nearest point of the subspace."""
+        off = x.flatten(1).double() - self.mean
+        return (self.mean + (off @ self.span) @ self.span.T).reshape(x.shape).to(x.dtype)
+
+    def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """Return the distance from the subspace, float64."""
+        return (x.double() - self.project(x.double())).flatten(1).norm(dim=1)
+
+
+class Ball:
+    """A ball `‖x − center‖ <= radius`; a set to measure distances from, its uniform law has no short closed form.
+
+    Args:
+        center: (*shape).
+        radius: above 0.
+
+    Raises:
+        FanalError: the radius is not positive.
+    """
+
+    def __init__(self, center: Tensor, radius: float) -> None:
+        if not (math.isfinite(radius) and radius > 0):
+            raise FanalError(f"the radius of a ball must be positive, got {radius}")
+        self.center, self.radius, self.shape = center.double(), float(radius), tuple(center.shape)
+
+    def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """Return the signed distance, float64: negative inside."""
+        return (x.double() - self.center).flatten(1).norm(dim=1) - self.radius
+
+    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Return the nearest point of the ball."""
+        off = (x.double() - self.center).flatten(1)
+        size = off.norm(dim=1, keepdim=True)
+        shrink = torch.where(size > self.radius, self.radius / size.clamp_min(self.radius), 1.0)
+        return (self.center + (off * shrink).reshape(x.shape)).to(x.dtype)
+
+
+class Polytope:
+    """A polytope `A x <= b`; a set to measure distances from.
+
+    Args:
+        normals: A, (m, d), one outward normal per face.
+        offsets: b, (m,).
+
+    Raises:
+        FanalError: the sizes do not fit, a normal is zero, or the set is empty.
+    """
+
+    def __init__(self, normals: Float[Tensor, "m d"], offsets: Float[Tensor, " m"]) -> None:
+        if normals.ndim != 2 or offsets.shape != (len(normals),):
+            raise FanalError(f"a polytope needs normals (m, d) and offsets (m,), got {normals.shape}, {offsets.shape}")
+        size = normals.double().norm(dim=1)
+        if not bool((size > 0).all()):
+            raise FanalError("a face of a polytope needs a normal that is not zero")
+        self.normals, self.offsets = normals.double() / size[:, None], offsets.double() / size
+        self.shape = (normals.shape[1],)
+        self.project(torch.zeros(1, normals.shape[1], dtype=torch.float64))  # empty sets are told at once
+
+    def project(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Return the nearest point, by least distance programming (Lawson & Hanson 1974, ch. 23).
+
+        Raises:
+            FanalError: the set is empty.
+        """
+        from scipy.optimize import nnls
+
+        out, faces = x.double().clone(), self.normals.numpy()
+        for b, gap in enumerate((out @ self.normals.T - self.offsets).numpy()):
+            if (gap <= 0).all():
+                continue
+            # least ‖z‖ with −A z >= A x − b
+            system = np.vstack([-faces.T, gap[None]])
+            goal = np.zeros(len(system))
+            goal[-1] = 1
+            weights, _ = nnls(system, goal, maxiter=50 * len(faces))
+            left = system @ weights - goal
+            if abs(left[-1]) < 1e-12:
+                raise FanalError("the polytope is empty: its faces contradict each other")
+            out[b] += torch.from_numpy(-left[:-1] / left[-1])
+        return out.to(x.dtype)
+
+    def distance(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        """Return the signed distance, float64: negative inside, to the nearest face."""
+        wide = x.double()
+        outside = (wide - self.project(wide)).norm(dim=1)
+        return torch.where(outside > 0, outside, (wide @ self.normals.T - self.offsets).amax(1))
+
+
+class Union(_Law):
+    """A mixture of laws on supports; its support is their union. `D = Σ_k w_k D_k`, `w_k ∝ π_k p_k(x; sigma)`.
+
+    Args:
+        parts: laws with `log_density`, `project` and `distance`, of one shape.
+        weights: π, positive; None: equal. Normalized here.
+
+    Raises:
+        FanalError: there is no part, or shapes or weights do not fit.
+    """
+
+    def __init__(
+        self, parts: Sequence[Box | Sphere | Polyline | FiniteSet | Affine], weights: Sequence[float] | None = None
+    ) -> None:
+        share = torch.ones(len(parts)).double() if weights is None else torch.tensor(weights, dtype=torch.float64)
+        if not parts or len({part.shape for part in parts}) != 1:
+            raise FanalError("a union needs one or more parts of one shape")
+        if share.shape != (len(parts),) or not bool((share > 0).all()):
+            raise FanalError(f"weights must be {len(parts)} positive numbers, got {share.tolist()}")
+        self.parts, self.prior, self.shape = tuple(parts), share / share.sum(), parts[0].shape
+
+    def _logs(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        level = torch.as_tensor(sigma)
+        own = [part.log_density(x, level) for part in self.parts]
+        return torch.stack(own, 1) + self.prior.to(own[0]).log()
+
+    def __call__(self, x: Float[Tensor, "b *d"], sigma: Tensor, /) -> Float[Tensor, "b *d"]:
+        """Return the posterior mean."""
+        weights = torch.softmax(self._logs(x, sigma), 1)
+        means = torch.stack([part(x, sigma).flatten(1).double() for part in self.parts], 1)
+        return (weights[:, :, None].to(means) * means).sum(1).reshape(x.shape).to(x.dtype)
+
+    def log_density(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
+        """Return the log density of the blurred law in nats."""
+        return torch.logsumexp(self._logs(x, sigma), 1)
+
+    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Return the nearest point of the union."""
+        near = torch.stack([part.project(x) for part in self.parts])
+        best = (near.double() - x.double()).flatten(2).norm(dim=2).argmin(0)
+        return near[best, torch.arange(len(x))]
+
+    def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """Return the smallest of the parts' distances, float64."""
+        return torch.stack([part.distance(x).double() for part in self.parts]).amin(0)
+
+    def part(self, k: int) -> Box | Sphere | Polyline | FiniteSet | Affine:
+        """Return the law of one part: the class-conditional one, where parts are classes."""
+        return self.parts[k]

@@ -1,0 +1,107 @@
+"""Truncated normals and Bessel ratios, accurate far outside the interval and at large arguments."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import special
+from torch import Tensor
+
+__all__ = ["bessel_ratio", "log_bessel", "log_mass", "truncated_mean"]
+
+_ROOT2 = math.sqrt(2)
+
+
+def _ends(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardized ends `alpha <= beta`, mirrored so that the interval lies to the right of or around 0."""
+    alpha, beta = (low - x) / sigma, (high - x) / sigma
+    mirrored = alpha + beta < 0
+    return torch.where(mirrored, -beta, alpha), torch.where(mirrored, -alpha, beta), mirrored
+
+
+def log_mass(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return `log P(low <= X <= high)` for X ~ N(x, sigma²), without underflow far outside.
+
+    Args:
+        x: mean.
+        sigma: standard deviation, above 0.
+        low: lower end.
+        high: upper end, above the lower.
+    """
+    alpha, beta, _ = _ends(x, sigma, low, high)
+    a, b = alpha / _ROOT2, beta / _ROOT2
+    inside = torch.log((torch.erf(b) - torch.erf(a.clamp(max=1))) / 2)  # alpha below √2: erf has not saturated
+    far = torch.special.erfcx(a.clamp(min=0)) - torch.exp(a**2 - b**2) * torch.special.erfcx(b.clamp(min=0))
+    outside = torch.log(far / 2) - a**2
+    return torch.where(a > 0.5, outside, inside)
+
+
+def truncated_mean(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return `E[X | low <= X <= high]` for X ~ N(x, sigma²): the denoiser of a uniform law on an interval.
+
+    `x + sigma·(φ(α) − φ(β))/(Φ(β) − Φ(α))`, by scaled error functions where the interval is far away.
+
+    Args:
+        x: where.
+        sigma: noise level, above 0.
+        low: lower end.
+        high: upper end, above the lower.
+    """
+    alpha, beta, mirrored = _ends(x, sigma, low, high)
+    a, b = alpha / _ROOT2, beta / _ROOT2
+    drop = -torch.expm1(a**2 - b**2)  # 1 − e^(a² − b²): both ends' densities, relative to the nearer one's
+    far = torch.special.erfcx(a.clamp(min=0)) - torch.exp(a**2 - b**2) * torch.special.erfcx(b.clamp(min=0))
+    near = (torch.erf(b) - torch.erf(a)) * torch.exp(torch.where(a > 0.5, 0, a**2))
+    shift = math.sqrt(2 / math.pi) * drop / torch.where(a > 0.5, far, near)
+    middle = torch.where(mirrored, -shift, shift)
+    return torch.minimum(torch.maximum(x + sigma * middle, low), high)
+
+
+def bessel_ratio(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Return `I_ν(x)/I_{ν−1}(x)` for x >= 0: how long the mean of a von Mises–Fisher law is.
+
+    By scaled Bessel functions, and by Gauss's continued fraction where those underflow, in many dimensions.
+
+    Args:
+        order: ν, at least 1/2.
+        x: arguments.
+    """
+    values = x.detach().cpu().double().numpy()
+    top, bottom = special.ive(order, values), special.ive(order - 1, values)
+    safe = (bottom > 1e-280) & (top > 1e-280)
+    ratio = np.divide(top, bottom, out=np.zeros_like(values), where=safe)
+    rest = ~safe
+    if rest.any():
+        argument, tail = values[rest], np.zeros(int(rest.sum()))
+        for k in range(2000, -1, -1):  # from its end: 1/(2ν/x + 1/(2(ν + 1)/x + …)), without dividing by x
+            tail = argument / (2 * (order + k) + argument * tail)
+        ratio[rest] = tail
+    return torch.from_numpy(ratio).to(x)
+
+
+def log_bessel(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Return `log I_ν(x) − x` for x >= 0.
+
+    Where the scaled function underflows, by its expansion for large orders (Abramowitz & Stegun 9.7.7), which is good
+    to 1/ν² there.
+
+    Args:
+        order: ν >= 0.
+        x: arguments.
+    """
+    values = x.detach().cpu().double().numpy()
+    scaled = special.ive(order, values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        plain = np.log(scaled)
+        if order > 0:
+            z = values / order
+            root = np.sqrt(1 + z**2)
+            eta = root + np.log(z / (1 + root))
+            t = 1 / root
+            first = (3 * t - 5 * t**3) / 24
+            large = order * eta - 0.5 * np.log(2 * np.pi * order * root) + np.log1p(first / order) - values
+            plain = np.where(scaled > 1e-280, plain, large)
+    return torch.from_numpy(plain).to(x)
