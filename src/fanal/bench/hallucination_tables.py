@@ -246,13 +246,18 @@ _CLAIMS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "corrected by temperature": _method("corrected", "temperature"),
     "corrected by a random direction": _method("corrected", "random"),
     "corrected by Heun": _method("corrected", "heun"),
+    "corrected by renoise": _method("corrected", "renoise"),
+    "corrected by the ladder": _method("corrected", "ladder"),
     "newly wrong by CAS": _method("new", "cas"),
     "newly wrong by temperature": _method("new", "temperature"),
+    "newly wrong by the ladder": _method("new", "ladder"),
     "time of CAS over Euler's": _method("time", "cas"),
     "time of renoise over Euler's": _method("time", "renoise"),
+    "time of the ladder over Euler's": _method("time", "ladder"),
     "diversity that CAS loses": _lost("cas"),
     "diversity that temperature loses": _lost("temperature"),
     "diversity that renoise loses": _lost("renoise"),
+    "diversity that the ladder loses": _lost("ladder"),
 }
 
 _PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
