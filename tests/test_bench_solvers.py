@@ -173,6 +173,7 @@ def test_figures_have_the_digits_of_their_errors():
     assert short(Estimate(153.2, 21.0, 9)) == "153 ± 21"
     assert short(Estimate(0.0005031, 2e-8, 9)) == "0.000503 ± 0.000001"  # not "± 0"
     assert short(Estimate(float("nan"), 1.0, 9)) == "–"
+    assert short(Estimate(0.104149, 0.0, 4)) == "0.104 ± 0"
 
 
 @pytest.mark.parametrize("text", ["euler", "heun", "ipndm", "dpmpp", "unipc", "lms"])

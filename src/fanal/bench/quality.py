@@ -138,7 +138,9 @@ def short(figure: Mapping[str, Any] | Estimate | None) -> str:
         return "–"
     if se is None or se != se:
         return f"{value:.3g}"
+    if se == 0:
+        return f"{value:.3g} ± 0"
     digits = 0
     while digits < 6 and se * 10**digits < 2:
         digits += 1
-    return f"{value:.{digits}f} ± {max(se, 10.0**-digits if se else 0.0):.{digits}f}"
+    return f"{value:.{digits}f} ± {max(se, 10.0**-digits):.{digits}f}"
