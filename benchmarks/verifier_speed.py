@@ -31,7 +31,7 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     torch.set_num_threads(1)
     print(f"{'set':10s} {'draw':>12s} {'verify real':>12s} {'verify noise':>12s}   samples/s, {count} samples")
-    for name in ("grid2", "shapes32", "hands32"):
+    for name in ("grid2", "shapes32", "hands32", "scenes64"):
         dataset = get(name)
         real = dataset.data(count=count).x
         noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))

@@ -183,6 +183,42 @@ def _sheets(folder: Path) -> Image.Image:
     return sheet
 
 
+def scenes() -> Image.Image:
+    """Real scenes in the first row, below them one of each kind that is broken."""
+    data = fanal.datasets.get("scenes64")
+    broken = [data.broken(kind, 4)[1:2] for kind in data.broken_kinds]
+    return fanal.pictures.grid(torch.cat([data.data("held out", 8).x, *broken]), columns=8, scale=2)
+
+
+def label() -> Image.Image:
+    """The page that `fanal label` serves."""
+    import threading
+
+    from playwright.sync_api import sync_playwright
+
+    from fanal.generation import SampleConfig, generate
+    from fanal.labeling import LabelServer, open_labels, read_samples
+
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with tempfile.TemporaryDirectory() as folder:
+        out = generate(SampleConfig("hands32", count=24, block=24, calibrate=16), Path(folder) / "hands")
+        found = read_samples(out)
+        server = LabelServer(found, open_labels(found))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        shot = Path(folder) / "shot.png"
+        with sync_playwright() as play:
+            running = play.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+            page = running.new_page(viewport={"width": 1000, "height": 600})
+            page.goto(server.url)
+            for key in ("1", "1", "5", "1", "0", "1", "ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowLeft"):
+                page.keyboard.press(key)
+                page.wait_for_timeout(500)
+            page.screenshot(path=str(shot))
+            running.close()
+        server.shutdown()
+        return Image.open(shot).convert("RGB").copy()
+
+
 def weights() -> Figure:
     """GITS's schedules as weights: how much of the old state an Euler step keeps, for each step."""
     from fanal.bench.gits_subject import Sizes, Subject
@@ -215,6 +251,8 @@ PICTURES: dict[str, Callable[[], Figure | Image.Image]] = {
     "risk": risk,
     "gits": weights,
     "demo": demo,
+    "scenes": scenes,
+    "label": label,
 }
 
 

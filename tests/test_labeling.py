@@ -421,6 +421,20 @@ def test_the_page_knows_neither_risk_nor_verdict_nor_sample(run):
         assert state["risks"] == [float(risk[sample]) for sample in server.labels.order]
 
 
+def test_points_are_shown_among_the_others(tmp_path):
+    folder = generate(SampleConfig("mixture:ring8", steps=6, count=9, block=9), tmp_path / "points")
+    with served(folder) as server:
+        assert server.labels.taxonomy.name == "hands"  # no verifier judged this run
+        image = Image.open(io.BytesIO(asked(server, "/image/4.png")[2])).convert("RGB")
+        flag = tuple(int(pictures.COLORS["flag"][k : k + 2], 16) for k in (1, 3, 5))
+        place = np.argwhere((np.array(image) == flag).all(axis=-1)).mean(axis=0)
+        points = server.samples.x
+        x, y = (points[server.labels.order[4]] / points.abs().max() / 1.05 + 1).tolist()
+        assert place == pytest.approx([511 * (1 - y / 2), 511 * x / 2], abs=1.5)
+        server.labels.set(0, 3)
+        assert summarize(server.samples, server.labels).verifier is None
+
+
 def test_labels_at_the_same_moment_are_all_kept(run):
     with served(run) as server:
         posts = [

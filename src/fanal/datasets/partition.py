@@ -40,7 +40,8 @@ class Unjudged:
     broken_kinds: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def _no_verifier(self) -> FanalError:
-        return FanalError(f"{self.name} has no verifier: use grid2, shapes32, hands32 or scenes64, or label the samples by hand")
+        judged = "grid2, shapes32, hands32 or scenes64"
+        return FanalError(f"{self.name} has no verifier: use {judged}, or label the samples by hand (fanal label)")
 
     def verify(self, x: Tensor) -> Tensor:
         """Raise: no rule tells a good sample from a bad one.
