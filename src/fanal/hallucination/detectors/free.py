@@ -265,8 +265,8 @@ class _ContrastWatch(Running):
 class Contrast(_Final):
     """How much the last prediction holds, `Var_j(D_j)` over the entries of a sample, free.
 
-    No risk by itself. Most risks grow with what a picture holds, so that full pictures look wrong; beside them in a
-    `Combined`, this takes it out.
+    Most risks grow with what a picture holds, so that full pictures look wrong. Beside them in a `Combined` this takes
+    it out, unless wrong samples hold less than right ones: then it is a risk itself, upside down.
     """
 
     def start(self, denoiser: Denoiser | None = None) -> Watch:
