@@ -7,8 +7,9 @@ import torch
 
 import fanal
 from fanal.denoiser import Counted, Labelled, Temperature, take
-from fanal.exact import Gaussian
-from fanal.guidance import ClassifierFree
+from fanal.errors import FanalError
+from fanal.exact import Gaussian, Mixture
+from fanal.guidance import Classifier, ClassifierFree, Inverse, Reward
 from fanal.schedules import polynomial
 from fanal.seeding import noise
 from fanal.solvers import Euler, Heun
@@ -135,3 +136,93 @@ def test_labels_follow_their_samples():
     assert take(bare, rows) is bare
     whole = Temperature(Labelled(network, 1), 0.2)
     assert take(whole, rows) is whole  # one label for all needs no other binding
+
+
+def test_each_sample_has_its_own_scale():
+    conditional, free = pair()
+    x, scales = states(), torch.tensor([0.0, 1.0, 2.0, -1.0, 5.0, 0.5], dtype=torch.float64)
+    guided = ClassifierFree(conditional, free, scales)
+    each = torch.cat([ClassifierFree(conditional, free, float(w))(x[i : i + 1], SIGMA) for i, w in enumerate(scales)])
+    assert torch.allclose(guided(x, SIGMA), each, atol=1e-12)
+    rows = torch.tensor([4, 2])
+    assert torch.allclose(take(guided, rows)(x[rows], SIGMA), each[rows], atol=1e-12)
+    with pytest.raises(FanalError, match="6 scales"):
+        guided(x[:3], SIGMA)
+
+
+def test_a_window_limits_it():
+    conditional, free = pair()
+    x = states()
+    guided = ClassifierFree(conditional, free, 4.0, window=(0.5, 2.0))
+    assert torch.equal(guided(x, SIGMA), ClassifierFree(conditional, free, 4.0)(x, SIGMA))
+    calls = free.calls
+    assert torch.equal(guided(x, SIGMA * 2), conditional(x, SIGMA * 2))
+    assert free.calls == calls
+    levels = torch.tensor([0.1, 0.6, 1.9, 2.1, 5.0, 0.5], dtype=torch.float64)
+    mixed = guided(x, levels)
+    for i, level in enumerate(levels):
+        one = guided(x[i : i + 1], level)
+        assert torch.allclose(mixed[i : i + 1], one, atol=1e-12)
+    with pytest.raises(FanalError, match="window"):
+        ClassifierFree(conditional, free, 4.0, window=(2.0, 1.0))
+
+
+def two_classes():
+    means = torch.tensor([[2.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)
+    return Mixture(means, [0.3, 0.7], std=0.6), Gaussian(means[0], 0.36)
+
+
+def test_the_exact_classifier_gives_the_conditional_denoiser():
+    """At scale 1: Bayes' rule. At scale w: classifier-free guidance with w, since both add the same score."""
+    whole, part = two_classes()
+
+    def log_probability(x, sigma):
+        return whole.weights(x, sigma)[:, 0].log()
+
+    x = states()
+    assert torch.allclose(Classifier(whole, log_probability)(x, SIGMA), part(x, SIGMA), atol=1e-9)
+    wanted = ClassifierFree(part, whole, 3.5)(x, SIGMA)
+    assert torch.allclose(Classifier(whole, log_probability, 3.5)(x, SIGMA), wanted, atol=1e-9)
+    assert torch.equal(Classifier(whole, log_probability, 0.0)(x, SIGMA), whole(x, SIGMA))
+    outside = Classifier(whole, log_probability, 3.5, window=(0.0, 1.0))
+    assert torch.equal(outside(x, SIGMA), whole(x, SIGMA))
+
+
+def test_a_linear_reward_tilts_a_gaussian_exactly():
+    """`p(x0)·exp(⟨a, x0⟩)` has mean `μ + Σ a` and the same covariance."""
+    a = torch.tensor([0.7, -0.4], dtype=torch.float64)
+    law = Gaussian(torch.tensor([1.0, -2.0]), torch.tensor([[2.0, 0.5], [0.5, 1.0]]))
+    tilted = Gaussian(
+        law.mean + torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double() @ a, torch.tensor([[2.0, 0.5], [0.5, 1.0]])
+    )
+    x = states()
+    assert torch.allclose(Reward(law, lambda d: d @ a)(x, SIGMA), tilted(x, SIGMA), atol=1e-9)
+
+
+def test_a_measurement_of_a_gaussian_is_answered_exactly():
+    """Against the closed form: conditioning a Gaussian on `y = A x0 + s n` leaves a Gaussian."""
+    d, m, s = 6, 3, 0.2
+    root = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cov, mean = root @ root.T + 0.1 * torch.eye(d), torch.arange(d, dtype=torch.float64)
+    A = torch.randn(m, d, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    y = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    gain = cov @ A.T @ torch.linalg.inv(A @ cov @ A.T + s**2 * torch.eye(m))
+    posterior = Gaussian(mean + gain @ (y - A @ mean), cov - gain @ A @ cov)
+    guided = Inverse(Gaussian(mean, cov), lambda x0: x0 @ A.T, y, s, iterations=20)
+    x = noise((d,), range(5), 3.0, dtype=torch.float64)
+    for sigma in (5.0, 1.7, 0.3):
+        level = torch.tensor(sigma, dtype=torch.float64)
+        assert torch.allclose(guided(x, level), posterior(x, level), atol=1e-7), sigma
+    with torch.no_grad():
+        end = fanal.sample(guided, 20 * x, polynomial(40), Heun())
+    assert torch.allclose(end @ A.T, y.expand(5, -1), atol=4 * s)
+
+
+def test_gradients_that_do_not_exist_are_told():
+    whole, _ = two_classes()
+    with pytest.raises(FanalError, match="differentiated"):
+        Reward(whole, lambda denoised: denoised.detach().sum(1))(states(), SIGMA)
+    with pytest.raises(FanalError, match="one number per sample"):
+        Reward(whole, lambda denoised: denoised)(states(), SIGMA)
+    with pytest.raises(FanalError, match="noise"):
+        Inverse(whole, lambda x0: x0, torch.zeros(2), 0.0)
