@@ -487,7 +487,7 @@ def test_the_command_sums_up_and_exports(run, tmp_path):
         labels.set(sample, code)
     told = fanal("label", run, "--summary", "--catch", 0.9, "--export", tmp_path / "l.csv")
     assert told.exit_code == 0
-    assert "16 of 16 samples have a class, 0 are unsure" in told.output
+    assert "16 of 16 samples have a class; unsure, and in no rate: 0." in told.output
     assert "kappa 1.00" in told.output
     assert "AUC of the risk" in told.output
     assert f"Threshold {threshold_for(found.risk, found.verdict, tpr=0.9).value:.6g}" in told.output

@@ -40,7 +40,7 @@ def _show(samples: Samples, labels: Labels, tpr: float | None, fpr: float | None
         [*rows, ["wrong, all together", _percent(found.wrong)]],
     )
     judged = len(labels.codes) - found.unsure
-    say(f"{judged} of {found.count} samples have a class, {found.unsure} are unsure and count in no rate.")
+    say(f"{judged} of {found.count} samples have a class; unsure, and in no rate: {found.unsure}.")
     if found.verifier is not None:
         told = found.verifier
         words = f"Right or wrong as the verifier says: {_percent(told.same)}, kappa {told.kappa:.2f}"
@@ -95,15 +95,15 @@ def label(
     taxonomy: Annotated[
         str | None,
         typer.Option(
-            help="hands, faces, a data set with a verifier, or a text file with one class per line, right first.  "
-            "[default: the classes of the run's verifier, else hands]",
-            show_default=False,
+            help="hands, faces, a data set with a verifier, or a text file with one class per line, right first.",
+            show_default="those of the run's verifier, else hands",
         ),
     ] = None,
     tensor: Annotated[
-        str | None, typer.Option(help="Samples to label, e.g. x or x.redo.  [default: those before any repair]")
+        str | None,
+        typer.Option(help="Samples to label, e.g. x or x.redo.", show_default="those before any repair"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the order of the samples.  [default: 0]", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order of the samples.", min=0, show_default="0")] = None,
     show_risk: Annotated[
         bool, typer.Option("--show-risk", help="Tell the risk; without it, labels are blind.")
     ] = False,
