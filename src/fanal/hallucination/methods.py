@@ -81,7 +81,7 @@ class Settings:
         kappa: strength of the temperature that all samples get.
         redo: strength of the temperature that flagged samples get.
         renoise: sigma that flagged samples return to.
-        rounds: how often they do, at most.
+        rounds: how often they do, at most; half as often where only a region does, which helps fewer out of the loop.
         restart: (low, high), the interval of sigma that restarts go through again.
         stop: sigma at which an early stop takes the denoised prediction.
         s_churn: amount of churn.
@@ -382,7 +382,7 @@ METHODS: dict[str, Callable[[Settings], Method]] = {
     "redo": _gated(lambda s: Redo(s.redo, s.window)),
     "renoise": _gated(lambda s: Renoise(s.renoise, s.rounds)),
     "fresh": _gated(lambda s: Fresh(1)),
-    "localized": _gated(lambda s: Localized(s.renoise, s.rounds)),
+    "localized": _gated(lambda s: Localized(s.renoise, max(1, s.rounds // 2))),
     "ladder": lambda s: Climbed(
         s.sigmas, s.detector, s.threshold, Ladder(s.rungs, eta=s.eta), s.probe, s.flag, s.accept, Euler()
     ),
