@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,7 +23,7 @@ __all__ = ["METRICS", "Metric", "cost_matrix"]
 Metric = Callable[[Tensor, Tensor], Tensor | float]
 """Maps predicted and teacher states, both (B, *shape), to one number."""
 
-_ENTRIES = 2**20  # of the states that l1 and l2 hold at a time: they should stay in the processor's cache
+_ENTRIES = 2**19  # of the states that l1 and l2 hold at a time: they should stay in the processor's cache
 
 
 def _line(teacher: Trajectory, i: int) -> tuple[Tensor, Tensor]:
@@ -78,8 +79,8 @@ def _distance(teacher: Trajectory, p: int) -> Tensor:
     levels = _levels(teacher).to(states.device, _double(states))[:, None]
     shares, entries = (sigmas / sigmas[:, None]).to(states)[:, :, None], states.shape[2]
     size = max(1, _ENTRIES // (nodes * entries))
-    room, out = states.new_empty(min(size, count) * nodes * entries), levels.new_zeros(nodes - 1, nodes)
-    for x, denoised in zip(states.split(size), answers.split(size), strict=True):
+    room, sums = states.new_empty(min(size, count) * nodes * entries), states.new_zeros(count, nodes - 1, nodes)
+    for x, denoised, out in zip(states.split(size), answers.split(size), sums.split(size), strict=True):
         u = x.to(levels, copy=True)
         u = u.addcmul_(levels, u[:, :1] / (levels[0] if float(levels[0]) else 1), value=-1).to(x)
         for i in range(nodes - 1):
@@ -87,9 +88,18 @@ def _distance(teacher: Trajectory, p: int) -> Tensor:
             miss = room[: later.numel()].view(later.shape)
             torch.lerp(denoised[:, i, None], u[:, i, None], shares[i, i + 1 :], out=miss)
             miss.sub_(later)
-            norms = miss.abs_().sum(2) if p == 1 else miss.mul_(miss).sum(2).sqrt_()
-            out[i, i + 1 :] += norms.sum(0, dtype=out.dtype)
-    return out / count
+            _add_up(miss, p, out[:, i, i + 1 :])
+    return (sums if p == 1 else sums.sqrt_()).mean(0, dtype=levels.dtype)
+
+
+def _add_up(miss: Tensor, p: int, out: Tensor) -> None:
+    """Write the sums of `|v|^p` over the last axis into `out`; `miss` is used up."""
+    if p == 1:
+        torch.sum(miss.abs_(), 2, out=out)
+    elif miss.device.type == "cpu" and miss.dtype in (torch.float32, torch.float64):
+        np.vecdot(miss.numpy(), miss.numpy(), out=out.numpy())  # reads once where torch reads twice and writes
+    else:
+        torch.sum(miss.square_(), 2, out=out)
 
 
 def _custom(teacher: Trajectory, metric: Metric) -> Tensor:
