@@ -15,6 +15,7 @@ from fanal.datasets.scenes_drawing import (
     CELL,
     COLORS,
     KINDS,
+    PAINTS,
     PETALS,
     SIZE,
     Sprite,
@@ -49,6 +50,10 @@ def test_kinds_and_petals_are_counted():
     petals = np.zeros(COUNT)
     petals[factors.rows[0]] = np.isfinite(factors.parts[0].tip).sum(axis=1)
     assert (seen["petals"] == petals).all()
+    paints = np.zeros((COUNT, 3))
+    for rows, parts in zip(factors.rows, factors.parts, strict=True):
+        np.add.at(paints, (rows, parts.paint[:, 0]), 1)
+    assert (np.stack([seen[name] for name in PAINTS], axis=1) == paints).all()
     for name in ("loose", "mixed", "malformed", "extra", "missing", "uneven", "broken"):
         assert (seen[name] == 0).all(), name
 

@@ -71,6 +71,9 @@ class _Sight:
     uneven: Whole
     broken: Whole
     petals: Whole
+    red: Whole
+    green: Whole
+    blue: Whole
     mirror: Array
     faint: Array
     area: Array
@@ -99,7 +102,8 @@ def verify(x: Array) -> Tensor:
 def measure(x: Array) -> dict[str, Tensor]:
     """Return what the verifier sees in images in [-1, 1] of shape (N, 3, H, W).
 
-    Whole numbers: `objects`; `flowers`, `butterflies`, `cups`; `petals` of all flowers; `loose` regions, and how many
+    Whole numbers: `objects`; `flowers`, `butterflies`, `cups`; `petals` of all flowers; objects painted
+    `red`, `green` and `blue`, by the largest part of their paint; `loose` regions, and how many
     objects are `mixed` in color, `malformed`, have `extra` or `missing` petals, `uneven` wings or a `broken` handle.
     float32: `mirror` (the worst agreement of two wings, 1 without a butterfly), `faint` (mass outside the regions),
     `area` (pixels of all regions), and of the objects of a kind together: `flower_radius` (mean radius of the petals'
@@ -171,7 +175,8 @@ def _look_at(rgb: Array) -> _Sight:
     petals, radius, stray = _flowers(scene)
     mirror, wings, odd = _butterflies(scene)
     holes, crooked = _cups(scene)
-    due = np.array(PETALS)[counts[:, :3].argmax(axis=1)]
+    main = np.where(thing & (paint[:, 2] > 0), counts[:, :3].argmax(axis=1), -1)
+    due = np.array(PETALS)[main]
     flower, butterfly, cup = ((kind == k) & ~bad for k in range(len(KINDS)))
 
     def number(which: Mask) -> Whole:
@@ -196,6 +201,9 @@ def _look_at(rgb: Array) -> _Sight:
         uneven=number(butterfly & (mirror < MIRROR)),
         broken=number(cup & (holes != 1)),
         petals=total(flower, petals).astype(np.int64),
+        red=number(main == 0),
+        green=number(main == 1),
+        blue=number(main == 2),
         mirror=agreement,
         faint=_faint(scene),
         area=total(kind > -2, scene.regions.area),
