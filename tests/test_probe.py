@@ -136,6 +136,11 @@ def test_the_shipped_probes_belong_to_the_embedded_networks():
     assert probes.shipped(network()) is None
     assert probes.shipped(blurred()) is None
     assert probes.digest(network(0)) != probes.digest(network(1))
+    counting = nn.Module()
+    counting.register_buffer("steps", torch.tensor(3.0))  # without axes
+    before = probes.digest(counting)
+    counting.register_buffer("steps", torch.tensor(4.0))
+    assert probes.digest(counting) != before
 
 
 def test_the_shipped_probes_know_real_from_broken_pictures():

@@ -59,7 +59,7 @@ def digest(denoiser: Denoiser) -> str:
     whole = hashlib.sha256()
     for name, value in sorted(_module(denoiser).state_dict().items()):
         whole.update(f"{name} {tuple(value.shape)}".encode())
-        whole.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
 
 
