@@ -12,7 +12,7 @@ from fanal.denoiser import Counted, Temperature
 from fanal.errors import FanalError
 from fanal.hallucination.detectors import LastSlope, Variance
 from fanal.hallucination.ladder import Ladder
-from fanal.hallucination.methods import HINTS, METHODS, Best, Climbed, Fixed, Mending, Method, Restart, Settings
+from fanal.hallucination.methods import HINTS, METHODS, Best, Climbed, Fixed, Gated, Mending, Method, Restart, Settings
 from fanal.hallucination.repair import Renoise, watch
 from fanal.hallucination.rods import Guard
 from fanal.schedules import jump, polynomial
@@ -196,5 +196,7 @@ def test_settings_of_data_sets_are_fields():
         assert set(hints) <= fields, name
         for method in METHODS.values():
             assert isinstance(method(Settings(GRID, EYE, 0.0, **hints)), Method)
-    assert isinstance(METHODS["renoise"](settings()).repair, Renoise)
+    gated = METHODS["renoise"](settings())
+    assert isinstance(gated, Gated)
+    assert isinstance(gated.repair, Renoise)
     assert isinstance(METHODS["euler"](settings()), Fixed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def start(seeds=SEEDS):
     return noise((2,), seeds, 80.0, dtype=torch.float64)
 
 
-def climb(ladder, threshold, seeds=SEEDS, model=None, solver=None):
+def climb(ladder, threshold, seeds: Sequence[int] = SEEDS, model=None, solver=None):
     model, solver = model or blurred(), solver or Euler()
     first = watch(model, start(seeds), GRID, solver, EYE, seeds)
     return first, ladder.repair(model, start(seeds), GRID, solver, EYE, seeds, first, threshold)
