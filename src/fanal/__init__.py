@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fanal import memorization as memorization
     from fanal import metrics as metrics
     from fanal import nets as nets
+    from fanal import pde as pde
     from fanal import pictures as pictures
     from fanal import report as report
     from fanal import schedules as schedules
@@ -58,6 +59,7 @@ _MODULES = frozenset(
         "metrics",
         "nets",
         "pictures",
+        "pde",
         "report",
         "schedules",
         "sde",

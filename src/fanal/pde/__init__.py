@@ -1,0 +1,14 @@
+"""Forward and reverse diffusion as equations of densities ([PDE]): solved by finite volumes that keep mass and sign."""
+
+from __future__ import annotations
+
+from fanal.pde.equations import brownian as brownian
+from fanal.pde.equations import ornstein_uhlenbeck as ornstein_uhlenbeck
+from fanal.pde.equations import reverse as reverse
+from fanal.pde.equations import reverse_ode as reverse_ode
+from fanal.pde.equations import score_of_denoiser as score_of_denoiser
+from fanal.pde.equations import score_of_densities as score_of_densities
+from fanal.pde.fokker_planck import SCHEMES as SCHEMES
+from fanal.pde.fokker_planck import evolve as evolve
+from fanal.pde.fokker_planck import generator as generator
+from fanal.pde.grid import Grid as Grid
