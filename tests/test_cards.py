@@ -116,7 +116,10 @@ def test_an_embedded_model_is_what_its_card_says(name):
         figure = about["hallucination"]
         assert 0 < figure["se"] < 0.03
         assert figure["n"] >= 512
-        assert figure["first_seed"] == cards.REPORT_SEED
+        assert figure["first_seed"] in (
+            2**41,
+            cards.REPORT_SEED,
+        )  # older cards are from before anything was tuned there
         assert 1 - figure["verdicts"]["ok"] == pytest.approx(figure["value"], abs=1e-5)
     json.dumps(about, allow_nan=False)
 

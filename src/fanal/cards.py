@@ -23,8 +23,8 @@ from fanal.runs import Progress, quiet
 
 __all__ = ["REPORT_SEED", "evaluate_model", "wrong_of"]
 
-REPORT_SEED = 2**41
-"""Figures on cards come from seeds that start here; nothing is tuned on them."""
+REPORT_SEED = 2**42
+"""Figures on new cards come from seeds that start here; settings are tuned on seeds below, from 2**41."""
 
 _SOLVER, _SCHEDULE, _STEPS = "euler", "polynomial", 40
 _BLOCK = 64
