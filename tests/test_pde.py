@@ -78,6 +78,25 @@ def test_mass_and_sign_are_kept_for_any_step(n, step, pull, diffusion, seed):
     assert [grid.mass(p) for p in out] == pytest.approx([1, 1, 1], abs=1e-12)
 
 
+@pytest.mark.parametrize(("pull", "place"), [(1.0, 40), (-1.0, 60)])
+def test_drift_keeps_its_speed_where_diffusion_is_small(pull, place):
+    """A Péclet number of 1e4 on each face: a blob moves by pull·t, to either side, but for the cells' own blur."""
+    grid = pde.Grid.even(0.0, 1.0, 100)
+    blob = np.zeros(100)
+    blob[place] = 100
+    (_, end) = pde.evolve(grid, blob, lambda x, t: np.full_like(x, pull), [0, 0.05], diffusion=1e-6)
+    moved = float((grid.centers[0] * end * grid.widths[0]).sum()) - float(grid.centers[0][place])
+    assert moved == pytest.approx(0.05 * pull, rel=1e-2)
+
+
+def test_short_steps_of_unlike_size_are_their_own():
+    grid, blob = pde.Grid.even(0.0, 1e-3, 50), np.zeros(50)
+    blob[25] = 1
+    times = [0, 1e-9, 5e-9]
+    same, anew = (pde.evolve(grid, blob, pde.brownian, times, steady=steady) for steady in (True, False))
+    assert np.allclose(same, anew, rtol=1e-12)
+
+
 def test_the_normal_law_stands_still():
     """Its neighbors' ratios are exact in the flux of Scharfetter and Gummel, on uneven cells too."""
     rng = np.random.default_rng(1)
@@ -172,6 +191,7 @@ def test_particles_have_the_density():
         (lambda: pde.Grid.even([0, 0], 1, 5), "same axes"),
         (lambda: pde.evolve(cells(9), np.ones(8), pde.brownian, [0, 1]), "shape"),
         (lambda: pde.evolve(cells(9), -np.ones(9), pde.brownian, [0, 1]), "negative"),
+        (lambda: pde.evolve(cells(9), np.zeros(9), pde.brownian, [0, 1]), "0 everywhere"),
         (lambda: pde.evolve(cells(9), np.ones(9), pde.brownian, [1, 0]), "increasing"),
         (lambda: pde.evolve(cells(9), np.ones(9), pde.brownian, [0, 1], scheme="magic"), "implicit"),
         (lambda: pde.evolve(cells(9), np.ones(9), lambda x, t: x * np.nan, [0, 1]), "finite"),

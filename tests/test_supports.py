@@ -96,6 +96,20 @@ def test_bessel_functions_match_high_precision(order):
     assert torch.allclose(log_bessel(order, x), t(*map(float, logs)), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", [1.0, 1.5, 1536.0])
+def test_bessel_functions_have_large_arguments(order):
+    """A large sphere at a small sigma: r·‖x‖/sigma² is 1e10 for r = 200, sigma = 0.002."""
+    x = t(2e9, 1e10, 1e13)
+    with mpmath.workdps(40):
+        log = lambda order, v: mpmath.log(mpmath.besseli(order, v)) - v  # noqa: E731
+        logs = [(log(order, float(v)), log(order - 1, float(v))) for v in x]
+    assert torch.allclose(bessel_ratio(order, x), t(*(float(mpmath.exp(a - b)) for a, b in logs)), rtol=1e-12)
+    assert torch.allclose(log_bessel(order, x), t(*(float(a) for a, _ in logs)), rtol=1e-9)
+    circle, far = supports.Sphere(torch.zeros(2, dtype=torch.float64), 200.0), t(0.0, 201.0)[None]
+    assert torch.allclose(circle(far, torch.tensor(0.002)), t(0.0, 200.0)[None])
+    assert float(circle.log_density(far, 0.002)) == pytest.approx(-0.5 / 0.002**2, rel=1e-3)
+
+
 def test_a_sphere_in_many_dimensions():
     """3,072 dimensions, radius √d: against one-dimensional quadrature over the cosine."""
     d, sigma = 3072, 2.0

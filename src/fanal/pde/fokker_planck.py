@@ -29,7 +29,7 @@ _NEGATIVE = 1e-10  # of the largest density: what rounding may leave
 def _bernoulli(z: Array) -> Array:
     """`z/(e^z − 1)`, 1 at 0."""
     small = np.abs(z) < 1e-8
-    safe = np.where(small, 1.0, np.clip(z, -700, 700))
+    safe = np.where(small, 1.0, np.minimum(z, 700))  # e^z overflows above 709; below, the value is -z itself
     return np.where(small, 1 - z / 2, safe / np.expm1(safe))
 
 
@@ -115,8 +115,11 @@ def evolve(
         raise FanalError(f"scheme is one of {', '.join(SCHEMES)}, got {scheme!r}")
     if moments.ndim != 1 or len(moments) < 2 or not (np.diff(moments) > 0).all():
         raise FanalError("times must be two or more increasing numbers")
-    if density.shape != grid.shape or not np.isfinite(density).all() or density.min() < 0:
-        raise FanalError(f"a density on this grid is not negative and has shape {grid.shape}, got {density.shape}")
+    if density.shape != grid.shape or not np.isfinite(density).all() or density.min() < 0 or not density.any():
+        raise FanalError(
+            f"a density on this grid is finite, not negative, not 0 everywhere, and has shape {grid.shape}, "
+            f"got {density.shape}"
+        )
     if diffusion < 0:
         raise FanalError("anti-diffusion cannot be solved for: its smallest waves grow fastest; see generator")
     share = 1.0 if scheme == "implicit" else 0.5
@@ -127,7 +130,7 @@ def evolve(
     for start, stop in zip(moments[:-1], moments[1:], strict=True):
         there, step = here if steady else generator(grid, drift, diffusion, float(stop)), float(stop - start)
         goal = state + (1 - share) * step * (here @ state)
-        if solver is None or not steady or not np.isclose(step, last, rtol=1e-12):
+        if solver is None or not steady or not np.isclose(step, last, rtol=1e-12, atol=0.0):
             solver, last = splu(sparse.csc_matrix(eye - share * step * there)), step
         state = solver.solve(goal)
         state *= grid.mass(goal) / grid.mass(state)  # what rounding in a long step's solution has lost

@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = ["bessel_ratio", "log_bessel", "log_mass", "truncated_mean"]
 
 _ROOT2 = math.sqrt(2)
+_WIDE = 1e9  # beyond 2^30 scipy's scaled Bessel functions are NaN
 
 
 def _ends(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +64,8 @@ def truncated_mean(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tenso
 def bessel_ratio(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """Return `I_ν(x)/I_{ν−1}(x)` for x >= 0: how long the mean of a von Mises–Fisher law is.
 
-    By scaled Bessel functions, and by Gauss's continued fraction where those underflow, in many dimensions.
+    By scaled Bessel functions; by Gauss's continued fraction where those underflow, in many dimensions; by their
+    expansion `exp(−(ν − ½)/x)` at large arguments, where scipy's are NaN.
 
     Args:
         order: ν, at least 1/2.
@@ -73,7 +75,9 @@ def bessel_ratio(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     top, bottom = special.ive(order, values), special.ive(order - 1, values)
     safe = (bottom > 1e-280) & (top > 1e-280)
     ratio = np.divide(top, bottom, out=np.zeros_like(values), where=safe)
-    rest = ~safe
+    wide = values > _WIDE
+    ratio[wide] = np.exp(-(order - 0.5) / values[wide])
+    rest = ~safe & ~wide
     if rest.any():
         argument, tail = values[rest], np.zeros(int(rest.sum()))
         for k in range(2000, -1, -1):  # from its end: 1/(2ν/x + 1/(2(ν + 1)/x + …)), without dividing by x
@@ -86,7 +90,7 @@ def log_bessel(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """Return `log I_ν(x) − x` for x >= 0.
 
     Where the scaled function underflows, by its expansion for large orders (Abramowitz & Stegun 9.7.7), which is good
-    to 1/ν² there.
+    to 1/ν² there; at large arguments, where scipy's is NaN, by the first terms of 9.7.1.
 
     Args:
         order: ν >= 0.
@@ -104,4 +108,6 @@ def log_bessel(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
             first = (3 * t - 5 * t**3) / 24
             large = order * eta - 0.5 * np.log(2 * np.pi * order * root) + np.log1p(first / order) - values
             plain = np.where(scaled > 1e-280, plain, large)
+        tail = (1 - 4 * order**2) / (8 * values) - np.log(2 * np.pi * values) / 2
+        plain = np.where(values > _WIDE, tail, plain)
     return torch.from_numpy(plain).to(x)
