@@ -99,6 +99,7 @@ def test_fixed_methods_are_plain_runs_with_what_their_names_say():
         "churn": (blurred(), GRID, Churn(Euler(), s_churn=own.s_churn)),
         "temperature": (Temperature(blurred(), own.kappa, own.window), GRID, Euler()),
         "cas": (blurred(), GRID, guard),
+        "held": (blurred(), GRID, dataclasses.replace(guard, hold=own.hold)),
     }
     for name, (model, grid, solver) in same.items():
         x = fanal.sample(model, start(), grid, solver, SEEDS)

@@ -78,6 +78,7 @@ class Settings:
         threshold: risk above which a sample is flagged.
         window: closed range of sigma in which samples are decided; guards and the lower temperature act there.
         rho: radius of the guards, as a share of the noise's norm sigma·√d.
+        hold: steps that a perturbation of CAS is kept for, where it is held.
         kappa: strength of the temperature that all samples get.
         redo: strength of the temperature that flagged samples get.
         renoise: sigma that flagged samples return to.
@@ -98,6 +99,7 @@ class Settings:
     threshold: float
     window: tuple[float, float] = (0.8, 25.0)
     rho: float = 3 / 32
+    hold: int = 4
     kappa: float = 3 / 32
     redo: float = 6 / 32
     renoise: float = 4.0
@@ -116,6 +118,7 @@ HINTS: dict[str, dict[str, Any]] = {
     "grid2": {
         "window": (0.1, 4.0),
         "rho": 0.2,
+        "hold": 3,
         "kappa": 0.1,
         "redo": 0.1,
         "renoise": 1.5,
@@ -125,6 +128,7 @@ HINTS: dict[str, dict[str, Any]] = {
     },
     "shapes32": {
         "window": (0.2, 12.0),
+        "hold": 8,
         "renoise": 2.3,
         "restart": (0.25, 3.6),
         "rungs": ((1.4, 10), (2.3, 12), (4.4, 14), (8.1, 16), (8.1, 16)),
@@ -347,11 +351,15 @@ def _fixed(solver: Solver) -> Callable[[Settings], Method]:
     return lambda s: Fixed(s.sigmas, solver)
 
 
-def _guarded(direction: str) -> Callable[[Settings], Method]:
+def _guarded(direction: str, held: bool = False) -> Callable[[Settings], Method]:
     """RODS, always on, in the window where samples are decided."""
-    return lambda s: Fixed(
-        s.sigmas, Guard(Euler(), direction, rho=s.rho, rho_units="shell", window=s.window, window_units="sigma")
-    )
+
+    def build(s: Settings) -> Method:
+        hold = s.hold if held else 1
+        guard = Guard(Euler(), direction, rho=s.rho, window=s.window, window_units="sigma", hold=hold)
+        return Fixed(s.sigmas, guard)
+
+    return build
 
 
 def _gated(repair: Callable[[Settings], Repair]) -> Callable[[Settings], Method]:
@@ -371,6 +379,7 @@ METHODS: dict[str, Callable[[Settings], Method]] = {
     "heun": _fixed(Heun()),
     "euler200": _finer(200),
     "cas": _guarded("cas"),
+    "held": _guarded("cas", held=True),
     "sas": _guarded("sas"),
     "random": _guarded("random"),
     "reversed": _guarded("reversed"),
