@@ -188,6 +188,22 @@ def test_classes_are_their_own_points():
     )
 
 
+def test_entropy_and_density_keep_to_a_class():
+    points, labels = normal(30, 4), torch.arange(30) % 3
+    D, x, wanted = Dataset(points, labels, block=8), normal(5, 4, seed=1), torch.tensor([0, 1, 2, 3, 1])  # 3: all
+    own = [Dataset(points[labels == c]) if c < 3 else Dataset(points) for c in wanted.tolist()]
+    for ask in ("entropy", "log_density"):
+        each = torch.cat([getattr(some, ask)(x[i : i + 1], 0.8) for i, some in enumerate(own)])
+        assert torch.allclose(getattr(D, ask)(x, 0.8, wanted), each, atol=1e-12)
+
+
+def test_blocks_of_large_points_are_small():
+    """Images of 256×256×3: 1,024 of them would be 1.6 GB in float64, several times over."""
+    large = Dataset(np.broadcast_to(np.zeros((3, 256, 256), np.uint8), (100, 3, 256, 256)))
+    assert max(rows.stop - rows.start for rows in large.points.spans()) * large.points.dim <= 2**24
+    assert float(large.points.radius) == pytest.approx(math.sqrt(3 * 2**16))
+
+
 def test_runs_end_on_points():
     """[PDE] sec. 4.4: exact reversal of a finite set returns the set."""
     points = normal(12, 2, 3, seed=4)
@@ -220,6 +236,10 @@ def test_bad_questions_are_refused():
         (lambda: D(x, torch.tensor(0.0)), "sigma > 0"),
         (lambda: D(x[:, :2], torch.tensor(1.0)), "expected a batch"),
         (lambda: D(x, torch.tensor(1.0), torch.tensor([0, 6])), "labels"),
+        (lambda: D(x, torch.tensor(1.0), torch.tensor([0, 1, 2])), "each of 2 samples"),
+        (lambda: D(x, torch.tensor(1.0), torch.tensor([0.0, 1.5])), "whole numbers"),
+        (lambda: Dataset(normal(5, 3))(x, torch.tensor(1.0), torch.tensor(0)), "no classes"),
+        (lambda: Dataset(normal(2, 3), torch.tensor([0, 2]))(x, torch.tensor(1.0), torch.tensor(1)), "class 1 has no"),
         (lambda: D.nearest(x, 0), "k is a whole number"),
         (lambda: Dataset(normal(5, 3), block=0), "block"),
     ):

@@ -41,7 +41,7 @@ class Dataset(Denoiser):
         sigma_max: largest noise level it is used at.
         tolerance: wanted relative error of the result.
         rerank: number of nearest points kept for the second weighing.
-        block: points read at a time.
+        block: points read at a time, at most; fewer where they are large.
 
     Raises:
         FanalError: there is no point, one is not finite, or the labels do not fit.
@@ -74,19 +74,32 @@ class Dataset(Denoiser):
         """Check what is asked, and flatten it.
 
         Raises:
-            FanalError: a shape does not fit, sigma is not positive, or a label is none of the classes.
+            FanalError: a shape does not fit, sigma is not positive, or a label is none of the classes, or of an empty
+                one.
         """
         wide, level = flat(x, torch.as_tensor(sigma), self.shape)
         if not bool((level > 0).all()):
             raise FanalError(f"the denoiser of a data set needs sigma > 0, got {sigma}")
         narrow = wide.to(x.dtype) if x.dtype in (torch.float32, torch.float64) else wide.float()
-        wanted = None
-        if labels is not None:
-            wanted = torch.as_tensor(labels).to("cpu", torch.int64).expand(len(x)).clone()
-            if not self.classes or bool(((wanted < 0) | (wanted > self.classes)).any()):
-                raise FanalError(f"labels are whole numbers in [0, {self.classes}], got {labels!s:.60}")
-            wanted[wanted == self.classes] = -1
+        wanted = None if labels is None else self._wanted(torch.as_tensor(labels).cpu(), len(x))
         return Query(narrow, level.expand(len(x), 1), wanted)
+
+    def _wanted(self, labels: Tensor, count: int) -> Tensor:
+        """The class of each sample, (B,); −1: all."""
+        if self.counts is None:
+            raise FanalError("these points have no classes: leave the labels out")
+        fits = labels.shape in ((), (1,), (count,)) and not labels.is_floating_point() and labels.dtype != torch.bool
+        if not fits or bool(((labels < 0) | (labels > self.classes)).any()):
+            raise FanalError(
+                f"labels are whole numbers in [0, {self.classes}], one, or one for each of {count} samples, got "
+                f"{labels.tolist()!s:.60}"
+            )
+        wanted = labels.to(torch.int64).expand(count).clone()
+        wanted[wanted == self.classes] = -1
+        empty = wanted[(wanted >= 0) & (self.counts[wanted] == 0)]
+        if len(empty):
+            raise FanalError(f"class {int(empty[0])} has no point among these {len(self)}")
+        return wanted
 
     def _noise(self, query: Query) -> Tensor:
         """What rounding may do to a logit, (B,)."""
@@ -164,27 +177,35 @@ class Dataset(Denoiser):
             logits = logits.masked_fill(other.to(logits.device), -math.inf)
         return (torch.softmax(logits, 1) @ y).to(x.dtype).reshape(x.shape)
 
-    def log_density(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
+    def log_density(
+        self, x: Float[Tensor, "b *d"], sigma: Tensor | float, labels: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, " b"]:
         """Return the log density in nats of the points blurred with sigma: a kernel density estimate, any bandwidth.
 
-        `log Σ_i N(x; y_i, sigma²I)/N`, float64 (float32 on mps).
+        `log Σ_i N(x; y_i, sigma²I)/N`, over the points of a class where labels are given; float64 (float32 on mps).
 
         Raises:
             FanalError: as the denoiser.
         """
-        query = self._query(x, sigma)
+        query = self._query(x, sigma, labels)
         volume = self.points.dim / 2 * torch.log(2 * math.pi * query.level[:, 0] ** 2)
-        return self._sums(query).log_sum - math.log(len(self)) - volume
+        found = self._sums(query).log_sum
+        number = torch.full((len(x),), float(len(self)), dtype=torch.float64)
+        if query.labels is not None and self.counts is not None:
+            number = torch.where(query.labels >= 0, self.counts[query.labels].double(), number)
+        return found - number.log().to(found.dtype).to(found.device) - volume
 
-    def entropy(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
+    def entropy(
+        self, x: Float[Tensor, "b *d"], sigma: Tensor | float, labels: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, " b"]:
         """Return the entropy `−Σ w log w` of the posterior in nats, from log N (all points alike) down to 0.
 
-        [REG] sec. 4.4, where it marks the stages of a run.
+        [REG] sec. 4.4, where it marks the stages of a run. With labels, over the points of a class.
 
         Raises:
             FanalError: as the denoiser.
         """
-        return self._sums(self._query(x, sigma), entropy=True).entropy
+        return self._sums(self._query(x, sigma, labels), entropy=True).entropy
 
     def entropy_rate(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
         """Return `dH/dsigma` along the exact trajectory `dx/dsigma = (x − D)/sigma` through x, in nats.

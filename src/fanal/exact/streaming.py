@@ -19,6 +19,8 @@ __all__ = ["BLOCK", "Points", "Query", "Sums", "moments", "stream"]
 BLOCK = 1024
 """Points per block by default: the products run at full speed from about 512 on, and a block's logits stay small."""
 
+_ENTRIES = 2**24  # numbers of a block, 128 MiB in float64: of images of 256×256×3 a block holds 85
+
 
 class Points:
     """N points of one shape, in memory or mapped from a file, read block by block.
@@ -28,7 +30,7 @@ class Points:
     Args:
         points: (N, *shape), a tensor or an array such as `numpy.load(FILE, mmap_mode="r")`.
         labels: class of each point, (N,), from 0; None: no classes.
-        block: points read at a time.
+        block: points read at a time, at most; fewer where they are large.
 
     Raises:
         FanalError: there is no point, a point is not finite, the labels do not fit, or `block` is not positive.
@@ -39,10 +41,10 @@ class Points:
             raise FanalError(f"points must be a tensor or array (N, *shape), N >= 1, got {_kind(points)}")
         if isinstance(block, bool) or not isinstance(block, int) or block < 1:
             raise FanalError(f"block is a whole number of points >= 1, got {block!r}")
-        self.size = block
         self.source = points.detach() if isinstance(points, Tensor) else points
         self.shape = tuple(int(n) for n in points.shape[1:])
         self.count, self.dim = len(points), math.prod(self.shape)
+        self.size = min(block, max(1, _ENTRIES // max(self.dim, 1)))
         first = torch.from_numpy(np.array(points[:1])) if isinstance(points, np.ndarray) else points[:1]
         self.bytes = first.dtype == torch.uint8
         if not self.bytes and not first.is_floating_point():
@@ -110,7 +112,7 @@ class Query:
 
     def take(self, rows: Tensor) -> Query:
         """Return some of its samples."""
-        return Query(self.x[rows], self.level[rows], None if self.labels is None else self.labels[rows])
+        return Query(self.x[rows], self.level[rows], None if self.labels is None else self.labels[rows.cpu()])
 
     def to(self, dtype: torch.dtype) -> Query:
         """Return it in another dtype."""
