@@ -245,6 +245,17 @@ def test_labels_set_the_threshold(net, monkeypatch):
         guard(dataclasses.replace(config, labels=place), "no")
 
 
+def test_a_threshold_from_labels_keeps_the_conditions_of_the_labeled_run(net):
+    """Not those of the run that takes it, which are told where they are others."""
+    base = dataclasses.replace(SMALL, model=net, guard=(), label="each")
+    place = label(generate(base, "earlier"), range(22), {3, 7})
+    told = []
+    config = dataclasses.replace(base, seed=5, guard=("none",), labels=place, flag=0.2, label=1)
+    found = guard(config, "run", say=told.append)
+    assert told == [f"{place} was calibrated with label 'each', this run has 1"]
+    assert read_calibration(found).conditions["label"] == "each"
+
+
 @pytest.mark.parametrize("guidance", [None, 2.0])
 def test_rods_as_the_solver_and_the_renoise_loop_after_it(net, guidance):
     """A guard within steps and a guard between runs compose, and both with guidance: the run is the library's calls."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def settle(run: Run, setup: Setup, about: dict[str, Any], fingerprint: str, prog
     else:
         card = _of_card(setup, about)
         saved = kept or (
-            _saved(setup, fingerprint, card) if card else _measured(run, setup, about, fingerprint, progress, say)
+            _saved(config, fingerprint, card) if card else _measured(run, setup, about, fingerprint, progress, say)
         )
         fresh = saved.calibration != card
         paid = saved.calibration.evaluations if fresh else 0
@@ -112,10 +112,18 @@ def _rates(config: SampleConfig) -> Rates:
     return {name: share for name, share in asked.items() if share is not None}
 
 
-def _saved(setup: Setup, fingerprint: str, found: Calibration, measured: _Measured | None = None) -> Saved:
-    conditions = {name: getattr(setup.config, name) for name in _CONDITIONS}
+def _saved(config: SampleConfig, fingerprint: str, found: Calibration, measured: _Measured | None = None) -> Saved:
+    """A calibration as a file keeps it, with the conditions that its samples were made under."""
+    conditions = {name: getattr(config, name) for name in _CONDITIONS}
     risk, wrong = (measured.risk, measured.wrong) if measured else (None, None)
-    return Saved(setup.config.model, fingerprint, found, conditions, risk, wrong)
+    return Saved(config.model, fingerprint, found, conditions, risk, wrong)
+
+
+def _tell_conditions(place: str | Path, conditions: Mapping[str, Any], config: SampleConfig, say: Say) -> None:
+    """Say under which other conditions a threshold was found."""
+    for name, told in conditions.items():
+        if getattr(config, name, None) != told:
+            say(f"{place} was calibrated with {name} {told!r}, this run has {getattr(config, name, None)!r}")
 
 
 # From the model's card.
@@ -151,7 +159,7 @@ def _measured(run: Run, setup: Setup, about: dict[str, Any], fingerprint: str, p
 
     found = _watch(run, setup, detector, seeds, start, progress)
     rates = _rates(config) or {"flag": about.get("flag", FLAG)}
-    return _saved(setup, fingerprint, _settled(setup, detector, found, rates), found)
+    return _saved(config, fingerprint, _settled(setup, detector, found, rates), found)
 
 
 def _watch(
@@ -215,9 +223,7 @@ def _from_file(setup: Setup, fingerprint: str, say: Say) -> Saved:
             f"{place} was calibrated with {found.solver} on {_grid_words(found.sigmas)}; this run has {config.solver} "
             f"on {_grid_words(setup.sigmas.tolist())}: a threshold holds for no other"
         )
-    for name, told in saved.conditions.items():
-        if getattr(config, name, None) != told:
-            say(f"{place} was calibrated with {name} {told!r}, this run has {getattr(config, name, None)!r}")
+    _tell_conditions(place, saved.conditions, config, say)
     if not _rates(config):
         return saved
     if saved.risk is None:
@@ -260,7 +266,9 @@ def _from_labels(run: Run, setup: Setup, fingerprint: str, progress: Progress, s
         watched = _watch(run, again, detector, theirs.seeds(), again.start, progress)
         risk, evaluations = watched.risk, watched.evaluations
     found = _Measured(risk[rows], codes != 0, theirs.seeds().start, evaluations)
-    return _saved(setup, fingerprint, _settled(setup, detector, found, _rates(config)), found)
+    saved = _saved(theirs, fingerprint, _settled(setup, detector, found, _rates(config)), found)
+    _tell_conditions(place, saved.conditions, config, say)
+    return saved
 
 
 def _risk_of(record: dict[str, Any], folder: Path, detector: Detector) -> Tensor | None:
