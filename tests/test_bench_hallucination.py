@@ -199,7 +199,7 @@ def test_products_are_counted_sample_by_sample():
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        (endless, "8 times the budget"),
+        (endless, "of 6400 that any method may make"),
         (one_less, "returns the samples, of shape"),
         (not_finite, "NaN or infinity"),
     ],

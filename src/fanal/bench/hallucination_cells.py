@@ -65,7 +65,7 @@ are chosen on. No part has more than 2⁴⁰ seeds, so none reaches into the nex
 Cell = tuple[dict[str, Tensor], dict[str, Any]]
 
 _STEPS = 40
-_RUNAWAY = 8  # a method that asks for so many times its budget in one block is stopped
+_RUNAWAY, _LEAST = 8, 200  # a method that asks for 8 times its budget, or 8·200 if that is more, is stopped
 
 
 def seeds(part: str, count: int, start: int = 0) -> range:
@@ -107,8 +107,8 @@ class Meter(Counted):
         """
         if self.evaluations + len(x) > self.most:
             raise FanalError(
-                f"stopped after {self.evaluations} network evaluations in one block, {_RUNAWAY} times the budget: "
-                "sample within the budget that the method is called with"
+                f"stopped after {self.evaluations} network evaluations in one block, of {self.most:g} that any method "
+                "may make: sample within the budget that the method is called with"
             )
         return super().__call__(x, sigma, labels)
 
@@ -326,7 +326,7 @@ def method_cell(
     Raises:
         FanalError: the method asks for far more than its budget, or returns other things than samples.
     """
-    meter = Meter(subject.model, most=_RUNAWAY * max(budget, 200) * len(some))
+    meter = Meter(subject.model, most=_RUNAWAY * max(budget, _LEAST) * len(some))
     x, done = subject.start(some), None
     if isinstance(method, Mending):
         done = _outcome(subject, method.detector, first[0])

@@ -275,7 +275,11 @@ _PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "detectors by kind of error": ("AUC against right samples.", _by_class),
     "how early": ("AUC of what was known when the run had come down to a noise level.", _along),
     "where the index peaks": ("Share of samples, in %.", _peaks),
-    "confusion": ("At the threshold that as many calibration samples exceed as the gate flags.", _confusions),
+    "confusion": (
+        "At the threshold that as many calibration samples exceed as the gate flags; where a detector costs calls, as "
+        "many of the samples themselves.",
+        _confusions,
+    ),
     "threshold sweep": ("Of the gate, {gate} at its own threshold.", _sweep),
     "mechanism": (
         "Cosine of the directions of CAS and SAS along the plain run; ‖x − D‖/(sigma·√d), in brackets its spread over "
