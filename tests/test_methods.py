@@ -87,6 +87,14 @@ def test_guards_pay_in_their_window_only(name, asks, products):
     assert inside > 2
 
 
+@pytest.mark.parametrize(("data", "asks"), [("grid2", 5), ("shapes32", 3), ("hands32", 5)])
+def test_held_guards_look_once_for_several_steps(data, asks):
+    """43 to 45 calls and 3 to 5 products on the grid of 40 steps, as the page on corrections says."""
+    counted, grid = Counted(blurred()), polynomial(40)
+    METHODS["held"](Settings(grid, LastSlope(), 0.0, **HINTS[data]))(counted, start(), SEEDS, 60)
+    assert (counted.evaluations, counted.products) == ((40 + asks) * len(SEEDS), asks)
+
+
 def test_fixed_methods_are_plain_runs_with_what_their_names_say():
     own = settings()
     ends = polynomial(200)
