@@ -46,7 +46,7 @@ def guard(
         FanalError: the configuration, the model or the place does not work, or the earlier run is of another model.
     """
     if not config.guard:
-        raise FanalError('a guard needs to know what to do with flagged samples: redo, renoise, …, or ("none",)')
+        raise FanalError('a guard needs to know what to do with flagged samples: redo, renoise, fresh or ("none",)')
     if run is not None:
         _check_model(Path(run), config.model)
     folder = generate(config, out, command="guard", overwrite=overwrite, progress=progress, say=say)
