@@ -6,17 +6,35 @@ import math
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import fanal
 from fanal.denoiser import Labelled
 from fanal.errors import FanalError
 from fanal.exact import Gaussian, Mixture
 from fanal.hallucination import rods
+from fanal.hallucination.continuation import continuation
 from fanal.hallucination.perturbation import differentiate
 from fanal.hallucination.robustness import bounds, hessian_product, largest_eigenvalue
 from problems import mixture, scattered
 
 F64 = torch.float64
+
+
+class WithoutFloat64(TorchFunctionMode):
+    """Tensors turn to float64 on the CPU only, as those of mps do."""
+
+    def __init__(self):
+        super().__init__()
+        self.moved = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.cpu:
+            self.moved[id(out)] = out
+        if func is torch.Tensor.double and id(args[0]) not in self.moved:
+            raise TypeError("the MPS framework does not support float64")
+        return out
 
 
 def points(D, sigma, count=4):
@@ -125,3 +143,15 @@ def test_what_cannot_be_done_is_told():
         bounds(D, torch.zeros(2, 2, dtype=F64), 1.0, v="noise")
     flat = Mixture(torch.zeros(1, 2), std=1.0)  # nothing turns anywhere but across x
     assert bounds(flat, torch.ones(1, 2, dtype=F64), 1.0).index.item() < 1e-12
+
+
+def test_figures_turn_to_float64_on_the_cpu():
+    """Lanczos in more than three dimensions, and the path of the continuation method too."""
+    x = fanal.noise((48,), range(2), 1.0)
+    D = scattered(48)
+    wanted = bounds(D, x, 1.0, steps=1, starts=1)
+    with WithoutFloat64():
+        found = bounds(D, x, 1.0, steps=1, starts=1)
+        path = continuation(lambda y, level: (y - level).square().sum(1), x[:, :2], 1.0, least=0.5)
+    assert torch.equal(found.linear, wanted.linear)
+    assert found.index.dtype == path.dtype == F64

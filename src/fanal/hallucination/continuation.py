@@ -194,7 +194,7 @@ def continuation(
             f"continuation needs 0 < decay < 1 and 0 < least <= strength, got {decay!r}, {least!r} and {strength!r}"
         )
     levels = [strength * decay**k for k in range(math.floor(math.log(least / strength) / math.log(decay) + 1e-9) + 1)]
-    path = [x.double().cpu()]
+    path = [x.cpu().double()]
     for level in [*levels, 0.0]:
         ends = [_minimized(lambda y, level=level: objective(y, level), point) for point in path[-1].numpy()]
         path.append(torch.from_numpy(np.stack(ends)))

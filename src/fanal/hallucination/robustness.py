@@ -84,7 +84,7 @@ def largest_eigenvalue(
 
         def product(v: np.ndarray, point: Tensor = point) -> np.ndarray:
             direction = torch.from_numpy(np.asarray(v, dtype=np.float64)).reshape(point.shape).to(point)
-            return hessian_product(denoiser, point, sigma, direction).flatten().double().cpu().numpy()
+            return hessian_product(denoiser, point, sigma, direction).flatten().cpu().double().numpy()
 
         if d <= 3:
             found, axes = np.linalg.eigh(np.stack([product(row) for row in np.eye(d)]))
@@ -213,4 +213,4 @@ def bounds(
         size.flatten().cpu() * value.abs() / scale,
         (length(known[0]) - base) / (most - base),
     )
-    return Bounds(*(part.double().cpu().expand(len(x)) for part in parts))
+    return Bounds(*(part.cpu().double().expand(len(x)) for part in parts))
