@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import pytest
 import torch
@@ -75,6 +74,18 @@ def test_the_exact_denoiser_stands_beside_the_model(folder, tmp_path):
     assert other[0] < 0.1 < max(other)
 
 
+def test_trajectories_under_a_class_stand_beside_its_points(tmp_path):
+    shared = {"steps": 8, "drawn": 2, "window": 2, "data": "digits8", "block": 3}
+    own = GeometryConfig("data:digits8,count=90", count=6, points=90, label="each", **shared)
+    results = record(measure(own, tmp_path / "own"))["results"]
+    assert max(results["bands"]["score deviation"]["high"]) < 1e-4
+    assert results["bands"]["entropy"]["high"][0] < math.log(20)  # about nine of each class
+    assert results["numbers"]["stage.entropy.first"]["value"] < 40
+    few = GeometryConfig("data:digits8", count=2, points=2, label=3, **shared)
+    with pytest.raises(FanalError, match="class 3"):
+        measure(few, tmp_path / "few")
+
+
 def test_blocks_change_nothing_but_rounding(folder, tmp_path):
     whole = GeometryConfig("gaussian:digits8", steps=STEPS, count=COUNT, drawn=4, data="digits8", points=90)
     a, b = record(folder)["results"], record(measure(whole, tmp_path / "whole"))["results"]
@@ -106,6 +117,8 @@ def test_the_command_prints_and_refuses(tmp_path):
     assert "largest deviation / chord" in result.output
     assert refused(fanal(*words), "overwrite")
     assert refused(fanal("geometry", "mixture:ring8", "--steps", 6, "--out", tmp_path / "b"), "window")
+    with pytest.raises(FanalError, match="steps must be at least 5"):
+        GeometryConfig("mixture:ring8", steps=4, window=2)
     wrong = fanal("geometry", "mixture:ring8", "--data", "digits8", "--out", tmp_path / "c")
     assert refused(wrong, "digits8", "shape")
     (out / "report.html").unlink()
@@ -113,25 +126,18 @@ def test_the_command_prints_and_refuses(tmp_path):
 
 
 @pytest.mark.browser
-def test_the_page_opens_offline_and_small_screens_need_no_scrolling(folder):
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def test_the_page_opens_offline_and_small_screens_need_no_scrolling(browser, folder):
     assert (folder / "report.html").stat().st_size < 8e6
-    with playwright.sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=path, args=["--no-sandbox", "--use-gl=swiftshader"])
-        page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme="dark")
-        told, asked = [], []
-        page.on("console", lambda m: told.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((folder / "report.html").absolute().as_uri(), wait_until="load")
-        page.wait_for_selector("#entropy .main-svg")
-        assert told == []
-        assert all(url.startswith(("data:", "blob:")) for url in asked[1:])
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 25, 31)"
-        lines = page.evaluate("document.querySelector('#boomerang').data.length")
-        assert lines == 4
-        browser.close()
+    page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme="dark")
+    told, asked = [], []
+    page.on("console", lambda m: told.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((folder / "report.html").absolute().as_uri(), wait_until="load")
+    page.wait_for_selector("#entropy .main-svg")
+    assert told == []
+    assert all(url.startswith(("data:", "blob:")) for url in asked[1:])
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 25, 31)"
+    assert page.evaluate("document.querySelector('#boomerang').data.length") == 4
+    page.close()

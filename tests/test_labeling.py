@@ -520,20 +520,6 @@ def test_at_most_eighteen_classes_have_a_key():
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """The system's Chromium, cut off from the network."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as api:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        found = api.chromium.launch(executable_path=path, args=flags)
-        yield found
-        found.close()
-
-
 class Visit:
     """The page in a browser: what it shows, what it complains about, and where it sends requests."""
 

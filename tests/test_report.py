@@ -45,20 +45,6 @@ def unjudged(tmp_path_factory):
     return generate(SampleConfig(str(place / "model"), steps=6, count=5, trajectory=True), place / "run")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """The system's Chromium, cut off from the network."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as api:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        found = api.chromium.launch(executable_path=path, args=flags)
-        yield found
-        found.close()
-
-
 class Visit:
     """A page as the browser saw it: its complaints and its requests."""
 
