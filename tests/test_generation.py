@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import signal
 import subprocess
@@ -15,10 +16,12 @@ from PIL import Image
 import fanal as library
 from fanal import flagging, generation
 from fanal.errors import FanalError, NonFiniteError
+from fanal.flagging import detector_of
 from fanal.generation import SampleConfig, generate
 from fanal.hallucination import LastSlope, Redo, Renoise, Variance, watch
 from fanal.hallucination.calibration import HINTS
-from fanal.hallucination.detectors import last_window
+from fanal.hallucination.detectors import Contrast, last_window
+from fanal.preparation import prepare
 from fanal.schedules import polynomial
 from fanal.seeding import noise
 from fanal.solvers import Churn, Euler, Heun
@@ -358,6 +361,31 @@ def test_the_grid_is_the_one_that_was_asked_for(tmp_path, change, grid):
 def test_one_step_is_enough_to_run_and_to_watch(tmp_path):
     folder = generate(dataclasses.replace(SMALL, steps=1), tmp_path / "run")
     assert record(folder)["network"]["evaluations"] == 22
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "named"),
+    [
+        ([80.0, 0.8, 0.5, 0.0], Variance((0.0, 0.9))),  # two steps in the tuned window
+        ([80.0, 5.0, 0.5, 0.0], Variance((0.0, 5.0))),  # one: the last part of the grid
+        ([80.0, 0.0], LastSlope()),
+        ([math.inf, 80.0, 5.0, 0.0], Variance((0.0, 80.0))),
+        ([math.inf, 5.0, 0.0], LastSlope()),  # one that has a state
+        ([math.inf, 0.0], Contrast()),
+    ],
+)
+def test_a_run_without_a_threshold_is_watched_by_what_its_grid_allows(sigmas, named):
+    setup, _ = prepare(SampleConfig(model="hands32", steps=3))
+    grid = torch.tensor(sigmas, dtype=torch.float64)
+    assert detector_of(dataclasses.replace(setup, sigmas=grid)) == named
+    if sigmas[0] < math.inf:
+        x = noise(setup.network.shape, range(2), sigmas[0])
+        assert (watch(setup.network, x, grid, setup.solver, named, range(2)).risk > 0).all()
+
+
+def test_a_detector_that_was_asked_for_says_what_it_lacks(tmp_path):
+    with pytest.raises(FanalError, match="trajectory variance needs two steps"):
+        generate(dataclasses.replace(SMALL, steps=1, detector="variance"), tmp_path / "run")
 
 
 def test_a_card_that_fits_is_used_and_another_solver_says_so_and_recalibrates(tmp_path):

@@ -374,6 +374,8 @@ def test_a_path_of_latents_that_starts_at_infinite_sigma(tmp_path, monkeypatch):
     words = ("diffusers:sd3", "--steps", 2, "--prompt", "a red dog", "--guidance", 3, "--out")
     told("interpolate", *words, "path", "--from", 0, "--to", 1, "--points", 3, "--method", "in_distribution")
     told("sample", *words, "plain", "--count", 2)
+    told("sample", "diffusers:sd3", "--steps", 1, "--prompt", "a red dog", "--count", 1, "--out", "one")
+    assert float(samples("one")["risk"]) > 0  # a step from infinite sigma alone
     path, plain = samples("path"), samples("plain")
     text = (tmp_path / "path" / "run.json").read_text(encoding="utf-8")
     results = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))["results"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from fanal.errors import FanalError
 from fanal.files import read_tensors
 from fanal.hallucination import calibration
 from fanal.hallucination.calibration import FIRST_SEED, FLAG, Calibration, window_of
-from fanal.hallucination.detectors import Detector, build, describe
+from fanal.hallucination.detectors import Contrast, Detector, LastSlope, Running, build, describe, last_window
 from fanal.hallucination.repair import watch
 from fanal.labeling.labels import open_labels, read_samples
 from fanal.preparation import SampleConfig, Setup, prepare, record_of, settings_of
@@ -60,12 +61,30 @@ class _Measured:
 
 
 def detector_of(setup: Setup) -> Detector:
-    """Return what watches a run that has no calibration: the wanted detector over the last part of the grid.
+    """Return what watches a run that has no calibration: the wanted detector, or else the model's.
 
-    A grid of one interval is judged by its slope, as there is no variance.
+    The model's looks at its tuned window, or at the last part of the grid where that holds too few steps. Where this
+    does too, the last slope takes its place, and on a single step from infinite sigma, which has no slope, the contrast
+    of the prediction: a run is not refused for the sake of a figure that nobody asked for.
     """
-    name = setup.config.detector or (setup.detector if len(setup.sigmas) > 2 else "last_slope")
-    return build(name, window_of(name, setup.sigmas, setup.dataset.name if setup.dataset else ""))
+    data, wanted = setup.dataset.name if setup.dataset else "", setup.config.detector
+    if wanted:
+        return build(wanted, window_of(wanted, setup.sigmas, data))
+    own = (build(setup.detector, window) for window in _windows(setup.detector, setup.sigmas, data))
+    return next((detector for detector in (*own, LastSlope()) if _sees(detector, setup.sigmas)), Contrast())
+
+
+def _windows(detector: str, sigmas: Tensor, data: str) -> Iterator[tuple[float, float]]:
+    yield window_of(detector, sigmas, data)
+    yield last_window(sigmas)
+
+
+def _sees(detector: Detector, sigmas: Tensor) -> bool:
+    """Whether a grid has as many steps in a detector's window as it needs."""
+    (low, high), needs = detector.window, 1
+    if detector.free and isinstance(eye := detector.start(), Running):
+        (low, high), needs = eye.window, eye.needs  # those of the last step have no window of their own
+    return sum(low <= sigma <= high for sigma in sigmas[:-1].tolist() if not math.isinf(sigma)) >= needs
 
 
 def settle(run: Run, setup: Setup, about: dict[str, Any], fingerprint: str, progress: Progress, say: Say) -> Settled:

@@ -240,6 +240,8 @@ class LastSlope(_Final):
 
 
 class _GrayWatch(Running):
+    stateless = True
+
     def update(self, transition: Transition) -> Tensor:
         return (1 - transition.step.denoised.abs()).clamp(min=0).flatten(1).mean(1)
 
@@ -257,6 +259,8 @@ class Gray(_Final):
 
 
 class _ContrastWatch(Running):
+    stateless = True
+
     def update(self, transition: Transition) -> Tensor:
         return transition.step.denoised.flatten(1).var(1, correction=0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -104,6 +104,9 @@ class Running(ABC):
         needs: steps that it takes to have one.
     """
 
+    stateless: ClassVar[bool] = False
+    """Whether only the prediction counts, so that a step from infinite sigma, where x is no state, does too."""
+
     def __init__(self, window: tuple[float, float], what: str, needs: int = 1) -> None:
         self.window, self.what, self.needs = window, what, needs
         self.count = 0
@@ -114,9 +117,9 @@ class Running(ABC):
         """Take in a step of the window and return the risk (B,) as it stands now; None: it stands as it stood."""
 
     def see(self, transition: Transition) -> None:
-        """Take in one transition; an infinite sigma, where x is no state, is in no window."""
+        """Take in one transition; an infinite sigma, where x is no state, is in no window but a stateless watch's."""
         sigma, now = float(transition.span.sigma), None
-        if self.window[0] <= sigma <= self.window[1] and not math.isinf(sigma):
+        if self.window[0] <= sigma <= self.window[1] and (self.stateless or not math.isinf(sigma)):
             self.count += 1
             now = self.update(transition)
         if now is None:
