@@ -28,7 +28,7 @@ from toys import samples
 
 diffusers = pytest.importorskip("diffusers")
 
-from fanal.adapters.guardian import Guardian  # noqa: E402
+from fanal.adapters.guardian import Guardian, _arguments_of  # noqa: E402
 from fanal.adapters.scheduler import FanalScheduler  # noqa: E402
 
 F64 = torch.float64
@@ -284,6 +284,29 @@ def test_one_prompt_and_several_pictures():
         assert int(guardian.flagged.sum()) == 1
     assert near(ends[0], ends[1], 1e-5)
     assert pipe.scheduler is native
+
+
+def test_embeddings_and_their_masks_are_taken_row_by_row():
+    """Of three prompts with two pictures each, those of the flagged pictures; what belongs to no prompt stays."""
+
+    class Pipeline:
+        def __call__(self, prompt_embeds=None, num_images_per_prompt=1):
+            """Take what pipelines take."""
+
+    rows = torch.arange(3)
+    given = {
+        "prompt_embeds": rows[:, None, None] * torch.ones(3, 4, 8),
+        "prompt_attention_mask": rows[:, None] * torch.ones(3, 4),
+        "negative_prompt_embeds_mask": rows[:, None] * torch.ones(3, 4),
+        "prompt_embeds_2": rows[:, None, None] * torch.ones(3, 4, 8),
+        "prompt_style": "plain",
+        "sigmas": [3.0, 2.0, 1.0],
+        "num_images_per_prompt": 2,
+    }
+    found = _arguments_of(Pipeline(), given, [1, 4, 5], 6)
+    for name in ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds_mask", "prompt_embeds_2"):
+        assert found[name].flatten(1)[:, 0].tolist() == [0, 2, 2]
+    assert (found["sigmas"], found["prompt_style"], found["num_images_per_prompt"]) == ([3.0, 2.0, 1.0], "plain", 1)
 
 
 def test_lists_of_pictures_are_replaced_in_place():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,11 @@ from fanal.seeding import noise
 
 __all__ = ["Guardian"]
 
-_PER_SAMPLE = (
-    *("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "class_labels"),
-    *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
-)
-"""Arguments of pipelines that have one entry for each picture, or one for all."""
+_TEXT = re.compile(r"(negative_)?prompt(_\d)?")
+"""Arguments of pipelines that are texts."""
+
+_PER_SAMPLE = re.compile(r"(negative_)?(pooled_)?prompt(_\w+)?|(negative_)?attention_mask|class_labels")
+"""Arguments of pipelines that have one entry for each prompt, or one for all: texts, their embeddings and masks."""
 
 _GENERATED = "num_images_per_prompt"
 
@@ -329,13 +330,13 @@ def _arguments_of(pipeline: Any, arguments: dict[str, Any], rows: list[int], cou
     given, known = dict(arguments), _parameters(pipeline)
     each = int(given.get(_GENERATED, 1) or 1)
     prompts = max(1, count // each)
-    for name in _PER_SAMPLE:
-        value = given.get(name)
+    for name in filter(_PER_SAMPLE.fullmatch, arguments):
+        value = given[name]
         if isinstance(value, list | tuple) and len(value) == prompts:
             given[name] = [value[row // each] for row in rows]
         elif isinstance(value, Tensor) and len(value) == prompts:
             given[name] = value[[row // each for row in rows]]
-        elif isinstance(value, str) and prompts == 1 and _GENERATED in known:
+        elif isinstance(value, str) and prompts == 1 and _GENERATED in known and _TEXT.fullmatch(name):
             given[name] = [value] * len(rows)
     if _GENERATED in known:
         given[_GENERATED] = 1
