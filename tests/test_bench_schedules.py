@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fanal as package
+from fanal import gits
 from fanal.bench import schedules as bench
 from fanal.bench.plans import compare
 from fanal.bench.schedule_tables import results_of, tables
@@ -69,14 +70,25 @@ def test_the_folder_has_every_figure(folder):
     text = (folder / "tables.md").read_text()
     assert "| heun, 6 |" in text
     best = results["best"]["5"]["mixture 0"]
-    fits = ("fit", "fit-mean", "weights")
-    assert own[best["ours"]]["score"] == min(own[f"euler|5|{name}"]["score"] for name in fits)
+    fits = ("fit", "fit-mean", "weights", "weights-mean")
+    score = "mean held-out"
+    assert own[best["ours"]][score] == min(own[f"euler|5|{name}"][score] for name in fits)
+
+
+def test_the_best_fit_is_chosen_on_samples_that_neither_fit_nor_test_saw(folder):
+    """Its score again: the mean square on the held-out samples, with the teacher's ends."""
+    results = json.loads((folder / "run.json").read_text())["results"]
+    model, cell = mixture(0), results["problems"]["mixture 0"]["euler|5|fit-mean"]
+    x = noise(model.shape, range(8), 80.0, stream="holdout", dtype=torch.float64)
+    warm = noise(model.shape, range(8), 80.0, stream="bench warm-up", dtype=torch.float64)
+    found = gits.search(model, warm, 5, solver=Euler(), method="fit", objective="mean", holdout=x)
+    assert cell["mean held-out"] == pytest.approx(found.error[5].rms.value ** 2 * 48, rel=1e-6)
 
 
 def made(values):
     """Notes and errors of a problem with one cell, each method with a constant error."""
     names = {f"euler|5|{name}": value for name, value in values.items()}
-    cells = {name: {"score": value, "calls": 60.0} for name, value in names.items()}
+    cells = {name: {"mean held-out": value, "calls": 60.0} for name, value in names.items()}
     return cells, {name: torch.full((9,), float(value)) for name, value in names.items()}
 
 
@@ -84,7 +96,7 @@ def test_wins_and_misses_are_counted():
     found = []
     for i, fit in enumerate((1, 3, 5)):  # below all four; below two; below none
         values = {"gits": 2, "polynomial": 4, "logsnr": 4, "quadratic": 2.5, "fit": fit}
-        cells, errors = made({**values, "fit-mean": 1, "weights": 1})
+        cells, errors = made({**values, "fit-mean": 1, "weights": 1, "weights-mean": 1})
         found.append((errors, {"problem": f"mixture {i}", "cells": cells}))
     results = results_of(found)
     group = results["mixtures"]["cells"]["euler|5"]

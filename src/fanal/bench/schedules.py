@@ -27,7 +27,7 @@ from fanal.preparation import SEED_STRIDE
 from fanal.runs import Progress
 from fanal.sampling import Solver, sample
 from fanal.schedule_search import Student, calls_of, starts
-from fanal.schedule_search.fitting import judge
+from fanal.schedule_search.fitting import OBJECTIVES, judge
 from fanal.schedules import logsnr
 from fanal.seeding import noise
 from fanal.solvers import RK4
@@ -41,6 +41,7 @@ _METHODS = {
     "fit": ("fit", "robust"),
     "fit-mean": ("fit", "mean"),
     "weights": ("fit-weights", "robust"),
+    "weights-mean": ("fit-weights", "mean"),
 }
 
 _SOLVERS = ("euler", "ipndm:order=3", "ipndm:order=4", "dpmpp:order=2", "unipc:order=2", "heun")
@@ -56,9 +57,11 @@ class SchedulesConfig:
         models: embedded models.
         solvers: as on the command line.
         model_solvers: those that networks are sampled with.
+        methods: of fitting on mixtures.
+        model_methods: the same on networks; a mean square needs more samples than a network is given here.
         calls: budgets of network calls; a solver takes the steps that they allow, if they divide.
         model_calls: the same on networks.
-        warmup: samples of each search on a mixture.
+        warmup: samples of each search on a mixture; as many others choose among the fits.
         test: test samples of a mixture.
         model_warmup: samples of each search on a network.
         model_test: test samples of a network.
@@ -75,6 +78,8 @@ class SchedulesConfig:
     models: tuple[str, ...] = ("hands32", "shapes32")
     solvers: tuple[str, ...] = _SOLVERS
     model_solvers: tuple[str, ...] = _SOLVERS
+    methods: tuple[str, ...] = tuple(_METHODS)
+    model_methods: tuple[str, ...] = ("fit", "weights")
     calls: tuple[int, ...] = (5, 6, 8, 10)
     model_calls: tuple[int, ...] = (5, 6, 8, 10)
     warmup: int = 256
@@ -223,7 +228,8 @@ class _Bench:
 
     @cached_property
     def base(self) -> Search:
-        return search(self.problem.model, self.problem.warm, [2], batch=64 if self.network else None)
+        count = len(self.problem.warm)
+        return search(self.problem.model, self.problem.warm, [2], holdout=count, batch=64 if self.network else None)
 
     @cached_property
     def judge(self) -> Student:
@@ -266,17 +272,20 @@ class _Bench:
         fixed = starts(self.base.teacher, steps)
         found = {"gits": search(self.problem.model, 0, steps, **shared)}
         free = calls_of(solver, 1) == 1
-        for name, (method, objective) in _METHODS.items():
+        for name in self.config.model_methods if self.network else self.config.methods:
+            method, objective = _METHODS[name]
             if method == "fit" or free:
                 found[name] = search(self.problem.model, 0, steps, method=method, objective=objective, **shared)
-        warm = Student(self.problem.model, self.problem.warm, self.base.teacher.x[-1])
+        seen = {"warm-up": self.base.teacher, "held-out": self.base.judged}
+        known = {name: Student(self.problem.model, run.x[0], run.x[-1]) for name, run in seen.items() if run}
         for calls, k in cells:
             for name in BASELINES[1:]:
                 yield f"{text}|{calls}|{name}", fixed[k][name], solver, {}
             for name, run in found.items():
                 sigmas, used = run.schedules[k], run.solver_for(k)
-                score = judge(warm.residual(sigmas, used)[0], "robust")
-                about = {"calls": self.base.calls + run.breakdown.get(str(k), 0.0), "score": score}
+                missed = {own: student.residual(sigmas, used)[0] for own, student in known.items()}
+                about: dict[str, Any] = {f"{o} {own}": judge(m, o) for own, m in missed.items() for o in OBJECTIVES}
+                about |= {"calls": self.base.breakdown["teacher"] + run.breakdown.get(str(k), 0.0)}
                 about |= {"start": run.picks.get(k, ""), "weights": run.weights.get(k)}
                 yield f"{text}|{calls}|{name}", sigmas, used, about
 
