@@ -71,3 +71,5 @@ def test_mistakes_are_told():
         read_as(index, GRID, "noise")
     with pytest.raises(FanalError, match="no step has an index"):
         critical_steps(index * math.nan, GRID, threshold=1.0).middle()
+    with pytest.raises(FanalError, match="no step has an index, so no share"):
+        critical_steps(index * math.nan, GRID)

@@ -127,7 +127,8 @@ def critical_steps(
         batch: samples in a batch of fig. 7; what is left of the samples is not used there.
 
     Raises:
-        FanalError: the grid is shorter than the run, the flagged share is out of range, or a batch is empty.
+        FanalError: the grid is shorter than the run, the flagged share is out of range, a batch is empty, or there is
+            neither an index nor a threshold.
     """
     grid = check_sigmas(sigmas)
     if len(grid) < len(index) or not 0 < flag < 1 or batch < 1:
@@ -137,6 +138,8 @@ def critical_steps(
         )
     values = torch.nan_to_num(index.double(), nan=-math.inf)
     known = ~index.isnan().all(0)
+    if threshold is None and not bool(known.any()):
+        raise FanalError("no step has an index, so no share of the samples reaches one: give a threshold")
     limit = float(torch.quantile(values.amax(0)[known], 1 - flag)) if threshold is None else float(threshold)
     hits = values >= limit
     used = hits[:, : len(hits[0]) // batch * batch]
