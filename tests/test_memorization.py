@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -13,8 +14,9 @@ import fanal as package
 from fanal.datasets import get
 from fanal.errors import FanalError
 from fanal.exact import Dataset
-from fanal.memorization import copied, neighbors, settling, threshold
+from fanal.memorization import command, copied, neighbors, settling, threshold
 from fanal.memorization.command import AuditConfig, audit
+from fanal.preparation import prepare
 from fanal.report import write_report
 from fanal.report.audit import verdict
 from fanal.trajectory import Trajectory
@@ -133,6 +135,74 @@ def test_blocks_do_not_matter(caught, tmp_path):
     mine = record(caught)["results"]
     assert other["copies"] == mine["copies"]
     assert other["settling"]["cell"] == mine["settling"]["cell"]
+
+
+def test_runs_under_a_class_are_judged_by_its_points(tmp_path):
+    """The exact denoiser given a class never leaves itself; beside that of all classes it would from sigma_max on."""
+    config = AuditConfig("data:digits8", "digits8", steps=8, count=12, block=8, traced=10, held=99, label="each")
+    found = record(audit(config, tmp_path / "run"))["results"]["settling"]
+    assert found["leave"]["share"] == 0
+    assert found["entropy"]["mean"][0] == pytest.approx(math.log(144), abs=0.1)  # a tenth of 1,437
+    points, labels = normal(30, 6, seed=3), torch.arange(30) % 3
+    D, wanted = Dataset(points, labels), torch.tensor([0, 2])
+    model = package.denoiser.Labelled(D, wanted)
+    x = package.noise(D.shape, range(2), 80.0).double()
+    run = Trajectory.record(package.trace(model, x, package.schedules.polynomial(12), package.solvers.Heun()))
+    assert not float(settling(D, run).gap.max()) < 0.05
+    assert float(settling(D, run, labels=wanted).gap.max()) < 1e-9
+
+
+def test_a_run_from_infinity_settles_at_finite_levels(tmp_path, monkeypatch):
+    def prepared(config):
+        setup, about = prepare(config)
+        sigmas = torch.cat([torch.tensor([math.inf], dtype=torch.float64), setup.sigmas])
+        return dataclasses.replace(setup, sigmas=sigmas), about
+
+    monkeypatch.setattr(command, "prepare", prepared)
+    config = AuditConfig("data:digits8", "digits8", solver="euler", steps=6, count=4, traced=3, held=99)
+    out = audit(config, tmp_path / "run")
+    found = record(out)["results"]["settling"]
+    assert found["sigmas"][0] == pytest.approx(80)
+    assert len(found["gap"]["mean"]) == len(found["sigmas"]) == 6
+    assert found["leave"]["share"] == 0
+
+
+def test_a_level_that_cannot_be_set_leaves_nothing_behind(tmp_path):
+    """It is told before any work, so that the next try may use the same place."""
+    words = ("audit", "gaussian:digits8", "--data", "digits8", "--steps", 4, "--count", 4, "--traced", 0)
+    assert refused(fanal(*words, "--held", 20, "--out", tmp_path / "run"), "99 or more")
+    assert list(tmp_path.iterdir()) == []
+    assert refused(fanal(*words, "--level", 2, "--out", tmp_path / "run"), "level")
+    for bad in ({"held": 0}, {"points": 1}, {"traced": 2000}, {"steps": 1}):
+        with pytest.raises(FanalError, match=next(iter(bad))):
+            AuditConfig("digits8", "digits8", **bad)
+
+
+def test_a_stopped_audit_notices_other_data(tmp_path):
+    from PIL import Image
+
+    place = tmp_path / "few"
+    place.mkdir()
+    pixels = (normal(60, 8, 8) * 40 + 128).clamp(0, 255).byte().numpy()
+    for i, gray in enumerate(pixels):
+        Image.fromarray(gray).save(place / f"{i:03d}.png")
+    config = AuditConfig("gaussian:digits8", f"folder:{place}", steps=4, count=6, block=2, traced=0, level=0.2)
+
+    def stops(loop, what):
+        for i in loop:
+            if what == "samples" and i == 2:
+                raise KeyboardInterrupt
+            yield i
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(config, tmp_path / "run", progress=stops)
+    for i, gray in enumerate(pixels):
+        Image.fromarray(255 - gray).save(place / f"{i:03d}.png")
+    with pytest.raises(FanalError, match="data"):
+        audit(config, tmp_path / "run")
+    for i, gray in enumerate(pixels):
+        Image.fromarray(gray).save(place / f"{i:03d}.png")
+    assert record(audit(config, tmp_path / "run"))["results"]["points"] == 48
 
 
 def test_the_command_tells_and_refuses(tmp_path):

@@ -46,7 +46,7 @@ def geometry(
     points: Annotated[int, typer.Option(help="Points of the data that are used.", min=2)] = 2000,
     solver: options.Solver = "euler",
     schedule: options.Schedule = None,
-    steps: Annotated[int, typer.Option(help="Number of intervals.", min=4)] = 100,
+    steps: Annotated[int, typer.Option(help="Number of intervals.", min=5)] = 100,
     sigma_min: options.SigmaMin = None,
     sigma_max: options.SigmaMax = None,
     zero: options.Zero = True,

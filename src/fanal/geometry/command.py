@@ -17,10 +17,11 @@ from fanal.datasets import get
 from fanal.denoiser import counters
 from fanal.errors import FanalError
 from fanal.exact import Dataset
+from fanal.exact.reference import digest, labels_of, reference
 from fanal.files import write_tensors
 from fanal.generation import identity
 from fanal.geometry import alignment, frames, stages, subspace
-from fanal.geometry.measures import beside, curves, numbers
+from fanal.geometry.measures import COMPONENTS, beside, curves, numbers
 from fanal.geometry.streaming import Band
 from fanal.metrics.estimates import mean
 from fanal.preparation import SampleConfig, Setup, prepare
@@ -72,6 +73,8 @@ class GeometryConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        if self.steps < COMPONENTS:
+            raise FanalError(f"steps must be at least {COMPONENTS}, one per principal component, got {self.steps}")
         if not 1 <= self.drawn <= self.count:
             raise FanalError(f"drawn must be in [1, {self.count}], the number of trajectories, got {self.drawn}")
         if not 2 <= self.window <= self.steps // 2:
@@ -90,20 +93,27 @@ def _block(config: GeometryConfig, setup: Setup, exact: Dataset | None, rows: ra
     begin, model = time.perf_counter(), setup.bound(rows)
     seeds = setup.config.seeds()[rows.start : rows.stop]
     run = Trajectory.record(trace(model, setup.start(rows), setup.sigmas, setup.solver, seeds))
-    found = curves(run) | (beside(exact, run) if exact is not None else {})
+    labels = None if exact is None else labels_of(exact, model, len(rows))
+    found = curves(run) | (beside(exact, run, labels) if exact is not None else {})
     tensors = {f"number.{name}": value for name, value in numbers(run).items()}
     for name, values in found.items():
         band = Band.of(values)
         for part in ("mean", "squares", "low", "high"):
             tensors[f"band.{name}.{part}"] = getattr(band, part)
     if exact is not None:
-        limits = stages.by_entropy(found["entropy"], run.sigmas[:-1], math.log(len(exact)))
+        limits = stages.by_entropy(found["entropy"], run.sigmas[:-1], _flat(exact, labels))
         tensors |= {"stage.entropy.first": limits.first, "stage.entropy.last": limits.last}
     own = max(0, min(len(rows), config.drawn - rows.start))
     if own:
         tensors["curve"] = subspace.project(run.x[:, :own], 2).coordinates.cpu()
     spent = {key: sum(getattr(count, key) for count in counters(model)) for key in ("calls", "evaluations")}
     return tensors, {"seconds": time.perf_counter() - begin, "count": len(rows), **spent}
+
+
+def _flat(exact: Dataset, labels: Tensor | None) -> float | Tensor:
+    """Entropy where all points are alike: one number, or one per sample."""
+    own = None if labels is None or exact.counts is None else exact.counts[labels].double().log()
+    return math.log(len(exact)) if own is None else own
 
 
 def _bands(blocks: list[tuple[dict[str, Tensor], dict[str, Any]]]) -> dict[str, Band]:
@@ -161,17 +171,6 @@ def _results(
     return results, drawn
 
 
-def _reference(config: GeometryConfig, shape: tuple[int, ...]) -> Dataset | None:
-    """The exact denoiser of the data that is put beside the model."""
-    if config.data is None:
-        return None
-    source = get(config.data)
-    if source.shape != shape:
-        raise FanalError(f"{config.data} has samples of shape {source.shape}, and {config.model} of {shape}")
-    x = source.data().x
-    return Dataset(x[: config.points])
-
-
 def _network(blocks: list[tuple[dict[str, Tensor], dict[str, Any]]]) -> Mapping[str, int]:
     return {key: sum(notes[key] for _, notes in blocks) for key in ("calls", "evaluations")}
 
@@ -192,9 +191,10 @@ def geometry(config: GeometryConfig, out: str | Path, *, overwrite: bool = False
     setup, _ = prepare(sampling)
     if not bool(torch.isfinite(setup.sigmas[0])):
         raise FanalError(f"{config.model} starts at infinite sigma, where nothing has a length: give --sigma-max 80")
-    exact = _reference(config, setup.network.shape)
+    exact = None if config.data is None else reference(get(config.data), setup.network, config.points)
     spans = [range(a, min(a + config.block, config.count)) for a in range(0, config.count, config.block)]
     head, decides = dataclasses.asdict(config), identity(sampling, setup.network)
+    decides |= {} if exact is None else {"data": digest(exact.points)}
     with cpu_threads(config.threads), Run(out, "geometry", head, identity=decides, overwrite=overwrite) as run:
         blocks = [
             run.block(i, lambda rows=spans[i]: _block(config, setup, exact, rows))

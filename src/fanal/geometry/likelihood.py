@@ -101,6 +101,6 @@ def ascent(exact: Dataset, run: Trajectory, slack: float = 1e-9) -> Ascent:
         best = exact(run.x[i], sigma)
         rows["state"].append(exact.log_density(run.x[i + 1], sigma) >= here)
         rows["prediction"].append(exact.log_density(run.denoised[i], sigma) >= here)
-        off, way = ((part - best).flatten(1).double().norm(dim=1) for part in (run.denoised[i], run.x[i]))
+        off, way = ((part - best).flatten(1).cpu().double().norm(dim=1) for part in (run.denoised[i], run.x[i]))
         rows["assumed"].append(off <= way)
-    return Ascent(*(torch.stack(values).cpu() for values in rows.values()))
+    return Ascent(*(torch.stack([value.cpu() for value in values]) for values in rows.values()))

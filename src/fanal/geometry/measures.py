@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from fanal.denoiser import slope
@@ -72,7 +73,7 @@ def numbers(run: Trajectory) -> dict[str, Tensor]:
     return {name: value.cpu().double() for name, value in found.items()}
 
 
-def beside(exact: Dataset, run: Trajectory) -> dict[str, Tensor]:
+def beside(exact: Dataset, run: Trajectory, labels: Int[Tensor, " b"] | None = None) -> dict[str, Tensor]:
     """Return what the exact denoiser of the data says at the states of a run, (N, B) each, float64.
 
     Distance of the model's prediction from the exact one, per √d ([GEO] sec. 6, [REG] app. C.2); entropy of the
@@ -81,14 +82,15 @@ def beside(exact: Dataset, run: Trajectory) -> dict[str, Tensor]:
     Args:
         exact: the denoiser of the data.
         run: of the model.
+        labels: class that each trajectory is conditioned on; what the denoiser says is then over its points.
 
     Raises:
-        FanalError: the data have another shape.
+        FanalError: the data have another shape, or a class has no points.
     """
     d, rows = run.x[0, 0].numel(), {"score deviation": [], "entropy": [], "log density": []}
     for x, denoised, sigma in zip(run.x[:-1], run.denoised, run.sigmas[:-1], strict=True):
-        best = exact(x, sigma)
+        best = exact(x, sigma, labels)
         rows["score deviation"].append((denoised - best).flatten(1).norm(dim=1) / math.sqrt(d))
-        rows["entropy"].append(exact.entropy(x, sigma))
-        rows["log density"].append(exact.log_density(x, sigma) / d)
+        rows["entropy"].append(exact.entropy(x, sigma, labels))
+        rows["log density"].append(exact.log_density(x, sigma, labels) / d)
     return {name: torch.stack([value.cpu().double() for value in values]) for name, values in rows.items()}

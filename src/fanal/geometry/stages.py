@@ -54,13 +54,15 @@ def by_curvature(curvature: Float[Tensor, "n b"], sigmas: Float[Tensor, " n"], s
     return _borders(curvature > share * curvature.amax(0, keepdim=True), sigmas)
 
 
-def by_entropy(entropy: Float[Tensor, "n b"], sigmas: Float[Tensor, " n"], total: float, share: float = 0.05) -> Stages:
+def by_entropy(
+    entropy: Float[Tensor, "n b"], sigmas: Float[Tensor, " n"], total: float | Tensor, share: float = 0.05
+) -> Stages:
     """Return the stretch in which the posterior over the data is neither flat nor on a single point.
 
     Args:
         entropy: of the posterior at each state, in nats.
         sigmas: their levels, decreasing.
-        total: `log N`, that of N points alike.
+        total: `log N`, that of N points alike; one number, or (B,).
         share: how near to either end counts as there, in (0, 0.5).
 
     Raises:

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from fanal import pictures
 from fanal.datasets import get
-from fanal.denoiser import Latent, counters
+from fanal.denoiser import Latent, Model, counters
 from fanal.errors import FanalError
 from fanal.exact import Dataset
+from fanal.exact.reference import digest, first_points, labels_of, reference
+from fanal.exact.streaming import Points
 from fanal.files import write_atomically, write_tensors
 from fanal.generation import identity
-from fanal.memorization.copies import LEVEL, copied, neighbors, threshold
+from fanal.memorization.copies import LEVEL, check_level, copied, neighbors, threshold
 from fanal.memorization.settling import settling
 from fanal.metrics.estimates import auc, mean
 from fanal.preparation import SampleConfig, Setup, prepare
@@ -34,7 +36,7 @@ from fanal.trajectory import Trajectory
 __all__ = ["AuditConfig", "audit"]
 
 _GALLERY = 40  # pairs in the picture
-_HELD_BLOCK = 512
+_MOST_HELD, _HELD_BLOCK = 10_000, 512
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ class AuditConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.traced <= self.count:
             raise FanalError(f"traced must be in [0, {self.count}], the number of samples, got {self.traced}")
+        if self.points is not None and self.points < 2:
+            raise FanalError(f"points must be at least 2, got {self.points}")
+        if self.held is not None and self.held < 1:
+            raise FanalError(f"held must be at least 1, got {self.held}")
+        if self.traced and self.steps < 2:
+            raise FanalError("runs of one step settle nowhere: give 2 or more steps, or traced 0")
 
     def sampling(self) -> SampleConfig:
         """Return the settings of the same run without its audit."""
@@ -88,14 +96,15 @@ class AuditConfig:
         return SampleConfig(**{key: getattr(self, key) for key in shared})
 
 
-def _sets(config: AuditConfig, shape: tuple[int, ...]) -> tuple[Dataset, Tensor]:
+def _sets(config: AuditConfig, network: Model) -> tuple[Dataset, Points]:
     """The training set, and held-out points."""
     source = get(config.data)
-    if tuple(source.shape) != shape:
-        raise FanalError(f"{config.data} has samples of shape {source.shape}, and {config.model} makes {shape}")
-    train = source.data("train").x
-    held = source.data("held out").x
-    return Dataset(train[: config.points]), held[: min(config.held or 10_000, len(held))]
+    exact = reference(source, network, config.points)
+    if len(exact) < 2:
+        raise FanalError(f"{config.data} has one training point: copies are told from two or more")
+    held = Points(first_points(source, "held out", config.held or _MOST_HELD)[0])
+    check_level(held.count, config.level)
+    return exact, held
 
 
 def _block(config: AuditConfig, setup: Setup, exact: Dataset, rows: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -106,8 +115,10 @@ def _block(config: AuditConfig, setup: Setup, exact: Dataset, rows: range) -> tu
     own = max(0, min(len(rows), config.traced - rows.start))
     if own:
         run = Trajectory.record(trace(model, start, setup.sigmas, setup.solver, seeds))
-        x, first = run.x[-1], dataclasses.replace(run, x=run.x[:, :own], denoised=run.denoised[:, :own], info={})
-        found = settling(exact, first)
+        finite = slice(_finite(setup), None)  # states at infinite sigma lie nowhere among the points
+        x, kept = run.x[-1], (run.sigmas[finite], run.x[finite, :own], run.denoised[finite, :own])
+        first = Trajectory(*kept)
+        found = settling(exact, first, labels=_first(labels_of(exact, model, len(rows)), own))
         curves = {"gap": found.gap.T, "entropy": found.entropy.T}  # samples first, as in all blocks
         ends = {"cell": found.cell, "collapse": found.collapse, "leave": found.leave}
         tensors |= {f"settling.{name}": value for name, value in (curves | ends).items()}
@@ -117,6 +128,15 @@ def _block(config: AuditConfig, setup: Setup, exact: Dataset, rows: range) -> tu
     tensors |= {"x": x.float(), "ratio": near.ratio, "distance": near.distance, "index": near.index}
     spent = {key: sum(getattr(count, key) for count in counters(model)) for key in ("calls", "evaluations")}
     return tensors, {"seconds": time.perf_counter() - begin, **spent}
+
+
+def _finite(setup: Setup) -> int:
+    """Place of the first finite level."""
+    return int(bool(torch.isinf(setup.sigmas[0])))
+
+
+def _first(labels: Tensor | None, count: int) -> Tensor | None:
+    return None if labels is None else labels[:count]
 
 
 def _whole(blocks: list[tuple[dict[str, Tensor], dict[str, Any]]]) -> dict[str, Tensor]:
@@ -137,7 +157,7 @@ def _settled(whole: dict[str, Tensor], config: AuditConfig, setup: Setup) -> dic
     for name in ("gap", "entropy"):
         values = whole[f"settling.{name}"]
         out[name] = {"mean": values.mean(0).tolist(), "std": values.std(0).nan_to_num().tolist()}
-    return {"runs": config.traced, "sigmas": plain_sigmas(setup.sigmas[:-1]), **out}
+    return {"runs": config.traced, "sigmas": plain_sigmas(setup.sigmas[_finite(setup) : -1]), **out}
 
 
 def _results(
@@ -187,17 +207,17 @@ def audit(config: AuditConfig, out: str | Path, *, overwrite: bool = False, prog
     """
     sampling = config.sampling()
     setup, _ = prepare(sampling)
-    exact, points = _sets(config, setup.network.shape)
+    exact, held_out = _sets(config, setup.network)
     spans = [range(a, min(a + config.block, config.count)) for a in range(0, config.count, config.block)]
-    head, decides = dataclasses.asdict(config), identity(sampling, setup.network)
+    head = dataclasses.asdict(config)
+    decides = identity(sampling, setup.network) | {"data": digest(exact.points, held_out)}
     with cpu_threads(config.threads), Run(out, "audit", head, identity=decides, overwrite=overwrite) as run:
-        parts = list(points.split(_HELD_BLOCK))
-        known = []
-        for i in progress(range(len(parts)), "held-out points"):
-            own, _ = run.block(i, lambda part=parts[i]: (_looked(exact, part), {}), stage="held")
-            known.append(own)
-        held = {name: torch.cat([part[name] for part in known]) for name in ("ratio", "distance")}
-        copied(held["ratio"][:1], held["ratio"], config.level)  # too few for the level: said before sampling
+        parts = [slice(a, a + _HELD_BLOCK) for a in range(0, held_out.count, _HELD_BLOCK)]
+        known = [
+            run.block(i, lambda part=parts[i]: (_looked(exact, held_out, part, config.device), {}), stage="held")
+            for i in progress(range(len(parts)), "held-out points")
+        ]
+        held = {name: torch.cat([tensors[name] for tensors, _ in known]) for name in ("ratio", "distance")}
         blocks = [
             run.block(i, lambda rows=spans[i]: _block(config, setup, exact, rows))
             for i in progress(range(len(spans)), "samples")
@@ -222,6 +242,7 @@ def audit(config: AuditConfig, out: str | Path, *, overwrite: bool = False, prog
         return run.finish()
 
 
-def _looked(exact: Dataset, x: Tensor) -> dict[str, Tensor]:
-    found = neighbors(exact, x)
+def _looked(exact: Dataset, held: Points, rows: slice, device: str) -> dict[str, Tensor]:
+    x = held.block(rows, torch.float32, device)
+    found = neighbors(exact, x.reshape(len(x), *held.shape))
     return {"ratio": found.ratio, "distance": found.distance}

@@ -13,7 +13,7 @@ from torch import Tensor
 from fanal.errors import FanalError
 from fanal.exact import Dataset
 
-__all__ = ["LEVEL", "Neighbors", "Share", "copied", "neighbors", "threshold"]
+__all__ = ["LEVEL", "Neighbors", "Share", "check_level", "copied", "neighbors", "threshold"]
 
 LEVEL = 0.01
 """Share of held-out points that are called copies by default: the false alarms that are accepted."""
@@ -93,7 +93,12 @@ def neighbors(exact: Dataset, x: Float[Tensor, "b *d"], around: int = _AROUND, b
     return Neighbors(ratio, distance[:, 0] / math.sqrt(x[0].numel()), index)
 
 
-def _rank(held: int, level: float) -> int:
+def check_level(held: int, level: float) -> int:
+    """Return the rank of the held-out point that sets the threshold, `floor(level·(held + 1))`.
+
+    Raises:
+        FanalError: there are too few points for the level, or it is none.
+    """
     if not 0 < level < 1:
         raise FanalError(f"the level must be strictly between 0 and 1, got {level}")
     rank = math.floor(level * (held + 1))
@@ -118,7 +123,7 @@ def threshold(held: Float[Tensor, " h"], level: float = LEVEL) -> float:
     Raises:
         FanalError: there are too few points for the level.
     """
-    return float(held.double().sort().values[_rank(len(held), level) - 1])
+    return float(held.double().sort().values[check_level(len(held), level) - 1])
 
 
 def copied(ratio: Float[Tensor, " b"], held: Float[Tensor, " h"], level: float = LEVEL) -> Share:
@@ -137,7 +142,7 @@ def copied(ratio: Float[Tensor, " b"], held: Float[Tensor, " h"], level: float =
     """
     if not len(ratio):
         raise FanalError("there is no sample to look at")
-    rank, total = _rank(len(held), level), len(ratio)
+    rank, total = check_level(len(held), level), len(ratio)
     count = int((ratio.double() < threshold(held, level)).sum())
     interval = stats.binomtest(count, total).proportion_ci(0.95, "exact")
     p = float(stats.betabinom.sf(count - 1, total, rank, len(held) - rank + 1))

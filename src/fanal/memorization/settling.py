@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fanal.errors import FanalError
@@ -45,7 +45,9 @@ def _stays(inside: Tensor, levels: Tensor) -> Tensor:
     return first.masked_fill(~held[-1], math.nan)
 
 
-def settling(exact: Dataset, run: Trajectory, tolerance: float = 0.05) -> Settling:
+def settling(
+    exact: Dataset, run: Trajectory, tolerance: float = 0.05, labels: Int[Tensor, " b"] | None = None
+) -> Settling:
     """Return when each run of a model settles, judged by the exact denoiser of its training set.
 
     The cell is that of [PDE] sec. 4.5: which training point a state is nearest to. `leave` is where the model begins
@@ -55,6 +57,8 @@ def settling(exact: Dataset, run: Trajectory, tolerance: float = 0.05) -> Settli
         exact: of the training set.
         run: of the model.
         tolerance: distance of the prediction from the exact one, per √d, that counts as having left.
+        labels: class that each run is conditioned on; the exact prediction and the posterior are over its points, the
+            cells are those of all points.
 
     Raises:
         FanalError: the shapes differ, or the tolerance is not positive.
@@ -66,8 +70,8 @@ def settling(exact: Dataset, run: Trajectory, tolerance: float = 0.05) -> Settli
     rows: dict[str, list[Tensor]] = {"cell": [], "gap": [], "entropy": []}
     for x, denoised, sigma in zip(run.x[:-1], run.denoised, run.sigmas[:-1], strict=True):
         rows["cell"].append(exact.nearest(x)[1][:, 0] == final)
-        rows["gap"].append((denoised - exact(x, sigma)).flatten(1).double().norm(dim=1) / math.sqrt(d))
-        rows["entropy"].append(exact.entropy(x, sigma).double())
+        rows["gap"].append((denoised - exact(x, sigma, labels)).flatten(1).cpu().double().norm(dim=1) / math.sqrt(d))
+        rows["entropy"].append(exact.entropy(x, sigma, labels).cpu().double())
     cell, gap, entropy = (torch.stack(values).cpu() for values in rows.values())
     away = gap > tolerance
     leave = torch.where(away, levels[:, None], -math.inf).amax(0).masked_fill(~away.any(0), math.nan)
