@@ -68,6 +68,10 @@ def of_two(denoiser, x):
     return x
 
 
+def of_five(denoiser, x, seeds, budget, more):
+    return x
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return bench_hallucination(TINY, tmp_path_factory.mktemp("bench") / "run")
@@ -212,7 +216,9 @@ def test_bad_methods_are_refused(subject, method, told):
 
 def test_bad_submissions_are_told_before_anything_runs(tmp_path):
     for target, told in (
-        (f"{OWN}:of_two", "function of"),
+        (f"{OWN}:of_two", "function of .*too many positional arguments"),
+        (f"{OWN}:of_five", "function of .*missing a required argument: 'more'"),
+        ("math:hypot", "function of .*no signature found"),
         (f"{OWN}:TINY", "is no function"),
         (f"{OWN}:nobody", "unknown function"),
     ):

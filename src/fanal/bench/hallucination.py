@@ -162,11 +162,10 @@ def _submission(target: str) -> tuple[str, Method, str]:
     module = sys.modules.get(target.rpartition(":")[0])
     file = getattr(module, "__file__", None)
     content = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
-    takes = list(inspect.signature(function).parameters)
-    if len(takes) < 4:
-        raise FanalError(
-            f"{target} must be a function of (denoiser, x, seeds, budget), got one of ({', '.join(takes)})"
-        )
+    try:
+        inspect.signature(function).bind(*range(4))
+    except (TypeError, ValueError) as error:
+        raise FanalError(f"{target} must be a function of (denoiser, x, seeds, budget): {error}") from error
     return target, function, content
 
 
