@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -216,6 +218,27 @@ def test_a_measurement_of_a_gaussian_is_answered_exactly():
     with torch.no_grad():
         end = fanal.sample(guided, 20 * x, polynomial(40), Heun())
     assert torch.allclose(end @ A.T, y.expand(5, -1), atol=4 * s)
+
+
+def test_a_jacobian_that_is_no_covariance_does_not_blow_up():
+    """Where conjugate gradients find no minimum they stop, and the prediction is left as it is."""
+    guided = Inverse(lambda x, sigma: -x, lambda x0: x0, torch.ones(3), 0.1)  # pyright: ignore[reportArgumentType]
+    x = noise((3,), range(4), 1.0)
+    assert torch.equal(guided(x, torch.tensor(2.0)), -x)
+
+
+def test_a_measurement_has_its_operators_shape():
+    law = Gaussian(torch.zeros(2).double(), 1.0)
+    for operator, y in ((lambda x0: x0.sum(1), torch.tensor([1.0])), (lambda x0: x0, torch.tensor(1.0))):
+        with pytest.raises(FanalError, match=r"\(B, m\)"):
+            Inverse(law, operator, y, 0.1)(states(), SIGMA)
+
+
+def test_infinite_noise_outside_the_window_is_left_alone():
+    law = Gaussian(torch.tensor([1.0, 2.0], dtype=torch.float64), 1.0)
+    pushed = Reward(law, lambda d: d.sum(1), window=(0.1, 5.0))
+    x, sigma = states()[:2], torch.tensor([math.inf, 1.0], dtype=torch.float64)
+    assert torch.allclose(pushed(x, sigma)[0], law.mean)
 
 
 def test_gradients_that_do_not_exist_are_told():

@@ -132,7 +132,7 @@ class _Ascending(Wrapper):
             if not value.requires_grad:
                 raise FanalError("guidance needs a value that can be differentiated in x")
             (gradient,) = torch.autograd.grad(value.sum(), point)
-        push = self.scale * (acts.to(sigma.dtype) * sigma**2).to(x)
+        push = self.scale * torch.where(acts, sigma**2, 0.0).to(x)  # outside it sigma may be infinite
         return denoised.detach() + expand(push, x) * gradient
 
 
@@ -218,11 +218,20 @@ class Inverse(Wrapper):
         self.operator, self.measured, self.noise, self.iterations = operator, measured, noise, iterations
 
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
-        """Return the posterior mean given x and the measurement."""
+        """Return the posterior mean given x and the measurement.
+
+        Raises:
+            FanalError: the operator's values do not have the measurement's shape.
+        """
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             denoised = self.denoiser(point, sigma)
             seen = self.operator(denoised)
+        if seen.shape != (len(x), *self.measured.shape) or self.measured.ndim != 1:
+            raise FanalError(
+                f"a measurement (m,) needs an operator from (B, *shape) to (B, m), got {tuple(self.measured.shape)} "
+                f"and {tuple(seen.shape)} for a batch of {len(x)}"
+            )
         level = expand((sigma**2).to(x), x)
 
         def spread(v: Tensor) -> Tensor:  # C Aᵀ v; the Jacobian of a denoiser is symmetric
@@ -243,7 +252,9 @@ class Inverse(Wrapper):
             if bool((size <= 1e-20 * first.clamp_min(1e-300)).all()):
                 break
             moved = system(way)
-            step = size / (way * moved).sum(1, keepdim=True).clamp_min(torch.finfo(goal.dtype).tiny)
+            bend = (way * moved).sum(1, keepdim=True)
+            # A network's Jacobian is no exact covariance: where it bends the other way there is no minimum to go to.
+            step = torch.where(bend > 0, size / bend.clamp_min(torch.finfo(goal.dtype).tiny), 0.0)
             out, left = out + step * way, left - step * moved
             new = (left**2).sum(1, keepdim=True)
             way, size = left + new / size.clamp_min(torch.finfo(goal.dtype).tiny) * way, new
