@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 import fanal as package
+from fanal import encoding
+from fanal.datasets import get
 from fanal.encoding import EncodeConfig, encode, encode_run
 from fanal.errors import FanalError
 from fanal.exact import Gaussian
+from fanal.preparation import prepare
 from toys import fanal, record, refused
 
 
@@ -72,6 +76,31 @@ def test_one_law_has_one_code(tmp_path):
     config = EncodeConfig("gaussian:digits8", "digits8", steps=(12,), count=8, other="gaussian:digits8,rank=63")
     (row,) = record(encode_run(config, tmp_path / "run"))["results"]["table"]
     assert row["codes apart"]["value"] < 0.1 * row["codes of other images apart"]["value"]
+
+
+def test_one_image_has_no_other_to_compare_with(tmp_path):
+    config = EncodeConfig("gaussian:digits8", "digits8", steps=(4,), count=1, other="gaussian:digits8,rank=32")
+    (row,) = record(encode_run(config, tmp_path / "run"))["results"]["table"]
+    assert row["codes of other images apart"]["n"] == 0
+    assert row["codes apart"]["n"] == 1
+
+
+def test_a_pipeline_keeps_its_own_grid():
+    """Its schedule has its own ends, and refuses to be asked for others."""
+    own, other = EncodeConfig("diffusers:x", "digits8").sampling(8), EncodeConfig("digits8", "digits8").sampling(8)
+    assert (own.schedule, own.zero) == ("native", True)
+    assert (other.schedule, other.zero) == ("polynomial", False)
+    assert not EncodeConfig("diffusers:x", "digits8", schedule="polynomial").sampling(8).zero
+
+
+def test_a_final_zero_changes_nothing():
+    config = EncodeConfig("gaussian:digits8", "digits8", steps=(5,), count=2)
+    setup, _ = prepare(config.sampling(5))
+    data = get("digits8").data("held out", 2)
+    plain, _ = encoding._work(config, [setup], [], data, range(2))
+    zero = dataclasses.replace(setup, sigmas=torch.cat([setup.sigmas, torch.zeros(1, dtype=torch.float64)]))
+    ended, _ = encoding._work(config, [zero], [], data, range(2))
+    assert torch.equal(plain["back.5"], ended["back.5"])
 
 
 def test_the_command_encodes_each_class_and_refuses(tmp_path):

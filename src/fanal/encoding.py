@@ -22,6 +22,8 @@ from fanal import pictures
 from fanal.datasets import get
 from fanal.denoiser import Denoiser, Latent, counters
 from fanal.errors import FanalError
+from fanal.exact.reference import digest
+from fanal.exact.streaming import Points
 from fanal.files import write_atomically, write_tensors
 from fanal.generation import identity
 from fanal.loading import open_network
@@ -97,12 +99,13 @@ class EncodeConfig:
         """Return the settings of a sampling run over the same grid."""
         names = ("model", "solver", "schedule", "sigma_min", "sigma_max", "count", "prompt", "allow_bin", "block")
         own = {name: getattr(self, name) for name in (*names, "device", "threads")}
-        return SampleConfig(**own, steps=steps, zero=False, label=None if self.label == "data" else self.label)
+        native = SampleConfig(self.model, schedule=self.schedule).schedule == "native"
+        return SampleConfig(**own, steps=steps, zero=native, label=None if self.label == "data" else self.label)
 
 
 def _error(a: Tensor, b: Tensor) -> Tensor:
     """Root mean square distance per entry, (B,) float64."""
-    return (a - b).flatten(1).double().square().mean(1).sqrt().cpu()
+    return (a - b).flatten(1).cpu().double().square().mean(1).sqrt()
 
 
 def _work(
@@ -116,7 +119,7 @@ def _work(
         for setup in group:
             model = _bound(config, setup, data, rows)
             code = encode(model, x, setup.sigmas, setup.solver)
-            back = sample(model, code, setup.sigmas, setup.solver)
+            back = sample(model, code, setup.sigmas[setup.sigmas > 0], setup.solver)
             n = setup.config.steps
             unit = code / float(setup.sigmas[0])
             tensors |= {f"{which}noise.{n}": unit, f"{which}back.{n}": back, f"{which}error.{n}": _error(back, x)}
@@ -132,7 +135,7 @@ def _bound(config: EncodeConfig, setup: Setup, data: Any, rows: range) -> Denois
         raise FanalError(f"{config.data} has no classes: leave the label out, or give one")
     from fanal.loading import Conditions, bind
 
-    return bind(setup.network, Conditions(data.labels[rows.start : rows.stop]), config.model)
+    return bind(setup.network, Conditions(data.labels[rows.start : rows.stop]), setup.config.model)
 
 
 def _results(config: EncodeConfig, whole: dict[str, Tensor]) -> dict[str, Any]:
@@ -147,8 +150,8 @@ def _results(config: EncodeConfig, whole: dict[str, Tensor]) -> dict[str, Any]:
             second = whole[f"other.noise.{n}"].flatten(1).double()
             row["other round trip"] = as_json(mean(whole[f"other.error.{n}"]))
             row["codes apart"] = as_json(mean((second - unit).square().mean(1).sqrt()))
-            mixed = unit[torch.arange(len(unit)).roll(1)]
-            row["codes of other images apart"] = as_json(mean((second - mixed).square().mean(1).sqrt()))
+            mixed = unit.roll(1, 0)[: len(unit) if len(unit) > 1 else 0]  # a single image has no other
+            row["codes of other images apart"] = as_json(mean((second[: len(mixed)] - mixed).square().mean(1).sqrt()))
         rows.append(row)
     return {"table": rows}
 
@@ -183,7 +186,7 @@ def encode_run(config: EncodeConfig, out: str | Path, *, overwrite: bool = False
     others: list[Setup] = []
     decides = identity(setups[0].config, network)
     if config.other is not None:
-        second = open_network(config.other, device=config.device)
+        second = open_network(config.other, device=config.device, allow_bin=config.allow_bin)
         plain = [dataclasses.replace(setup.config, model=config.other) for setup in setups]
         others = [prepare(each, second)[0] for each in plain]
         decides |= {"other": identity(plain[0], second)["model"]}
@@ -193,6 +196,7 @@ def encode_run(config: EncodeConfig, out: str | Path, *, overwrite: bool = False
                 f"{one.config.model} has samples of shape {one.network.shape}, {config.data} {source.shape}"
             )
     data = source.data(config.split, config.count)
+    decides["data"] = digest(Points(data.x))
     spans = [range(a, min(a + config.block, config.count)) for a in range(0, config.count, config.block)]
     head = dataclasses.asdict(config)
     with cpu_threads(config.threads), Run(out, "encode", head, identity=decides, overwrite=overwrite) as run:
