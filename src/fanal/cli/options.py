@@ -11,7 +11,7 @@ Model = Annotated[
     str,
     typer.Argument(
         help="Embedded name, folder, diffusers:DIR, hub:ORG/NAME, edm:FILE.pkl, adm:FILE.pt, consistency:FILE.pt, "
-        "mixture:NAME, gaussian:NAME or python:MODULE:FUNC."
+        "mixture:NAME, gaussian:NAME, data:NAME or python:MODULE:FUNC."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Run folder to write.")]
