@@ -181,13 +181,19 @@ def test_what_does_not_fit_together_is_refused():
         evaluate.confusion(risk > 0, wrong[:9])
     with pytest.raises(FanalError, match="verdicts must be"):
         evaluate.compare(wrong.long(), wrong.long()[:9])
-    with pytest.raises(FanalError, match="at least two thresholds, got 1"):
+    with pytest.raises(FanalError, match="1 of 10 risks are infinite"):
+        evaluate.roc(torch.where(torch.arange(10) == 3, math.inf, risk), wrong)
+    with pytest.raises(FanalError, match="at least two thresholds, got 10 and 1"):
         evaluate.sweep(risk, wrong, count=1)
+    with pytest.raises(FanalError, match="got 0 and 21"):
+        evaluate.sweep(risk[:0], wrong[:0])
     with pytest.raises(FanalError, match="strictly between 0 and 1, got 1"):
         evaluate.tpr_at(risk, wrong, 1.0)
     with pytest.raises(FanalError, match="3 steps need a grid with as many nodes, got 2"):
         evaluate.auc_by_step(risk.expand(3, 10), wrong, torch.tensor([1.0, 0.0]))
     with pytest.raises(FanalError, match=r"need verdicts of shape \(N, B\)"):
         evaluate.decision(wrong.long()[None], wrong.long(), torch.tensor([2.0, 1.0]))
+    with pytest.raises(FanalError, match="0 judged steps of 10 samples"):
+        evaluate.decision(wrong.long()[None][:0], wrong.long(), torch.tensor([]))
     with pytest.raises(FanalError, match="must decrease"):
         evaluate.decision(wrong.long().expand(2, 10), wrong.long(), torch.tensor([1.0, 2.0]))

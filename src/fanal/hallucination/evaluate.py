@@ -219,11 +219,13 @@ def roc(risk: Float[Tensor, " b"], wrong: Tensor) -> Roc:
         wrong: (B,) labels; 0 or False is right.
 
     Raises:
-        FanalError: shapes differ, a risk is NaN, or one kind of sample is missing.
+        FanalError: shapes differ, a risk is not finite, or one kind of sample is missing.
     """
     from sklearn.metrics import roc_curve
 
     values, mask = _both(risk, wrong)
+    if np.isinf(values).any():
+        raise FanalError(f"{int(np.isinf(values).sum())} of {len(values)} risks are infinite: leave those samples out")
     fpr, tpr, limits = roc_curve(mask, values)
     # scikit-learn flags at ">=", fanal at ">"
     limits = np.where(np.isinf(limits), limits, np.nextafter(limits, -np.inf))
@@ -290,12 +292,13 @@ def sweep(
         count: number of quantiles.
 
     Raises:
-        FanalError: the two are not over the same samples, a risk is NaN, or there are fewer than two quantiles.
+        FanalError: the two are not over the same samples, a risk is NaN, there are no samples, or fewer than two
+            quantiles.
     """
     values = torch.from_numpy(_pair(risk, wrong)[0])
     if thresholds is None:
-        if count < 2:
-            raise FanalError(f"a sweep needs at least two thresholds, got {count}")
+        if count < 2 or not len(values):
+            raise FanalError(f"a sweep needs samples and at least two thresholds, got {len(values)} and {count}")
         thresholds = torch.quantile(values, torch.linspace(0, 1, count, dtype=torch.float64))
     limits = torch.as_tensor(thresholds, dtype=torch.float64).tolist()
     return [confusion(values > limit, wrong, threshold=limit) for limit in limits]
@@ -370,11 +373,11 @@ def decision(by_step: Int[Tensor, "n b"], final: Int[Tensor, " b"], sigmas: Floa
         sigmas: (N,), noise levels of the judged steps, decreasing.
 
     Raises:
-        FanalError: shapes do not fit, or sigmas do not decrease.
+        FanalError: shapes do not fit, no step was judged, or sigmas do not decrease.
     """
-    if by_step.shape != (len(sigmas), len(final)):
+    if not len(sigmas) or by_step.shape != (len(sigmas), len(final)):
         raise FanalError(
-            f"{len(sigmas)} judged steps of {len(final)} samples need verdicts of shape (N, B), got {by_step.shape}"
+            f"{len(sigmas)} judged steps of {len(final)} samples need verdicts of shape (N, B), got {tuple(by_step.shape)}"
         )
     levels = sigmas.double()
     if bool((levels.diff() >= 0).any()):
