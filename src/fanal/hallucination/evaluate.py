@@ -377,7 +377,8 @@ def decision(by_step: Int[Tensor, "n b"], final: Int[Tensor, " b"], sigmas: Floa
     """
     if not len(sigmas) or by_step.shape != (len(sigmas), len(final)):
         raise FanalError(
-            f"{len(sigmas)} judged steps of {len(final)} samples need verdicts of shape (N, B), got {tuple(by_step.shape)}"
+            f"{len(sigmas)} judged steps of {len(final)} samples need verdicts of shape (N, B), got "
+            f"{tuple(by_step.shape)}"
         )
     levels = sigmas.double()
     if bool((levels.diff() >= 0).any()):
