@@ -129,6 +129,19 @@ def test_a_model_of_the_law_is_cleared(tmp_path):
     assert results["settling"] == {}
 
 
+def test_doubled_held_out_points_are_told(caught):
+    """A threshold of 0 calls nothing a copy, not even copies: that is no clean bill."""
+    train = normal(60, 6)
+    held = neighbors(Dataset(train), torch.cat([train[:10], normal(190, 6, seed=1)]))
+    copies = neighbors(Dataset(train), train[:20] + 1e-4).ratio
+    results = record(caught)["results"]
+    found = {**results, "copies": dataclasses.asdict(copied(copies, held.ratio)), "threshold": threshold(held.ratio)}
+    assert found["copies"]["count"] == 0
+    assert "cannot be told" in verdict(found)
+    assert "cannot be told" not in verdict(found | {"threshold": results["threshold"]})
+    assert results["threshold"] > 0.3
+
+
 def test_blocks_do_not_matter(caught, tmp_path):
     config = AuditConfig("data:digits8", "digits8", steps=10, count=40, block=40, traced=20, held=199)
     other = record(audit(config, tmp_path / "run"))["results"]

@@ -166,11 +166,13 @@ def _results(
     share = copied(whole["ratio"], held["ratio"], config.level)
     both = torch.cat([whole["ratio"], held["ratio"]])
     is_sample = torch.arange(len(both)) < len(whole["ratio"])
-    hits = whole["ratio"] < threshold(held["ratio"], config.level)
+    limit = threshold(held["ratio"], config.level)
+    hits = whole["ratio"] < limit
     again = torch.bincount(whole["index"][hits]) if bool(hits.any()) else torch.zeros(1, dtype=torch.int64)
     return {
         "points": points,
         "copies": dataclasses.asdict(share),
+        "threshold": limit,
         "ratio": {"samples": as_json(mean(whole["ratio"])), "held out": as_json(mean(held["ratio"]))},
         "distance": {"samples": as_json(mean(whole["distance"])), "held out": as_json(mean(held["distance"]))},
         "nearer than held-out": as_json(auc(-both, is_sample)),

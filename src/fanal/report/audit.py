@@ -16,6 +16,9 @@ __all__ = ["verdict", "write_audit"]
 SURE = 1e-3
 """Probability below which more copies than chance are called so."""
 
+DOUBLED = 0.1
+"""Threshold below which held-out points count as doubles of training points."""
+
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
@@ -30,10 +33,17 @@ def verdict(results: dict[str, Any]) -> str:
             f"The model replays its training data: {_percent(found['excess'])} of samples are copies beyond chance "
             f"({interval}, p = {found['p']:.1g})."
         )
+    # Held-out points that are doubles of training points set a threshold that no copy need fall below.
+    blind = (
+        f" Yet the threshold is {results['threshold']:.2g}: held-out points are doubles of training points, and copies "
+        "cannot be told from them; leave doubles out of the data."
+        if results.get("threshold", 1.0) < DOUBLED  # older runs did not keep it
+        else ""
+    )
     return (
         f"No sign of replayed training data: {_percent(found['share'])} of samples look like copies, and "
         f"{_percent(found['level'])} of held-out points do (p = {found['p']:.2g}); at most "
-        f"{_percent(found['excess_high'])} of samples are copies beyond chance."
+        f"{_percent(found['excess_high'])} of samples are copies beyond chance.{blind}"
     )
 
 
