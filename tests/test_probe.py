@@ -14,7 +14,8 @@ from fanal.denoiser import Counted
 from fanal.errors import FanalError
 from fanal.files import read_tensors
 from fanal.hallucination import probe as probes
-from fanal.hallucination.detectors import Detector
+from fanal.hallucination.detectors import Detector, LastSlope
+from fanal.hallucination.methods import METHODS, Settings
 from fanal.hallucination.repair import watch
 from fanal.nets import Preconditioned, UNetConfig
 from fanal.schedules import polynomial
@@ -152,6 +153,14 @@ def test_the_shipped_probes_know_real_from_broken_pictures():
         real, broken = (found.judge(model, x) for x in (data.data("held out", 64).x, data.broken(kind, 64)))
         risk, wrong = torch.cat([real, broken]), torch.arange(128) >= 64
         assert fanal.metrics.auc(risk, wrong).value > 0.8, name
+
+
+def test_the_ladder_takes_a_probe_of_its_own_network_alone():
+    grid, x = polynomial(4), noise((1, 8, 8), range(4), 80.0)
+    climb = METHODS["ladder"](Settings(grid, LastSlope(), 0.0, probe=fitted().probe))
+    assert climb(network(), x, range(4), 60).shape == x.shape
+    with pytest.raises(FanalError, match="was fitted to the network .*fit one with"):
+        climb(network(1), x, range(4), 60)
 
 
 @pytest.mark.parametrize(

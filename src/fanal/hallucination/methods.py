@@ -233,7 +233,7 @@ class Climbed:
     def mend(self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], budget: int, first: Outcome) -> Outcome:
         """Judge a first pass and send what is flagged up the ladder, as far as the budget goes."""
         net = denoiser if counters(denoiser) else Counted(denoiser)
-        probe = self.probe or shipped(net)
+        probe = self.probe.of(net) if self.probe else shipped(net)
         if probe is None:
             ladder = dataclasses.replace(self.ladder, rungs=tuple((sigma, 0) for sigma, _ in self.ladder.rungs))
             return ladder.repair(net, x, self.sigmas, self.solver, self.detector, seeds, first, self.threshold)

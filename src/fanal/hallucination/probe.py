@@ -172,6 +172,20 @@ class LinearProbe:
         said = hashlib.sha256(torch.cat([self.center, self.scale, self.weight]).numpy().tobytes()).hexdigest()
         return f"LinearProbe(sigmas={self.sigmas}, layers={len(self.layers)}, network={self.network[:12]}, {said[:12]})"
 
+    def of(self, denoiser: Denoiser) -> LinearProbe:
+        """Return the probe, if it was fitted to this very network.
+
+        Raises:
+            FanalError: it was fitted to another one.
+        """
+        own = digest(denoiser)
+        if own != self.network:
+            raise FanalError(
+                f"the probe was fitted to the network {self.network[:12]}, this one is {own[:12]}: its odds say "
+                "nothing here; fit one with fanal.hallucination.probe.fit"
+            )
+        return self
+
     def judge(self, denoiser: Denoiser, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """Return the log odds of finished samples, for one call of the network per sigma."""
         seen = looks(denoiser, x, self.sigmas, self.layers)
