@@ -277,3 +277,11 @@ def test_data_of_a_folder_stays_bytes(tmp_path):
 def test_closed_forms_of_nothing_are_refused(spec, said):
     with pytest.raises(FanalError, match=said):
         fanal.load(spec)
+
+
+def test_what_exists_is_suggested_once(tmp_path):
+    with pytest.raises(FanalError) as told:  # nothing is known twice, though grid2 is a mixture and a data set
+        fanal.load("mixture:grid")
+    assert str(told.value).split("known: ")[1].split(", ").count("grid2") == 1
+    with pytest.raises(FanalError, match=f"did you mean 'folder:{tmp_path}'"):
+        datasets.get(str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from fanal.datasets.base import Data as Data
 from fanal.datasets.base import Dataset as Dataset
@@ -28,5 +29,7 @@ def get(spec: str) -> Dataset:
     if spec.startswith("folder:"):
         return Folder.open(spec)
     if spec not in DATASETS:
-        raise unknown_name("data set", spec, [*DATASETS, "folder:DIR"])
+        place = spec.split(",")[0]
+        found = [f"folder:{spec}"] if place and Path(place).exists() else []
+        raise unknown_name("data set", spec, [*found, *DATASETS, "folder:DIR"])
     return DATASETS[spec]

@@ -85,7 +85,7 @@ def named_set(kind: str, text: str) -> str:
     if Path(place.split(",")[0]).exists():
         return f"folder:{place}"
     examples = {"mixture": MIXTURES, "gaussian": GAUSSIANS}.get(kind, {})
-    raise unknown_name(kind, place, [*examples, *DATASETS, "a folder or zip file of images"])
+    raise unknown_name(kind, place, dict.fromkeys([*examples, *DATASETS, "a folder or zip file of images"]))
 
 
 def _points(source: Source, given: dict[str, str], kind: str) -> tuple[Tensor | np.ndarray, Tensor | None]:
