@@ -226,6 +226,16 @@ def test_bad_submissions_are_told_before_anything_runs(tmp_path):
             bench_hallucination(dataclasses.replace(TINY, submissions=(target,)), tmp_path / "run")
 
 
+def test_a_mistake_in_a_submission_is_told_in_one_line(subject):
+    _, method, _ = bench._submission(f"{OWN}:mistaken")
+    with pytest.raises(FanalError, match=r"mistaken failed in .*test_bench_hallucination.py, line \d+: .*nope"):
+        method_cell(subject, method, seeds("report", 4), 60, {})
+
+
+def mistaken(denoiser, x, seeds, budget):
+    return x.nope
+
+
 def test_an_unfinished_run_takes_more_methods(tmp_path, monkeypatch):
     small = dataclasses.replace(TINY, methods={"heun": None}, submissions=(), count=64, calibration=64, looks=32)
     first, done = bench.method_cell, []

@@ -338,8 +338,9 @@ def test_a_mistake_costs_one_line_and_leaves_nothing(tmp_path, words, parts):
 
 
 def test_catching_needs_somebody_who_knows(net):
-    with pytest.raises(FanalError, match="labelled wrong"):
-        guard(dataclasses.replace(SMALL, model=net, catch=0.5), "run")
+    for asked in ({"catch": 0.5}, {"alarms": 0.1}):  # told before the network is asked
+        with pytest.raises(FanalError, match="nothing knows that here.*--labels"):
+            guard(dataclasses.replace(SMALL, model=net, **asked), "run")
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,11 @@ def _of_card(setup: Setup, about: dict[str, Any]) -> Calibration | None:
 
 def _measured(run: Run, setup: Setup, about: dict[str, Any], fingerprint: str, progress: Progress, say: Say) -> Saved:
     config = setup.config
+    if (config.catch or config.alarms) and not (setup.dataset and setup.dataset.verdicts):
+        raise FanalError(
+            "catch and alarms (--catch, --alarms) are shares of samples that are known to be wrong or right, and "
+            "nothing knows that here: give labels (--labels), or the share to flag (--flag)"
+        )
     why = "is missing"
     if "calibration" in about:
         why = "is for another solver, grid, label, detector or share"

@@ -11,7 +11,8 @@ import dataclasses
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fanal.bench.hallucination_cells import (
     method_cell,
     seeds,
 )
+from fanal.denoiser import Denoiser
 from fanal.errors import FanalError, unknown_name
 from fanal.files import write_atomically, write_tensors
 from fanal.hallucination.calibration import threshold_at
@@ -166,7 +168,25 @@ def _submission(target: str) -> tuple[str, Method, str]:
         inspect.signature(function).bind(*range(4))
     except (TypeError, ValueError) as error:
         raise FanalError(f"{target} must be a function of (denoiser, x, seeds, budget): {error}") from error
-    return target, function, content
+    return target, _guarded(target, function), content
+
+
+def _guarded(target: str, function: Callable[..., Tensor]) -> Method:
+    """A user's method, whose mistakes are told in one line that says where they are."""
+
+    def method(denoiser: Denoiser, x: Tensor, seeds: Sequence[int], budget: int) -> Tensor:
+        try:
+            return function(denoiser, x, seeds, budget)
+        except FanalError:
+            raise
+        except Exception as error:  # the code is the user's: anything can be wrong with it
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = (str(error).splitlines() or [""])[0]
+            raise FanalError(
+                f"{target} failed in {place.filename}, line {place.lineno}: {type(error).__name__}: {reason}"
+            ) from error
+
+    return method
 
 
 class _Model:
@@ -344,7 +364,9 @@ def bench_hallucination(
                     _write(run, spec, measured)
                     write_atomically(run.path("tables.md"), lambda part: part.write_text(tables(results), "utf-8"))
                     run.describe({"results": results})
-                    say(f"{spec}, {stage.count} samples: done; {run.path('tables.md')} has the tables so far")
+                    say(
+                        f"{spec}, {stage.count} samples: done; until the run ends, {run.path('tables.md')} has the tables"
+                    )
             write_plots(run.path("plots.html"), "fanal bench hallucination", panels(results))
             asked = {**dataclasses.asdict(config), "methods": config.counts()}
             run.describe({"config": asked, "results": results})

@@ -220,7 +220,8 @@ def _method(key: str, name: str) -> Callable[[Mapping[str, Any]], str]:
         row = next((row for row in own["methods"] if row["name"] == name), None)
         if row is None:
             return "–"
-        return _number(row[key], 2) if key == "time" else f"{_percent(row[key])} %"
+        told = _number(row[key], 2) if key == "time" else _percent(row[key])
+        return told if key == "time" or told == "–" else f"{told} %"
 
     return tell
 

@@ -268,6 +268,7 @@ def hallucination(
             dataclasses.replace(start, **given), out, overwrite=overwrite, progress=progress, say=say
         )
         say((folder / "tables.md").read_text(encoding="utf-8"))
+        say(f"tables, plots and sheets: {folder}")
 
 
 def _counted(text: str) -> dict[str, int | None]:
