@@ -364,9 +364,8 @@ def bench_hallucination(
                     _write(run, spec, measured)
                     write_atomically(run.path("tables.md"), lambda part: part.write_text(tables(results), "utf-8"))
                     run.describe({"results": results})
-                    say(
-                        f"{spec}, {stage.count} samples: done; until the run ends, {run.path('tables.md')} has the tables"
-                    )
+                    here = run.path("tables.md")
+                    say(f"{spec}, {stage.count} samples: done; until the run ends, the tables are in {here}")
             write_plots(run.path("plots.html"), "fanal bench hallucination", panels(results))
             asked = {**dataclasses.asdict(config), "methods": config.counts()}
             run.describe({"config": asked, "results": results})
