@@ -1,7 +1,8 @@
 """Methods: whole ways to sample, side by side, each a function of (denoiser, noise, seeds, budget).
 
 settings = Settings(sigmas, Variance(window), threshold)
-x0 = METHODS["renoise"](settings)(denoiser, fanal.noise(shape, seeds, 80.0), seeds, budget=60)
+method = METHODS["renoise"](settings)
+x0 = method(denoiser, fanal.noise(shape, seeds, 80.0), seeds, budget=60)
 
 `budget` is the average number of network evaluations that a sample may cost; whoever compares methods counts them at
 the network (`fanal.Counted`). Those that repair what a first pass left behind are also `Mending`: they take a first
