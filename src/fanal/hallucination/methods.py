@@ -1,7 +1,7 @@
 """Methods: whole ways to sample, side by side, each a function of (denoiser, noise, seeds, budget).
 
-settings = Settings(sigmas, Variance(window), threshold)
-method = METHODS["renoise"](settings)
+build = METHODS["renoise"]
+method = build(Settings(sigmas, Variance(window), threshold))
 x0 = method(denoiser, fanal.noise(shape, seeds, 80.0), seeds, budget=60)
 
 `budget` is the average number of network evaluations that a sample may cost; whoever compares methods counts them at
