@@ -29,8 +29,8 @@ def guard(
     repair: Annotated[
         list[str] | None,
         typer.Option(
-            help="What is done with flagged samples: redo, renoise or fresh, with fields as in redo:kappa=0.1, or none; "
-            "may be given twice. Default: redo."
+            help="What is done with flagged samples: redo, renoise or fresh, with fields as in redo:kappa=0.1, or "
+            "none; may be given twice. Default: redo."
         ),
     ] = None,
     detector: Annotated[
