@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fanal
 from fanal.denoiser import Labelled
 from fanal.errors import FanalError
-from fanal.exact import Dataset, Gaussian, LowRank, Mixture
+from fanal.exact import Dataset, Gaussian, LowRank, Mixture, dataset
 from fanal.exact.streaming import stream
 
 
@@ -284,3 +284,21 @@ def test_a_mixture_is_fitted_class_by_class():
         Mixture.fit(points, labels[:3])
     with pytest.raises(FanalError, match="rank"):
         Gaussian.fit(points, rank=3)
+
+
+def test_one_pass_tells_all_three(monkeypatch):
+    points, labels = pictures(200).float(), torch.arange(200) % 3
+    D, x, wanted = (
+        Dataset(points, labels),
+        points[:5] + 0.8 * normal(5, 768, seed=2).float(),
+        torch.tensor([0, 1, 2, 3, 0]),
+    )
+    apart = D(x, torch.tensor(0.8), wanted), D.log_density(x, 0.8, wanted), D.entropy(x, 0.8, wanted)
+    passes, one = [], dataset.stream
+    monkeypatch.setattr(dataset, "stream", lambda *words: passes.append(words) or one(*words))
+    found = D.posterior(x, 80.0, wanted)
+    assert len(passes) == 1
+    found = D.posterior(x, 0.8, wanted)
+    assert torch.equal(found.denoised, apart[0])
+    assert torch.equal(found.log_density, apart[1])
+    assert torch.equal(found.entropy, apart[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,25 @@ from fanal.errors import FanalError
 from fanal.exact.gaussian import accumulator, flat
 from fanal.exact.streaming import BLOCK, Points, Query, Sums, moments, stream
 
-__all__ = ["Dataset"]
+__all__ = ["Dataset", "Posterior"]
 
 _SAFETY = 8.0  # rounding errors of a product of d terms cancel: this much smaller than their bound, and still safe
 _GATHER = 2**24  # entries of the (B, K, d) differences held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What a data set says about some states.
+
+    Attributes:
+        denoised: (B, *shape), as the denoiser returns it.
+        log_density: (B,), as `Dataset.log_density`.
+        entropy: (B,), as `Dataset.entropy`.
+    """
+
+    denoised: Float[Tensor, "b *d"]
+    log_density: Float[Tensor, " b"]
+    entropy: Float[Tensor, " b"]
 
 
 class Dataset(Denoiser):
@@ -188,12 +204,28 @@ class Dataset(Denoiser):
             FanalError: as the denoiser.
         """
         query = self._query(x, sigma, labels)
+        return self._density(query, self._sums(query).log_sum)
+
+    def _density(self, query: Query, log_sum: Tensor) -> Tensor:
+        """Log density from the sum over the points."""
         volume = self.points.dim / 2 * torch.log(2 * math.pi * query.level[:, 0] ** 2)
-        found = self._sums(query).log_sum
-        number = torch.full((len(x),), float(len(self)), dtype=torch.float64)
+        number = torch.full((len(log_sum),), float(len(self)), dtype=torch.float64)
         if query.labels is not None and self.counts is not None:
             number = torch.where(query.labels >= 0, self.counts[query.labels].double(), number)
-        return found - number.log().to(found.dtype).to(found.device) - volume
+        return log_sum - number.log().to(log_sum.dtype).to(log_sum.device) - volume
+
+    def posterior(
+        self, x: Float[Tensor, "b *d"], sigma: Tensor | float, labels: Int[Tensor, " b"] | None = None
+    ) -> Posterior:
+        """Return prediction, log density and entropy together, by the one pass that each of them would take.
+
+        Raises:
+            FanalError: as the denoiser.
+        """
+        query = self._query(x, sigma, labels)
+        found = self._sums(query, entropy=True)
+        denoised = found.mean.to(x.dtype).reshape(x.shape)
+        return Posterior(denoised, self._density(query, found.log_sum), found.entropy)
 
     def entropy(
         self, x: Float[Tensor, "b *d"], sigma: Tensor | float, labels: Int[Tensor, " b"] | None = None

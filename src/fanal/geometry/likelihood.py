@@ -97,8 +97,8 @@ def ascent(exact: Dataset, run: Trajectory, slack: float = 1e-9) -> Ascent:
     rows: dict[str, list[Tensor]] = {"state": [], "prediction": [], "assumed": []}
     room = slack * run.x[0, 0].numel()
     for i, sigma in enumerate(run.sigmas[:-1]):
-        here = exact.log_density(run.x[i], sigma) - room
-        best = exact(run.x[i], sigma)
+        found = exact.posterior(run.x[i], sigma)
+        here, best = found.log_density - room, found.denoised
         rows["state"].append(exact.log_density(run.x[i + 1], sigma) >= here)
         rows["prediction"].append(exact.log_density(run.denoised[i], sigma) >= here)
         off, way = ((part - best).flatten(1).cpu().double().norm(dim=1) for part in (run.denoised[i], run.x[i]))

@@ -89,8 +89,8 @@ def beside(exact: Dataset, run: Trajectory, labels: Int[Tensor, " b"] | None = N
     """
     d, rows = run.x[0, 0].numel(), {"score deviation": [], "entropy": [], "log density": []}
     for x, denoised, sigma in zip(run.x[:-1], run.denoised, run.sigmas[:-1], strict=True):
-        best = exact(x, sigma, labels)
-        rows["score deviation"].append((denoised - best).flatten(1).norm(dim=1) / math.sqrt(d))
-        rows["entropy"].append(exact.entropy(x, sigma, labels))
-        rows["log density"].append(exact.log_density(x, sigma, labels) / d)
+        best = exact.posterior(x, sigma, labels)
+        rows["score deviation"].append((denoised - best.denoised).flatten(1).norm(dim=1) / math.sqrt(d))
+        rows["entropy"].append(best.entropy)
+        rows["log density"].append(best.log_density / d)
     return {name: torch.stack([value.cpu().double() for value in values]) for name, values in rows.items()}

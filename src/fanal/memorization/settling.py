@@ -70,8 +70,9 @@ def settling(
     rows: dict[str, list[Tensor]] = {"cell": [], "gap": [], "entropy": []}
     for x, denoised, sigma in zip(run.x[:-1], run.denoised, run.sigmas[:-1], strict=True):
         rows["cell"].append(exact.nearest(x)[1][:, 0] == final)
-        rows["gap"].append((denoised - exact(x, sigma, labels)).flatten(1).cpu().double().norm(dim=1) / math.sqrt(d))
-        rows["entropy"].append(exact.entropy(x, sigma, labels).cpu().double())
+        best = exact.posterior(x, sigma, labels)
+        rows["gap"].append((denoised - best.denoised).flatten(1).cpu().double().norm(dim=1) / math.sqrt(d))
+        rows["entropy"].append(best.entropy.cpu().double())
     cell, gap, entropy = (torch.stack(values).cpu() for values in rows.values())
     away = gap > tolerance
     leave = torch.where(away, levels[:, None], -math.inf).amax(0).masked_fill(~away.any(0), math.nan)
