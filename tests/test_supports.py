@@ -166,10 +166,10 @@ def test_a_guided_run_on_a_circle_stays_on_it():
     rest = torch.linspace(math.pi / 3, 5 * math.pi / 3, 129, dtype=torch.float64)
     arcs = [supports.Polyline(torch.stack([a.cos(), a.sin()], 1)) for a in (angle, rest)]
     whole = supports.Union(arcs, [1 / 3, 2 / 3])
-    guided = fanal.guidance.ClassifierFree(whole.part(0), whole, 5.0)
+    guided = fanal.guidance.ClassifierFree(whole.parts[0], whole, 5.0)
     x = fanal.noise((2,), range(64), 80.0).double()
     end = fanal.sample(guided, x, fanal.schedules.polynomial(40), fanal.solvers.Euler())
-    assert float(whole.part(0).distance(end).max()) < 0.02
+    assert float(whole.parts[0].distance(end).max()) < 0.02
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from fanal.files import write_atomically, write_tensors
 from fanal.generation import identity
 from fanal.loading import open_network
 from fanal.metrics.estimates import mean
-from fanal.preparation import SampleConfig, Setup, prepare
+from fanal.preparation import SampleConfig, Setup, prepare, sampling_of
 from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.sampling import Solver, sample
 from fanal.summary import as_json
@@ -97,10 +97,8 @@ class EncodeConfig:
 
     def sampling(self, steps: int) -> SampleConfig:
         """Return the settings of a sampling run over the same grid."""
-        names = ("model", "solver", "schedule", "sigma_min", "sigma_max", "count", "prompt", "allow_bin", "block")
-        own = {name: getattr(self, name) for name in (*names, "device", "threads")}
         native = SampleConfig(self.model, schedule=self.schedule).schedule == "native"
-        return SampleConfig(**own, steps=steps, zero=native, label=None if self.label == "data" else self.label)
+        return sampling_of(self, steps=steps, zero=native, label=None if self.label == "data" else self.label)
 
 
 def _error(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Each adds something to the prediction D: a difference of two denoisers (classifi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import cast
 
@@ -104,16 +105,16 @@ class ClassifierFree(Wrapper):
         return guided if bool(acts.all()) else torch.where(expand(acts.to(x.device), x), guided, told)
 
 
-class _Ascending(Wrapper):
+class _Ascending(Wrapper, ABC):
     """`D + scale·sigma²·∇ log h(x, sigma)` in a window of sigma: what all gradient guidance is."""
 
     def __init__(self, denoiser: Denoiser, scale: float, window: Window | None) -> None:
         super().__init__(denoiser)
         self.scale, self.window = scale, _check_window(window)
 
+    @abstractmethod
     def _value(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Float[Tensor, " b"]]:
         """The prediction and log h, with a graph to x."""
-        raise NotImplementedError
 
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
         """Return the guided prediction; one backward pass beside the denoiser's call.

@@ -34,6 +34,7 @@ __all__ = [
     "Setup",
     "prepare",
     "record_of",
+    "sampling_of",
     "settings_of",
 ]
 
@@ -171,6 +172,20 @@ class SampleConfig:
         if self.calibration is not None:
             named["calibration"] = str(calibration_file(self.calibration))
         return {key: [value] for key, value in named.items() if value} | found
+
+
+def sampling_of(config: Any, **own: Any) -> SampleConfig:
+    """Return the sampling run that another command's settings describe: the fields that both have.
+
+    Args:
+        config: a dataclass of settings, whose fields of the same name mean the same.
+        own: values that stand in for its own.
+
+    Raises:
+        FanalError: the settings do not work.
+    """
+    shared = {f.name for f in dataclasses.fields(SampleConfig)} & {f.name for f in dataclasses.fields(config)}
+    return SampleConfig(**{name: getattr(config, name) for name in shared - own.keys()}, **own)
 
 
 def record_of(run: str | Path) -> dict[str, Any]:

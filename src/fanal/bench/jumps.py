@@ -10,7 +10,6 @@ the number of intervals and whose prediction is that at the raised sigma.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -26,7 +25,7 @@ from fanal.bench.schedule_tables import markdown
 from fanal.errors import FanalError
 from fanal.generation import identity
 from fanal.metrics.statistics import Statistics
-from fanal.preparation import SampleConfig, Setup, prepare
+from fanal.preparation import SampleConfig, Setup, prepare, sampling_of
 from fanal.runs import Progress
 from fanal.sampling import trace
 from fanal.schedules import plain_sigmas
@@ -87,9 +86,7 @@ class JumpsConfig:
 
     def sampling(self) -> SampleConfig:
         """Return the settings of the run, over both halves of the samples."""
-        apart = ("features", "count", "real")
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in apart}
-        return SampleConfig(**own, count=2 * self.count)
+        return sampling_of(self, count=2 * self.count)
 
     def plan(self) -> Plan:
         """Return the blocks of samples; they keep what the judge sees at every node.

@@ -24,7 +24,7 @@ from fanal.geometry import alignment, frames, stages, subspace
 from fanal.geometry.measures import COMPONENTS, beside, curves, numbers
 from fanal.geometry.streaming import Band
 from fanal.metrics.estimates import mean
-from fanal.preparation import SampleConfig, Setup, prepare
+from fanal.preparation import SampleConfig, Setup, prepare, sampling_of
 from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.sampling import trace
 from fanal.schedules import plain_sigmas
@@ -84,8 +84,7 @@ class GeometryConfig:
 
     def sampling(self) -> SampleConfig:
         """Return the settings of the same run without its geometry."""
-        shared = {f.name for f in dataclasses.fields(SampleConfig)} & {f.name for f in dataclasses.fields(self)}
-        return SampleConfig(**{key: getattr(self, key) for key in shared})
+        return sampling_of(self)
 
 
 def _block(config: GeometryConfig, setup: Setup, exact: Dataset | None, rows: range) -> tuple[dict[str, Tensor], dict]:

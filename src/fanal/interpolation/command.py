@@ -20,7 +20,7 @@ from fanal.files import write_atomically, write_tensors
 from fanal.generation import add_samples, identity
 from fanal.interpolation.methods import METHODS
 from fanal.metrics.estimates import mean, rate
-from fanal.preparation import SampleConfig, Setup, prepare
+from fanal.preparation import SampleConfig, Setup, prepare, sampling_of
 from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.sampling import sample
 from fanal.schedules import plain_sigmas
@@ -108,8 +108,7 @@ class InterpolationConfig:
 
     def sampling(self) -> SampleConfig:
         """Return the settings of the same run without paths."""
-        shared = {f.name for f in dataclasses.fields(SampleConfig)} & {f.name for f in dataclasses.fields(self)}
-        return SampleConfig(**{key: getattr(self, key) for key in shared}, count=len(self.start) * self.points)
+        return sampling_of(self, count=len(self.start) * self.points)
 
 
 def _starts(config: InterpolationConfig, setup: Setup, rows: range) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,7 @@ from fanal.generation import identity
 from fanal.memorization.copies import LEVEL, check_level, copied, neighbors, threshold
 from fanal.memorization.settling import settling
 from fanal.metrics.estimates import auc, mean
-from fanal.preparation import SampleConfig, Setup, prepare
+from fanal.preparation import SampleConfig, Setup, prepare, sampling_of
 from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.sampling import sample, trace
 from fanal.schedules import plain_sigmas
@@ -92,8 +92,7 @@ class AuditConfig:
 
     def sampling(self) -> SampleConfig:
         """Return the settings of the same run without its audit."""
-        shared = {f.name for f in dataclasses.fields(SampleConfig)} & {f.name for f in dataclasses.fields(self)}
-        return SampleConfig(**{key: getattr(self, key) for key in shared})
+        return sampling_of(self)
 
 
 def _sets(config: AuditConfig, network: Model) -> tuple[Dataset, Points]:

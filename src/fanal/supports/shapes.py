@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -38,7 +39,7 @@ class Support(Protocol):
         ...
 
 
-class _Law(Denoiser):
+class _Law(Denoiser, ABC):
     """A law on a support: its exact denoiser and what goes with it."""
 
     shape: tuple[int, ...]
@@ -55,9 +56,9 @@ class _Law(Denoiser):
         """Return the Euclidean distance from the set, float64."""
         return (x.double() - self.project(x).double()).flatten(1).norm(dim=1)
 
+    @abstractmethod
     def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
         """Return the nearest point of the set."""
-        raise NotImplementedError
 
 
 class Box(_Law):
@@ -394,7 +395,3 @@ class Union(_Law):
     def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """Return the smallest of the parts' distances, float64."""
         return torch.stack([part.distance(x).double() for part in self.parts]).amin(0)
-
-    def part(self, k: int) -> Box | Sphere | Polyline | FiniteSet | Affine:
-        """Return the law of one part: the class-conditional one, where parts are classes."""
-        return self.parts[k]

@@ -17,10 +17,15 @@ _WIDE = 1e9  # beyond 2^30 scipy's scaled Bessel functions are NaN
 
 
 def _ends(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardized ends `alpha <= beta`, mirrored so that the interval lies to the right of or around 0."""
-    alpha, beta = (low - x) / sigma, (high - x) / sigma
-    mirrored = alpha + beta < 0
-    return torch.where(mirrored, -beta, alpha), torch.where(mirrored, -alpha, beta), mirrored
+    """Standardized ends `a <= b` over √2, mirrored so that the interval lies to the right of or around 0."""
+    a, b = (low - x) / sigma / _ROOT2, (high - x) / sigma / _ROOT2
+    mirrored = a + b < 0
+    return torch.where(mirrored, -b, a), torch.where(mirrored, -a, b), mirrored
+
+
+def _far(a: Tensor, b: Tensor) -> Tensor:
+    """`e^(a²)·(erf b − erf a)` for 0 <= a <= b, where the difference itself underflows."""
+    return torch.special.erfcx(a.clamp(min=0)) - torch.exp(a**2 - b**2) * torch.special.erfcx(b.clamp(min=0))
 
 
 def log_mass(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -32,11 +37,9 @@ def log_mass(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
         low: lower end.
         high: upper end, above the lower.
     """
-    alpha, beta, _ = _ends(x, sigma, low, high)
-    a, b = alpha / _ROOT2, beta / _ROOT2
-    inside = torch.log((torch.erf(b) - torch.erf(a.clamp(max=1))) / 2)  # alpha below √2: erf has not saturated
-    far = torch.special.erfcx(a.clamp(min=0)) - torch.exp(a**2 - b**2) * torch.special.erfcx(b.clamp(min=0))
-    outside = torch.log(far / 2) - a**2
+    a, b, _ = _ends(x, sigma, low, high)
+    inside = torch.log((torch.erf(b) - torch.erf(a.clamp(max=1))) / 2)  # erf has not saturated below 1
+    outside = torch.log(_far(a, b) / 2) - a**2
     return torch.where(a > 0.5, outside, inside)
 
 
@@ -51,12 +54,10 @@ def truncated_mean(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tenso
         low: lower end.
         high: upper end, above the lower.
     """
-    alpha, beta, mirrored = _ends(x, sigma, low, high)
-    a, b = alpha / _ROOT2, beta / _ROOT2
+    a, b, mirrored = _ends(x, sigma, low, high)
     drop = -torch.expm1(a**2 - b**2)  # 1 − e^(a² − b²): both ends' densities, relative to the nearer one's
-    far = torch.special.erfcx(a.clamp(min=0)) - torch.exp(a**2 - b**2) * torch.special.erfcx(b.clamp(min=0))
     near = (torch.erf(b) - torch.erf(a)) * torch.exp(torch.where(a > 0.5, 0, a**2))
-    shift = math.sqrt(2 / math.pi) * drop / torch.where(a > 0.5, far, near)
+    shift = math.sqrt(2 / math.pi) * drop / torch.where(a > 0.5, _far(a, b), near)
     middle = torch.where(mirrored, -shift, shift)
     return torch.minimum(torch.maximum(x + sigma * middle, low), high)
 
