@@ -100,6 +100,15 @@ def test_a_random_walk_has_the_components_of_a_random_walk():
     assert float(geometry.brownian_shares(100_000, 1)) == pytest.approx(6 / math.pi**2, rel=1e-3)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_the_shares_of_a_random_walk_are_exact(steps):
+    """The eigenvalues of its covariance, min(i, j), about the mean over the path."""
+    i = torch.arange(steps + 1, dtype=torch.float64)
+    center = torch.eye(steps + 1, dtype=torch.float64) - 1 / (steps + 1)
+    values = torch.linalg.eigvalsh(center @ torch.minimum(i[:, None], i) @ center).flip(0)[:steps]
+    assert torch.allclose(geometry.brownian_shares(steps, steps), values / values.sum(), atol=1e-12)
+
+
 def test_forward_paths_have_the_forward_law():
     sigmas = fanal.schedules.polynomial(6, zero=False)
     path = geometry.forward_paths(torch.full((40, 500), 3.0), sigmas, range(40))

@@ -72,6 +72,18 @@ def test_chance_is_counted_with_the_threshold_of_finite_data():
     assert found.p < 1e-12
 
 
+@pytest.mark.parametrize(("total", "held", "level"), [(5, 9, 0.1), (8, 39, 0.1), (20, 99, 0.05)])
+def test_chance_is_a_matter_of_ranks(total, held, level):
+    """By counting orders: of all ways to mix samples and held-out points, in how many do so many samples come first."""
+    rank, known = math.floor(level * (held + 1)), torch.arange(held, dtype=torch.float64)
+    for count in range(total + 1):
+        ratio = torch.cat([torch.full((count,), -1.0), torch.full((total - count,), 1e9)]).double()
+        ways = sum(
+            math.comb(k + rank - 1, k) * math.comb(total - k + held - rank, total - k) for k in range(count, total + 1)
+        )
+        assert copied(ratio, known, level).p == pytest.approx(ways / math.comb(total + held, total), rel=1e-9)
+
+
 def test_too_little_is_refused():
     with pytest.raises(FanalError, match="99 or more"):
         threshold(normal(50), 0.01)
