@@ -59,6 +59,14 @@ def test_a_probe_finds_what_the_activations_tell_apart_on_samples_it_has_not_see
     assert abs(probes.fit(network(), x[:200], shuffled, sigmas=SIGMAS).auc.value - 0.5) < 0.16
 
 
+def test_log_odds_are_odds():
+    """A fitted logistic regression with a free intercept expects as many wrong samples as there were."""
+    x, wrong = pictures()
+    x, wrong = torch.cat([x[wrong][:30], x[~wrong]]), torch.arange(130) < 30
+    risk = probes.fit(network(), x, wrong, sigmas=SIGMAS).probe.judge(network(), x)
+    assert float(risk.sigmoid().mean()) == pytest.approx(30 / 130, abs=1e-3)
+
+
 def test_what_is_read_is_the_prediction_and_the_channels():
     net, (x, _) = network(), pictures(5)
     layers = probes.layers_of(net)
