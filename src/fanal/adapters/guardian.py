@@ -29,7 +29,7 @@ from fanal.calibration_files import read_calibration
 from fanal.errors import FanalError
 from fanal.hallucination.calibration import Calibration
 from fanal.hallucination.detectors import Detector
-from fanal.hallucination.repair import Outcome, Renoise, rounds_of
+from fanal.hallucination.repair import Outcome, Renoise, rounds_of, tail_of
 from fanal.seeding import noise
 
 __all__ = ["Guardian"]
@@ -243,10 +243,7 @@ class Guardian(Recorder):
         """The node from which flagged pictures run down again: all that the detector looks at lies below."""
         assert self.grid is not None
         assert self.detector is not None
-        below = (self.grid <= max(self.repair.sigma, self.detector.window[1])).nonzero().flatten()
-        if len(below) < 2:
-            raise FanalError(f"the grid has no two nodes at or below sigma = {self.repair.sigma}, to return to")
-        return int(below[0])
+        return len(self.grid) - len(tail_of(self.grid, self.repair.sigma, self.detector))
 
     def _check_enterable(self, arguments: dict[str, Any]) -> None:
         if hasattr(self.scheduler, "plms_timesteps"):

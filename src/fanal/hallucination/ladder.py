@@ -16,9 +16,9 @@ from torch import Tensor
 from fanal.denoiser import Denoiser, take
 from fanal.errors import FanalError, is_number
 from fanal.hallucination.detectors import Detector
-from fanal.hallucination.repair import Outcome, merge, watch
+from fanal.hallucination.repair import Outcome, merge, tail_of, watch
 from fanal.sampling import Solver
-from fanal.schedules import check_sigmas, polynomial
+from fanal.schedules import polynomial
 from fanal.seeding import noise
 from fanal.solvers.stochastic import Ancestral
 
@@ -67,11 +67,7 @@ class Ladder:
         sigma, steps = rung
         if steps:
             return polynomial(steps, self.low, sigma)
-        own = check_sigmas(sigmas)
-        tail = own[own <= max(sigma, detector.window[1])]  # the rerun crosses all that the detector looks at
-        if len(tail) < 2:
-            raise FanalError(f"the grid has no two nodes at or below the rung sigma = {sigma}")
-        return tail
+        return tail_of(sigmas, sigma, detector)
 
     def repair(
         self,

@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from fanal.denoiser import Counted, Denoiser, counters, evaluations, take
 from fanal.errors import FanalError, is_number
 from fanal.hallucination.detectors import Detector
-from fanal.hallucination.repair import Outcome, rounds_of, watch
+from fanal.hallucination.repair import Outcome, rounds_of, tail_of, watch
 from fanal.sampling import Solver, Span, Step
-from fanal.schedules import check_sigmas
 from fanal.seeding import noise
 
 __all__ = ["Inside", "Localized", "region"]
@@ -108,10 +107,7 @@ class Localized:
         """
         if x.ndim != 4:
             raise FanalError(f"localized re-noising needs images (B, C, H, W), got shape {tuple(x.shape)}: try renoise")
-        grid = check_sigmas(sigmas)
-        tail = grid[grid <= max(self.sigma, detector.window[1])]  # the rerun crosses all that the detector looks at
-        if len(tail) < 2:
-            raise FanalError(f"the grid has no two nodes at or below sigma = {self.sigma}, where re-noising returns to")
+        tail = tail_of(sigmas, self.sigma, detector)
         net = denoiser if counters(denoiser) else Counted(denoiser)
 
         def again(here: Tensor, rows: Tensor, keys: list[int], number: int) -> Outcome:

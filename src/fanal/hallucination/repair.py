@@ -23,7 +23,19 @@ from fanal.schedules import check_sigmas
 from fanal.seeding import noise
 from fanal.trajectory import Trajectory
 
-__all__ = ["REPAIRS", "Fresh", "Outcome", "Redo", "Renoise", "Repair", "merge", "rounds_of", "watch", "watch_seeds"]
+__all__ = [
+    "REPAIRS",
+    "Fresh",
+    "Outcome",
+    "Redo",
+    "Renoise",
+    "Repair",
+    "merge",
+    "rounds_of",
+    "watch",
+    "watch_seeds",
+    "tail_of",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +224,24 @@ class Redo:
         return merge(first, again, rows, torch.ones(len(rows), dtype=torch.bool))
 
 
+def tail_of(sigmas: Float[Tensor, " n"], sigma: float, detector: Detector) -> Float[Tensor, " m"]:
+    """Return the end of a grid that a rerun crosses: from `sigma` down, and all that the detector looks at.
+
+    Args:
+        sigmas: decreasing grid.
+        sigma: where the rerun returns to: the first node at or below.
+        detector: what judges the rerun.
+
+    Raises:
+        FanalError: the grid has fewer than two nodes there.
+    """
+    grid = check_sigmas(sigmas)
+    tail = grid[grid <= max(sigma, detector.window[1])]
+    if len(tail) < 2:
+        raise FanalError(f"the grid has no two nodes at or below sigma = {sigma}, where re-noising returns to")
+    return tail
+
+
 @dataclass(frozen=True)
 class Renoise:
     """Return flagged samples to a middle sigma with fresh noise and run down again, for a few rounds.
@@ -248,10 +278,7 @@ class Renoise:
         Raises:
             FanalError: the grid has fewer than two nodes at or below `sigma`, or as `trace`.
         """
-        grid = check_sigmas(sigmas)
-        tail = grid[grid <= max(self.sigma, detector.window[1])]  # the rerun crosses all that the detector looks at
-        if len(tail) < 2:
-            raise FanalError(f"the grid has no two nodes at or below sigma = {self.sigma}, where re-noising returns to")
+        tail = tail_of(sigmas, self.sigma, detector)
 
         def again(here: Tensor, rows: Tensor, keys: list[int], number: int) -> Outcome:
             fresh = noise(x.shape[1:], keys, float(tail[0]), round=number, stream="renoise", dtype=x.dtype)
