@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +153,42 @@ def test_the_shipped_probes_belong_to_the_embedded_networks():
     before = probes.digest(counting)
     counting.register_buffer("steps", torch.tensor(4.0))
     assert probes.digest(counting) != before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hands32", "shapes32"])
+def test_the_shipped_probes_are_what_their_command_writes(name, tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "probes.py"
+    subprocess.run([sys.executable, str(script), name, "--out", str(tmp_path)], check=True)
+    (again, said), (there, told) = (read_tensors(place / f"{name}.safetensors") for place in (tmp_path, probes.SHIPPED))
+    assert said == told  # the number of wrong samples and the AUC among it
+    assert again.keys() == there.keys()
+    for key, value in again.items():
+        # on another processor the sums round differently
+        assert torch.allclose(value, there[key], rtol=1e-4, atol=1e-5), key
+
+
+def test_a_hash_is_kept_until_a_weight_changes(monkeypatch):
+    net = network()
+    first, real = probes.digest(net), probes.hashlib.sha256
+    monkeypatch.setattr(probes.hashlib, "sha256", None)  # nothing is hashed again
+    assert probes.digest(Counted(net)) == first
+    monkeypatch.setattr(probes.hashlib, "sha256", real)
+    name, weight = next(iter(net.named_parameters()))
+    other = weight.detach() + 1
+    with torch.no_grad():
+        weight.add_(1)
+    changed = probes.digest(net)
+    net.load_state_dict(network().state_dict())
+    assert probes.digest(net) == first != changed
+    owner = net.get_submodule(name.rpartition(".")[0])
+    setattr(owner, name.rpartition(".")[2], nn.Parameter(other))  # another tensor in its place
+    assert probes.digest(net) == changed
+    with torch.inference_mode():
+        frozen = network()
+        before = probes.digest(frozen)
+        next(iter(frozen.parameters())).add_(1)
+        assert probes.digest(frozen) == changed != before == first
 
 
 def test_the_shipped_probes_know_real_from_broken_pictures():

@@ -11,12 +11,14 @@ found.probe                # a detector like any other; not free: it asks len(si
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -50,16 +52,44 @@ def _module(denoiser: Denoiser) -> nn.Module:
     return network
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """By what a weight is known to be as it was, without looking at its numbers."""
+
+    name: str
+    tensor: ref[Tensor]
+    place: int
+    version: int
+
+    def holds(self, name: str, value: Tensor) -> bool:
+        same = name == self.name and value is self.tensor()
+        return same and (value.data_ptr(), value._version) == (self.place, self.version)
+
+
+_digests: WeakKeyDictionary[nn.Module, tuple[list[_Mark], str]] = WeakKeyDictionary()
+
+
 def digest(denoiser: Denoiser) -> str:
     """Return a hash of the network's weights: a probe fits no other network.
+
+    It is kept, and computed again once a weight is another tensor or torch has counted a change in place, as
+    optimizers and `load_state_dict` make them; a change through `.data` is not counted.
 
     Raises:
         FanalError: there is no torch network.
     """
+    network = _module(denoiser)
+    weights = sorted(network.state_dict(keep_vars=True).items())
+    marks, found = _digests.get(network, ([], ""))
+    if found and len(marks) == len(weights) and all(m.holds(*w) for m, w in zip(marks, weights, strict=True)):
+        return found
     whole = hashlib.sha256()
-    for name, value in sorted(_module(denoiser).state_dict().items()):
+    for name, value in weights:
         whole.update(f"{name} {tuple(value.shape)}".encode())
         whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    if not any(value.is_inference() for _, value in weights):  # torch counts no changes of those
+        marks = [_Mark(name, ref(value), value.data_ptr(), value._version) for name, value in weights]
+        _digests[network] = marks, whole.hexdigest()
     return whole.hexdigest()
 
 
@@ -268,10 +298,9 @@ def fit(
     names = tuple(layers) or layers_of(denoiser)
     seen = torch.cat([looks(denoiser, part, sigmas, names) for part in x.split(block)]).numpy()
     scaler, regression = StandardScaler(), LogisticRegression(C=strength, max_iter=1000)
-    parts = StratifiedKFold(folds, shuffle=True, random_state=0)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+    parts, model = StratifiedKFold(folds, shuffle=True, random_state=0), make_pipeline(scaler, regression)
     risk = torch.as_tensor(cross_val_predict(model, seen, bad, cv=parts, method="decision_function"))
-    regression.fit(scaler.fit_transform(seen), bad)
+    model.fit(seen, bad)
     own = (np.asarray(scaler.mean_), np.asarray(scaler.scale_), np.asarray(regression.coef_)[0])
     center, scale, weight = (torch.from_numpy(np.ascontiguousarray(numbers)).double() for numbers in own)
     grid = torch.linspace(0, 1, 201, dtype=torch.float64)
@@ -342,11 +371,16 @@ def read(path: str | Path) -> LinearProbe:
         raise FanalError(f"{path} holds no readable linear probe ({error}): fit it again") from error
 
 
+@functools.cache
+def _shipped() -> tuple[LinearProbe, ...]:
+    return tuple(read(file) for file in sorted(SHIPPED.glob("*.safetensors")))
+
+
 def shipped(denoiser: Denoiser) -> LinearProbe | None:
     """Return the probe that comes with fanal for this very network, or None."""
     network = network_of(denoiser)
-    files = sorted(SHIPPED.glob("*.safetensors")) if isinstance(network, nn.Module) else []
-    if not files:
+    if not isinstance(network, nn.Module):
         return None
-    own = digest(denoiser)
-    return next((probe for probe in map(read, files) if probe.network == own), None)
+    stages = set(dict(network.named_modules()))
+    # most other networks are told by their stages, without a hash of all their weights
+    return next((p for p in _shipped() if stages.issuperset(p.layers) and p.network == digest(denoiser)), None)
