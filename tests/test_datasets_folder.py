@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from fanal.datasets import get
+from fanal.datasets.base import check_shape
 from fanal.errors import FanalError
 
 
@@ -150,3 +151,16 @@ def test_sixteen_bits_are_rounded_not_cut(tmp_path):
     Image.fromarray(np.full((4, 4), 257 * 99 + 200, dtype=np.uint16)).save(tmp_path / "deep.png")
     with open(tmp_path / "deep.png", "rb") as file:
         assert np.unique(decode(file, (1, 4, 4), np.dtype(np.uint8))).tolist() == [100]
+
+
+def test_a_shape_that_differs_is_told_with_the_size_to_read_at(tmp_path):
+    for i in range(4):
+        save(tmp_path / f"{i}.png", flat(10 * i, (16, 16)))
+    source = get(f"folder:{tmp_path}")
+    check_shape(source, (3, 16, 16), "net")
+    with pytest.raises(FanalError, match=rf"shape \(3, 16, 16\), and net makes .*{tmp_path},size=8$"):
+        check_shape(source, (3, 8, 8), "net")
+    check_shape(get(f"folder:{tmp_path},size=8"), (3, 8, 8), "net")
+    for other in ((1, 8, 8), (2,)):
+        with pytest.raises(FanalError, match=r"net makes \([12],.*\)$"):
+            check_shape(source, other, "net")

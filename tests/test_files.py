@@ -91,8 +91,10 @@ def test_read_json_refuses(tmp_path, text):
 
 
 def test_read_json_refuses_a_large_or_missing_file(tmp_path):
-    with pytest.raises(FanalError, match="cannot read"):
+    with pytest.raises(FanalError, match=r"cannot read .*none.json: No such file or directory$"):
         read_json(tmp_path / "none.json")
+    with pytest.raises(FanalError, match=r"cannot read .*none.safetensors: there is no such file$"):
+        files.read_tensors(tmp_path / "none.safetensors")
     with open(tmp_path / "large.json", "wb") as file:
         file.truncate(16 * 1024 * 1024 + 1)
     with pytest.raises(FanalError, match="larger than"):

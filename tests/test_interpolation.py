@@ -387,7 +387,7 @@ def test_a_path_of_latents_that_starts_at_infinite_sigma(tmp_path, monkeypatch):
     assert int((path["image"][[0, 2]].int() - plain["image"].int()).abs().max()) <= 1
     assert refused(
         fanal("interpolate", *words, "more", "--from", 0, "--to", 1, "--neighbors", 1, "--data", "digits8"),
-        "digits8 has samples of shape (1, 8, 8), diffusers:sd3 makes (3,",
+        "digits8 has samples of shape (1, 8, 8), and diffusers:sd3 makes (3,",
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fanal import pictures
 from fanal.datasets import get
+from fanal.datasets.base import check_shape
 from fanal.denoiser import Denoiser, Latent, counters
 from fanal.errors import FanalError
 from fanal.exact.reference import digest
@@ -189,10 +190,7 @@ def encode_run(config: EncodeConfig, out: str | Path, *, overwrite: bool = False
         others = [prepare(each, second)[0] for each in plain]
         decides |= {"other": identity(plain[0], second)["model"]}
     for one in (*setups[:1], *others[:1]):
-        if tuple(one.network.shape) != tuple(source.shape):
-            raise FanalError(
-                f"{one.config.model} has samples of shape {one.network.shape}, {config.data} {source.shape}"
-            )
+        check_shape(source, one.network.shape, one.config.model)
     data = source.data(config.split, config.count)
     decides["data"] = digest(Points(data.x))
     spans = [range(a, min(a + config.block, config.count)) for a in range(0, config.count, config.block)]

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable
 
-__all__ = ["FanalError", "NonFiniteError", "is_number", "unknown_name"]
+__all__ = ["FanalError", "NonFiniteError", "is_number", "reason", "unknown_name"]
 
 
 class FanalError(ValueError):
@@ -20,6 +20,11 @@ class NonFiniteError(FanalError):
 def is_number(value: object) -> bool:
     """Whether a value read from a card or a recipe is a finite number; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def reason(error: Exception) -> str:
+    """Return why something failed, in words: "No such file or directory", not "[Errno 2] …" with the path once more."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> FanalError:

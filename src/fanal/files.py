@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 
 __all__ = ["check_folder", "read_json", "read_tensors", "sha256_of", "write_atomically", "write_json", "write_tensors"]
 
@@ -38,9 +38,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise FanalError(f"cannot write {path}: {error.strerror or error}; try another --out or free some space") from (
-            error
-        )
+        raise FanalError(f"cannot write {path}: {reason(error)}; try another --out or free some space") from (error)
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -78,7 +76,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise FanalError(f"cannot read {path}: {error.strerror or error}") from error
+        raise FanalError(f"cannot read {path}: {reason(error)}") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
@@ -127,6 +125,8 @@ def read_tensors(
                     f"have shape {shapes.get(wrong[0], 'none')}, the file has {found.get(wrong[0], 'none')}"
                 )
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except FileNotFoundError as error:
+        raise FanalError(f"cannot read {path}: there is no such file") from error
     except (SafetensorError, OSError, RuntimeError) as error:
         raise FanalError(f"cannot read {path}: not a whole safetensors file ({error})") from error
 
@@ -154,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FanalError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise FanalError(f"cannot read {path}: {error}") from error
+        raise FanalError(f"cannot read {path}: {reason(error)}") from error
     if not isinstance(value, dict):
         raise FanalError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value

@@ -308,7 +308,8 @@ def _given(config: SampleConfig, shape: tuple[int, ...]) -> Tensor:
     found = tensors.get("noise")
     if found is None or not found.is_floating_point() or tuple(found.shape[1:]) != shape:
         got = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(tensors.items())[:5])
-        raise FanalError(f"{config.noise} must hold unit noise as 'noise', (count, *{shape}), got {got or 'nothing'}")
+        wanted = ", ".join(["count", *map(str, shape)])
+        raise FanalError(f"{config.noise} must hold unit noise as 'noise', ({wanted}), got {got or 'nothing'}")
     if len(found) < config.count:
         raise FanalError(f"{config.noise} has noise for {len(found)} samples, {config.count} are wanted: lower --count")
     return found[: config.count]

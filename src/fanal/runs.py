@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fanal import __version__
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 from fanal.files import read_json, read_tensors, write_json, write_tensors
 
 __all__ = ["Progress", "Run", "cpu_threads", "quiet", "versions"]
@@ -115,7 +115,7 @@ class Run:
                 f"another process is working on {self.out}: wait for it, or choose another --out"
             ) from None
         except OSError as error:
-            raise FanalError(f"cannot write {self.out}: {error.strerror or error}; try another --out") from error
+            raise FanalError(f"cannot write {self.out}: {reason(error)}; try another --out") from error
 
     def _release(self) -> None:
         self._lock.release()

@@ -30,7 +30,7 @@ from torch import Tensor
 import fanal
 from fanal.curves import curve
 from fanal.datasets import Dataset, Folder, get
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 from fanal.files import read_tensors, write_atomically, write_tensors
 from fanal.nets.folder import read_card, save_model
 from fanal.nets.preconditioning import Preconditioned
@@ -166,7 +166,7 @@ class _Sitting:
                 with (self.folder / _LOG).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
             except OSError as error:
-                raise FanalError(f"cannot write {self.folder / _LOG}: {error.strerror or error}") from error
+                raise FanalError(f"cannot write {self.folder / _LOG}: {reason(error)}") from error
         drawable = len(run.model.shape) == 3 or run.model.shape == (2,)
         if sample_every and drawable and self.due(sample_every):
             _picture(run.averaged, self.folder / "samples" / f"{run.iteration:07d}.png")
@@ -263,7 +263,7 @@ def _prepare(folder: Path, overwrite: bool) -> None:
             for part in folder.glob(f".{path.name}.part[0-9]*"):
                 part.unlink()
     except OSError as error:
-        raise FanalError(f"cannot use {folder} for training: {error.strerror or error}") from error
+        raise FanalError(f"cannot use {folder} for training: {reason(error)}") from error
 
 
 def _clear(folder: Path) -> None:

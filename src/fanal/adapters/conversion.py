@@ -10,7 +10,7 @@ from typing import Any
 
 from fanal.adapters.adm import ADM_KINDS, adm_file, describe_adm, load_adm
 from fanal.adapters.edm import describe_edm, load_edm
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 from fanal.files import check_folder, sha256_of
 from fanal.nets import Preconditioned, save_model
 
@@ -86,7 +86,7 @@ def convert(spec: str | os.PathLike[str], out: str | os.PathLike[str], *, overwr
         for name in _FILES:
             os.replace(part / name, folder / name)
     except OSError as error:
-        raise FanalError(f"cannot write {folder}: {error.strerror or error}; try another place") from error
+        raise FanalError(f"cannot write {folder}: {reason(error)}; try another place") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return card

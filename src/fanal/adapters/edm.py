@@ -11,7 +11,7 @@ import torch
 
 from fanal.adapters.pickles import Call, Source, kind_of, read_pickle
 from fanal.adapters.storages import PARAMETER, TENSOR, TENSOR_NAMES, read_tensor
-from fanal.errors import FanalError, unknown_name
+from fanal.errors import FanalError, reason, unknown_name
 from fanal.nets.folder import config_from_dict, config_to_dict
 from fanal.nets.preconditioning import Preconditioned, iddpm_levels, vp_level
 
@@ -107,7 +107,7 @@ def _read(path: Path, weights: bool) -> Preconditioned:
             model = _skeleton(network)
             _load(model, network, file if weights else None)
     except OSError as error:
-        raise FanalError(f"cannot read {path}: {error.strerror or error}") from error
+        raise FanalError(f"cannot read {path}: {reason(error)}") from error
     except FanalError as error:
         raise FanalError(f"cannot read {path} as an EDM checkpoint: {error}") from error
     return model.eval().requires_grad_(False)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fanal.adapters.predictions import Timesteps, output_of, x_of
 from fanal.denoiser import Denoiser, network_of
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 from fanal.files import check_folder, read_json, write_atomically
 from fanal.loading import card as card_of
 from fanal.loading import open_network
@@ -223,7 +223,7 @@ def export_pipeline(source: str | Denoiser, out: str | os.PathLike[str], *, over
     except OSError as error:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
-        raise FanalError(f"cannot write {folder}: {error.strerror or error}; try another place") from error
+        raise FanalError(f"cannot write {folder}: {reason(error)}; try another place") from error
     finally:
         for place in (part, old):
             shutil.rmtree(place, ignore_errors=True)

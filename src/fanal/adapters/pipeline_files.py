@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fanal import hub
-from fanal.errors import FanalError, unknown_name
+from fanal.errors import FanalError, reason, unknown_name
 from fanal.files import read_json, sha256_of
 
 __all__ = ["Component", "Layout", "PIPELINES", "fetch", "read_layout", "refuse_settings"]
@@ -225,7 +225,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise FanalError(f"cannot read {path}: {error.strerror or error}") from error
+        raise FanalError(f"cannot read {path}: {reason(error)}") from error
 
 
 def _texts(folder: Path) -> tuple[Path, ...]:

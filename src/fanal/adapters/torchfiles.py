@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fanal.adapters.pickles import Call, Global, Persistent, Source, kind_of, read_pickle
 from fanal.adapters.storages import PARAMETER, TENSOR
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 
 __all__ = ["TensorRecord", "read_state_dict", "read_tensor_records"]
 
@@ -61,7 +61,7 @@ def read_tensor_records(path: str | os.PathLike[str]) -> dict[str, TensorRecord]
     try:
         return _records(source)
     except OSError as error:
-        raise FanalError(f"cannot read {source}: {error.strerror or error}") from error
+        raise FanalError(f"cannot read {source}: {reason(error)}") from error
     except FanalError as error:
         raise FanalError(f"cannot read {source} as a state dict: {error}") from error
 

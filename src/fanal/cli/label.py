@@ -65,7 +65,7 @@ def _serve(samples: Samples, labels: Labels, port: int, show_risk: bool, show: b
     """Serve the page until Ctrl-C."""
     from filelock import FileLock, Timeout
 
-    from fanal.errors import FanalError
+    from fanal.errors import FanalError, reason
     from fanal.labeling import LabelServer
 
     lock = FileLock(samples.folder / f".{samples.file.name}.lock", timeout=0)
@@ -74,7 +74,7 @@ def _serve(samples: Samples, labels: Labels, port: int, show_risk: bool, show: b
     except Timeout:
         raise FanalError(f"another fanal label works on {samples.file}: stop it first") from None
     except OSError as error:
-        raise FanalError(f"cannot write {samples.folder}: {error.strerror or error}") from error
+        raise FanalError(f"cannot write {samples.folder}: {reason(error)}") from error
     try:
         with LabelServer(samples, labels, port=port, show_risk=show_risk) as server:
             say(f"{len(labels.codes)} of {labels.count} samples are labeled; label the others at")

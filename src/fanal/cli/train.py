@@ -47,7 +47,7 @@ def _recipe(name: str) -> Recipe:
     """The recipe of a name or of a TOML file."""
     import tomllib
 
-    from fanal.errors import FanalError, unknown_name
+    from fanal.errors import FanalError, reason, unknown_name
     from fanal.recipes import RECIPES, Recipe
 
     if name in RECIPES:
@@ -57,7 +57,7 @@ def _recipe(name: str) -> Recipe:
     try:
         return Recipe.from_dict(tomllib.loads(Path(name).read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FanalError(f"cannot read the recipe {name}: {error}") from error
+        raise FanalError(f"cannot read the recipe {name}: {reason(error)}") from error
 
 
 def _images(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +24,7 @@ __all__ = [
     "blocks",
     "check_count",
     "check_samples",
+    "check_shape",
     "check_split",
     "to_images",
 ]
@@ -111,6 +112,27 @@ class Dataset(Protocol):
             FanalError: the kind is unknown or the count is not positive.
         """
         ...
+
+
+def check_shape(source: Dataset, shape: Sequence[int], model: str) -> None:
+    """Refuse a data set whose samples have another shape than a model's.
+
+    Args:
+        source: the data set.
+        shape: of the model's samples.
+        model: its name, for the message.
+
+    Raises:
+        FanalError: the shapes differ; the message says how a folder is read at the model's size.
+    """
+    if tuple(source.shape) == tuple(shape):
+        return
+    hint, (channels, *sides) = "", (*shape, 0)[:3]
+    if source.name.startswith("folder:") and len(shape) == 3 and source.shape[0] == channels and sides[0] == sides[1]:
+        hint = f"; read the folder at its size with {source.name.split(',size=')[0]},size={sides[0]}"
+    raise FanalError(
+        f"{source.name} has samples of shape {tuple(source.shape)}, and {model} makes {tuple(shape)}{hint}"
+    )
 
 
 def check_split(split: str) -> str:

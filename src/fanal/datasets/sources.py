@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, cast, runtime_checkable
 
 from fanal.datasets.decoding import SUFFIXES, Unusable
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 
 __all__ = ["Archive", "Directory", "Source", "json_labels", "source"]
 
@@ -80,7 +80,7 @@ class Directory:
         try:
             files = [f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file()]
         except OSError as error:
-            raise FanalError(f"cannot list {path}: {error.strerror or error}") from error
+            raise FanalError(f"cannot list {path}: {reason(error)}") from error
         self.names = _sorted([name for name in files if _is_image(name)])
 
     @property
@@ -94,14 +94,14 @@ class Directory:
                 raise FanalError(f"{path} is larger than {_LABELS_BYTES} bytes: not a list of labels")
             return path.read_bytes()
         except OSError as error:
-            raise FanalError(f"cannot read {path}: {error.strerror or error}") from error
+            raise FanalError(f"cannot read {path}: {reason(error)}") from error
 
     def open(self, name: str) -> io.BufferedIOBase:
         """Open an image."""
         try:
             return (self.path / name).open("rb")
         except OSError as error:
-            raise Unusable(f"cannot be opened ({error.strerror or error})") from error
+            raise Unusable(f"cannot be opened ({reason(error)})") from error
 
 
 class Archive:

@@ -12,7 +12,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fanal.denoiser import Denoiser, Labelled, Model, Wrapper
-from fanal.errors import FanalError
 from fanal.exact.dataset import Dataset
 from fanal.exact.streaming import Points
 
@@ -56,10 +55,9 @@ def reference(source: Source, network: Model, most: int | None = None) -> Datase
     Raises:
         FanalError: the samples have another shape, or as `first_points`.
     """
-    if tuple(source.shape) != tuple(network.shape):
-        raise FanalError(
-            f"{source.name} has samples of shape {tuple(source.shape)}, and the model makes {tuple(network.shape)}"
-        )
+    from fanal.datasets.base import check_shape
+
+    check_shape(source, network.shape, "the model")
     points, labels = first_points(source, "train", most)
     same = len(source.classes) > 0 and getattr(network, "classes", 0) == len(source.classes)
     return Dataset(points, labels if same else None)

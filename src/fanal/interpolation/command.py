@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fanal import pictures
 from fanal.datasets import DATASETS, Dataset, get
+from fanal.datasets.base import check_shape
 from fanal.denoiser import Latent, counters
 from fanal.errors import FanalError, unknown_name
 from fanal.files import write_atomically, write_tensors
@@ -176,8 +177,7 @@ def _real(config: InterpolationConfig, setup: Setup, about: dict[str, Any]) -> t
     if isinstance(network, Latent):
         with torch.no_grad():
             shape = tuple(network.decode(torch.zeros(1, *shape, device=config.device)).shape[1:])
-    if tuple(dataset.shape) != shape:
-        raise FanalError(f"{name} has samples of shape {tuple(dataset.shape)}, {config.model} makes {shape}")
+    check_shape(dataset, shape, config.model)
     recipe = about.get("recipe")
     count = recipe.get("train_count") if isinstance(recipe, dict) and name == about.get("data") else None
     real = dataset.data("train", min(count, _MOST) if isinstance(count, int) else None).x

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fanal.datasets import DATASETS
-from fanal.errors import FanalError, unknown_name
+from fanal.errors import FanalError, reason, unknown_name
 from fanal.files import read_json, read_tensors, sha256_of, write_json
 from fanal.preparation import record_of
 
@@ -91,7 +91,7 @@ def taxonomy(spec: str) -> Taxonomy:
             raise FanalError(f"{path} is larger than {_LARGEST} bytes, which no list of classes is")
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise FanalError(f"cannot read the taxonomy {path}: {error}") from error
+        raise FanalError(f"cannot read the taxonomy {path}: {reason(error)}") from error
     return Taxonomy(path.name, tuple(line for line in lines if line and not line.startswith("#")))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fanal import pictures
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 from fanal.labeling.labels import KEYS, Labels, Samples
 
 __all__ = ["HOST", "LabelServer"]
@@ -63,7 +63,7 @@ class LabelServer(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
-            raise FanalError(f"cannot serve on port {port}: {error.strerror or error}; try another --port") from error
+            raise FanalError(f"cannot serve on port {port}: {reason(error)}; try another --port") from error
         self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fanal.errors import FanalError, unknown_name
+from fanal.errors import FanalError, reason, unknown_name
 from fanal.files import write_atomically
 
 __all__ = ["PROTOCOL", "Captions", "choose_captions", "read_captions", "write_captions"]
@@ -63,7 +63,7 @@ def read_captions(path: str | Path) -> Captions:
             raise FanalError(f"{file} is larger than {_FILE_BYTES} bytes, which no file of captions is")
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise FanalError(f"cannot read {file}: {error}") from error
+        raise FanalError(f"cannot read {file}: {reason(error)}") from error
     try:
         return readers[file.suffix](text)
     except FanalError as error:

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from fanal.errors import FanalError, unknown_name
+from fanal.errors import FanalError, reason, unknown_name
 from fanal.hub import fetch
 from fanal.metrics.network import SIDE, load_network
 
@@ -150,7 +150,7 @@ def _sha256(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise FanalError(f"cannot read {path}: {error.strerror or error}") from error
+        raise FanalError(f"cannot read {path}: {reason(error)}") from error
 
 
 class TorchScript:

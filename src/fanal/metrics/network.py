@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 from fanal.files import read_json, read_tensors
 
 __all__ = ["FEATURES", "SIDE", "WEIGHTS", "FeatureNet", "load_network"]
@@ -65,7 +65,7 @@ def load_network(path: Path = WEIGHTS) -> tuple[FeatureNet, str]:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise FanalError(f"cannot read {path}: {error.strerror or error}") from error
+        raise FanalError(f"cannot read {path}: {reason(error)}") from error
     if card.get("sha256") != digest:
         raise FanalError(f"{path} is not the file that its card describes (sha256 differs): install fanal again")
     with torch.random.fork_rng(devices=[]):  # the initial weights are thrown away

@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 from fanal.files import read_tensors, write_tensors
 
 __all__ = ["MOST_FEATURES", "Statistics", "check_features", "read_statistics", "write_statistics"]
@@ -147,7 +147,7 @@ def read_statistics(path: str | Path) -> Statistics:
     try:
         size = file.stat().st_size
     except OSError as error:
-        raise FanalError(f"cannot read {file}: {error.strerror or error}") from error
+        raise FanalError(f"cannot read {file}: {reason(error)}") from error
     if size > _FILE_BYTES:
         raise FanalError(f"{file} has {size} bytes, more than statistics take (at most {_FILE_BYTES})")
     found = _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
@@ -200,9 +200,9 @@ def _read_npz(path: Path) -> Statistics:
     except KeyError as error:
         raise FanalError(f"{path} holds no statistics: expected the arrays mu and sigma ({error})") from error
     except FanalError as error:
-        raise FanalError(f"cannot read {path}: {error}") from error
+        raise FanalError(f"cannot read {path}: {reason(error)}") from error
     except Exception as error:  # zipfile and numpy's header parser raise whatever they meet
-        raise FanalError(f"cannot read {path}: {error}") from error
+        raise FanalError(f"cannot read {path}: {reason(error)}") from error
     return Statistics(torch.from_numpy(mean), torch.from_numpy(cov), None)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fanal.errors import FanalError, unknown_name
+from fanal.errors import FanalError, reason, unknown_name
 from fanal.files import read_json, read_tensors, sha256_of, write_json, write_tensors
 from fanal.nets.adm import DhariwalUNetConfig
 from fanal.nets.edm import SongUNetConfig
@@ -125,7 +125,7 @@ def load_model(folder: str | os.PathLike[str]) -> Preconditioned:
         # 8 bytes a value, and room for the header.
         digest = sha256_of(weights) if actual <= 8 * size + 2**20 else ""
     except OSError as error:
-        raise FanalError(f"cannot read {weights}: {error.strerror or error}") from error
+        raise FanalError(f"cannot read {weights}: {reason(error)}") from error
     if actual > 8 * size + 2**20:
         raise FanalError(f"{weights} has {actual} bytes, but the network described beside it has {size} parameters")
     tensors, _ = read_tensors(weights, {name: tuple(tensor.shape) for name, tensor in expected.items()})

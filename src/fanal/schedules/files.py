@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fanal.errors import FanalError
+from fanal.errors import FanalError, reason
 from fanal.schedules.grids import Grid, check_sigmas
 
 __all__ = ["from_file", "holds_many"]
@@ -29,7 +29,7 @@ def _read(path: str | Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, FanalError):
             raise
-        raise FanalError(f"cannot read {place}: {error}") from error
+        raise FanalError(f"cannot read {place}: {reason(error)}") from error
 
 
 def holds_many(path: str | Path) -> bool:
