@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from fanal.particles.endings import ON as ON
+from fanal.particles.endings import Endings as Endings
+from fanal.particles.endings import chance_outside as chance_outside
+from fanal.particles.endings import gaps as gaps
+from fanal.particles.endings import off_bound as off_bound
+from fanal.particles.laws import law as law
+from fanal.particles.losses import Losses as Losses
+from fanal.particles.losses import floor as floor
+from fanal.particles.losses import mean_floor as mean_floor
+from fanal.particles.losses import posterior_variance as posterior_variance
 from fanal.particles.reverse import FORMS as FORMS
 from fanal.particles.reverse import Bridge as Bridge
 from fanal.particles.reverse import bridge as bridge
