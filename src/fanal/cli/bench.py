@@ -75,7 +75,9 @@ def solvers(
     schedules: Annotated[
         str | None, typer.Option(help="Grids, with commas.  [default: all on mixtures, two on models]")
     ] = None,
-    calls: Annotated[str | None, typer.Option(help="Budgets of network calls, with commas.")] = None,
+    calls: Annotated[
+        str | None, typer.Option(help="Budgets of network calls, with commas.  [default: 6,12,24,48; on models to 24]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
 ) -> None:
@@ -180,8 +182,10 @@ def gits(
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few samples and budgets: seconds on a small model.")] = False,
-    test: Annotated[int | None, typer.Option(help="Test samples of each model.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Warm-up samples of a search.")] = None,
+    test: Annotated[
+        int | None, typer.Option(help="Test samples of each model.  [default: 64; 128 of small ones]")
+    ] = None,
+    warmup: Annotated[int | None, typer.Option(help="Warm-up samples of a search.  [default: 32]")] = None,
     seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-gits"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
