@@ -162,6 +162,14 @@ class Folder(Unjudged):
         """
         return self.levels(split, count, seed).data()
 
+    def digest(self) -> str:
+        """Return a hash of all bytes of the images as they are stored, of their names, and of the labels.
+
+        Raises:
+            FanalError: a file cannot be read.
+        """
+        return self._source.digest()
+
     def count(self, split: str) -> int:
         """Return the number of images of a split."""
         return len(partition(np.array(self.labels, dtype=np.int64), check_split(split), 0))

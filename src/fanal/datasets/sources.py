@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import stat
@@ -11,6 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from fanal.datasets.decoding import SUFFIXES, Unusable
 from fanal.errors import FanalError, reason
+from fanal.files import sha256_of
 
 __all__ = ["Archive", "Directory", "Source", "json_labels", "source"]
 
@@ -41,6 +43,14 @@ class Source(Protocol):
 
         Raises:
             Unusable: it cannot be read, or its size cannot be that of an image.
+        """
+        ...
+
+    def digest(self) -> str:
+        """Return a hash of all bytes: of the images with their names, and of the labels.
+
+        Raises:
+            FanalError: a file cannot be read.
         """
         ...
 
@@ -102,6 +112,13 @@ class Directory:
             return (self.path / name).open("rb")
         except OSError as error:
             raise Unusable(f"cannot be opened ({reason(error)})") from error
+
+    def digest(self) -> str:
+        """Return a hash of all images with their names, and of the labels."""
+        found = hashlib.sha256(self.label_file or b"")
+        for name in self.names:
+            found.update(f"\0{name}\0{sha256_of(self.path / name)}".encode("utf-8", "surrogateescape"))
+        return found.hexdigest()
 
 
 class Archive:
@@ -168,6 +185,10 @@ class Archive:
                 return stream.read(member.file_size + 1)  # never unpacks more, whatever follows
         except Exception as error:  # zlib, bz2, lzma and zipfile each have their own
             raise Unusable(f"is damaged in the zip file ({error})") from error
+
+    def digest(self) -> str:
+        """Return a hash of the file."""
+        return sha256_of(self.path)
 
     def open(self, name: str) -> io.BufferedIOBase:
         """Open an image."""

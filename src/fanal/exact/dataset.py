@@ -15,12 +15,12 @@ from torch import Tensor
 from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
 from fanal.exact.gaussian import accumulator, flat
-from fanal.exact.streaming import BLOCK, Points, Query, Sums, moments, stream
+from fanal.exact.streaming import BLOCK, Points, Query, Rows, Sums, closest, moments, stream
 
 __all__ = ["Dataset", "Posterior"]
 
 _SAFETY = 8.0  # rounding errors of a product of d terms cancel: this much smaller than their bound, and still safe
-_GATHER = 2**24  # entries of the (B, K, d) differences held at a time
+_GATHER = 2**22  # entries of the (B, K, d) differences held at a time, five times: 170 MB in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,8 @@ class Dataset(Denoiser):
     and where others could matter as well, the whole pass is done in float64. On mps there is no float64.
 
     Args:
-        points: (N, *shape): a tensor, or an array that may be mapped from a file; uint8 images become `y/127.5 − 1`.
+        points: (N, *shape): a tensor, or an array or `Rows` of one that may be mapped from a file; uint8 images become
+            `y/127.5 − 1`.
         labels: class of each point, (N,); `D(x, sigma, labels)` then weighs the points of a class only. `classes`
             stands for all.
         sigma_min: smallest noise level it is used at.
@@ -65,7 +66,7 @@ class Dataset(Denoiser):
 
     def __init__(
         self,
-        points: Tensor | np.ndarray,
+        points: Tensor | np.ndarray | Rows,
         labels: Tensor | None = None,
         *,
         sigma_min: float = 0.002,
@@ -294,8 +295,7 @@ class Dataset(Denoiser):
             FanalError: k is not positive, or x has another shape.
         """
         query = self._query(x, 1.0)
-        found = stream(self.points, query, min(_check_k(k) + self.rerank, len(self)))
-        part = self._head_in_parts(query, found.index)
+        part = self._head_in_parts(query, closest(self.points, query, min(_check_k(k) + self.rerank, len(self))))
         k = min(k, len(self))
         return (-2 * part.top[:, :k]).clamp_min(0).sqrt(), part.index[:, :k]
 

@@ -23,13 +23,15 @@ def flat(x: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tens
     """Return x as (B, d) and sigma as () or (B, 1), both in the accumulating dtype.
 
     Raises:
-        FanalError: x is not a batch of `shape`, or sigma is neither 0-d nor (B,).
+        FanalError: x is not a batch of `shape`, or sigma is neither 0-d nor (B,), or negative.
     """
     if tuple(x.shape[1:]) != shape:
         raise FanalError(f"expected a batch of shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
     sigma = torch.as_tensor(sigma)
     if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != len(x)):
         raise FanalError(f"sigma must be 0-d or have one entry per sample, got shape {tuple(sigma.shape)}")
+    if not bool((sigma >= 0).all()):
+        raise FanalError(f"a noise level must not be negative, got sigma = {str(sigma.tolist()):.60}")
     dtype = accumulator(x)
     level = sigma.to(x.device, dtype)
     return x.flatten(1).to(dtype), level[:, None] if level.ndim else level

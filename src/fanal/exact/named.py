@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fanal.denoiser import Model
 from fanal.errors import FanalError, unknown_name
 from fanal.exact.dataset import Dataset
 from fanal.exact.gaussian import Gaussian
 from fanal.exact.mixture import Mixture
+from fanal.files import sha256_of
 
 if TYPE_CHECKING:
     from fanal.datasets import Dataset as Source
@@ -75,31 +74,36 @@ def named_set(kind: str, text: str) -> str:
     """Return the data set that a closed form is of: `data:DIR,size=32,count=100` is of `folder:DIR,size=32`.
 
     Raises:
-        FanalError: there is no such data set, folder or zip file, or a setting is unknown.
+        FanalError: there is no such data set, folder, zip file or array, or a setting is unknown.
     """
     from fanal.datasets import DATASETS
 
     place, _ = _settings(kind, text)
-    if place in DATASETS or place.startswith("folder:"):
+    if place in DATASETS or place.startswith(("folder:", "array:")):
         return place
     if Path(place.split(",")[0]).exists():
-        return f"folder:{place}"
+        return f"array:{place}" if place.endswith(".npy") else f"folder:{place}"
     examples = {"mixture": MIXTURES, "gaussian": GAUSSIANS}.get(kind, {})
-    raise unknown_name(kind, place, dict.fromkeys([*examples, *DATASETS, "a folder or zip file of images"]))
+    raise unknown_name(kind, place, dict.fromkeys([*examples, *DATASETS, "a folder or zip file of images", "FILE.npy"]))
 
 
-def _points(source: Source, given: dict[str, str], kind: str) -> tuple[Tensor | np.ndarray, Tensor | None]:
-    """The points, bytes where they are images of a folder, and their classes."""
-    from fanal.datasets import Folder
+def _asked(given: dict[str, str], kind: str) -> tuple[str, int | None]:
+    """Split and number of points."""
+    return given.get("split", "train"), _whole(kind, "count", given["count"]) if "count" in given else None
 
-    count = _whole(kind, "count", given["count"]) if "count" in given else None
-    split = given.get("split", "train")
-    if isinstance(source, Folder) and kind == "data":
+
+def _dataset(source: Source, split: str, count: int | None) -> Dataset:
+    """The points as they are stored: images of a folder as bytes, a mapped file on the disk."""
+    from fanal.datasets import Folder, Mapped
+
+    if isinstance(source, Mapped):
+        return Dataset(source.rows(split, count))
+    if isinstance(source, Folder):
         levels = source.levels(split, count)
         if levels.values.dtype == np.uint8:
-            return levels.values, levels.labels
+            return Dataset(levels.values, levels.labels)
     found = source.data(split, count)
-    return found.x, found.labels
+    return Dataset(found.x, found.labels)
 
 
 def closed_form(kind: str, text: str) -> Model:
@@ -107,8 +111,8 @@ def closed_form(kind: str, text: str) -> Model:
 
     Args:
         kind: "mixture", "gaussian" or "data".
-        text: an example (`MIXTURES`, `GAUSSIANS`), or a data set, folder or zip file with settings: `count` of points
-            and `split` ("train" or "held_out"), and for a fit the `rank` of its covariances.
+        text: an example (`MIXTURES`, `GAUSSIANS`), or a data set, folder, zip file or `FILE.npy` with settings:
+            `count` of points and `split` ("train" or "held_out"), and for a fit the `rank` of its covariances.
 
     Raises:
         FanalError: there is nothing of that name, or a setting is none.
@@ -119,22 +123,28 @@ def closed_form(kind: str, text: str) -> Model:
     from fanal.datasets import get
 
     source, (_, given) = get(named_set(kind, text)), _settings(kind, text)
-    points, labels = _points(source, given, kind)
+    split, count = _asked(given, kind)
     if kind == "data":
-        return Dataset(points, labels)
-    rank = _whole(kind, "rank", given["rank"]) if "rank" in given else None
+        return _dataset(source, split, count)
+    found, rank = source.data(split, count), _whole(kind, "rank", given["rank"]) if "rank" in given else None
     if kind == "gaussian":
-        return Gaussian.fit(torch.as_tensor(points), rank=rank)
-    if labels is None:
+        return Gaussian.fit(found.x, rank=rank)
+    if found.labels is None:
         raise FanalError(f"mixture:{text} is fitted class by class, and {source.name} has no classes: try gaussian:")
-    return Mixture.fit(torch.as_tensor(points), labels, rank=rank)
+    return Mixture.fit(found.x, found.labels, rank=rank)
 
 
 def content(kind: str, text: str) -> str:
-    """Return a hash of what a closed form is over, where that can change: the files of a folder; else nothing."""
-    from fanal.datasets import Folder, get
+    """Return a hash of what a closed form is over, where that can change: a folder's or a file's bytes; else nothing.
+
+    Raises:
+        FanalError: there is no such data set, or a file cannot be read.
+    """
+    from fanal.datasets import Folder, Mapped, get
 
     if text in MIXTURES or text in GAUSSIANS:
         return ""
     source = get(named_set(kind, text))
-    return hashlib.sha256("\n".join(source.files).encode()).hexdigest() if isinstance(source, Folder) else ""
+    if isinstance(source, Mapped):
+        return sha256_of(source.path)
+    return source.digest() if isinstance(source, Folder) else ""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fanal.denoiser import Denoiser, Labelled, Model, Wrapper
 from fanal.exact.dataset import Dataset
-from fanal.exact.streaming import Points
+from fanal.exact.streaming import Points, Rows
 
 if TYPE_CHECKING:
     from fanal.datasets import Dataset as Source
@@ -23,8 +23,8 @@ __all__ = ["digest", "first_points", "labels_of", "reference"]
 
 def first_points(
     source: Source, split: str = "train", most: int | None = None
-) -> tuple[Tensor | np.ndarray, Tensor | None]:
-    """Return the first points of a split and their classes; images stay bytes where they are stored so.
+) -> tuple[Tensor | np.ndarray | Rows, Tensor | None]:
+    """Return the first points of a split and their classes; images stay bytes, and a mapped file stays on the disk.
 
     Args:
         source: the data set.
@@ -34,9 +34,11 @@ def first_points(
     Raises:
         FanalError: the split is unknown or empty, or an image cannot be read.
     """
-    from fanal.datasets import Folder
+    from fanal.datasets import Folder, Mapped
     from fanal.datasets.levels import levels_of
 
+    if isinstance(source, Mapped):
+        return source.rows(split, None if most is None else min(most, source.count(split))), None
     count = min(most, source.count(split)) if isinstance(source, Folder) and most is not None else None
     levels = levels_of(source, split, count or None)
     kept = slice(0, most)

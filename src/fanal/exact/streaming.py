@@ -14,12 +14,33 @@ from torch import Tensor
 from fanal.errors import FanalError
 from fanal.exact.gaussian import accumulator
 
-__all__ = ["BLOCK", "Points", "Query", "Sums", "moments", "stream"]
+__all__ = ["BLOCK", "Points", "Query", "Rows", "Sums", "closest", "moments", "stream"]
 
 BLOCK = 1024
 """Points per block by default: the products run at full speed from about 512 on, and a block's logits stay small."""
 
 _ENTRIES = 2**24  # numbers of a block, 128 MiB in float64: of images of 256×256×3 a block holds 85
+
+
+class Rows:
+    """Some rows of an array that are read when they are asked for; the array may be mapped from a file.
+
+    Args:
+        values: (M, *shape).
+        index: (N,), the rows; in the array's order they are read from its start to its end.
+    """
+
+    def __init__(self, values: np.ndarray, index: np.ndarray) -> None:
+        self.values, self.index = values, index
+        self.shape, self.dtype, self.ndim = (len(index), *values.shape[1:]), values.dtype, values.ndim
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.index)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Read some of them."""
+        return np.asarray(self.values[self.index[rows]])
 
 
 class Points:
@@ -28,7 +49,7 @@ class Points:
     Floating-point points are taken as they are; uint8 ones are images and become `y/127.5 − 1`. Nothing is copied.
 
     Args:
-        points: (N, *shape), a tensor or an array such as `numpy.load(FILE, mmap_mode="r")`.
+        points: (N, *shape), a tensor, an array such as `numpy.load(FILE, mmap_mode="r")`, or `Rows` of one.
         labels: class of each point, (N,), from 0; None: no classes.
         block: points read at a time, at most; fewer where they are large.
 
@@ -36,8 +57,8 @@ class Points:
         FanalError: there is no point, a point is not finite, the labels do not fit, or `block` is not positive.
     """
 
-    def __init__(self, points: Tensor | np.ndarray, labels: Tensor | None = None, block: int = BLOCK) -> None:
-        if not isinstance(points, (Tensor, np.ndarray)) or points.ndim < 2 or len(points) == 0:
+    def __init__(self, points: Tensor | np.ndarray | Rows, labels: Tensor | None = None, block: int = BLOCK) -> None:
+        if not isinstance(points, (Tensor, np.ndarray, Rows)) or points.ndim < 2 or len(points) == 0:
             raise FanalError(f"points must be a tensor or array (N, *shape), N >= 1, got {_kind(points)}")
         if isinstance(block, bool) or not isinstance(block, int) or block < 1:
             raise FanalError(f"block is a whole number of points >= 1, got {block!r}")
@@ -45,7 +66,7 @@ class Points:
         self.shape = tuple(int(n) for n in points.shape[1:])
         self.count, self.dim = len(points), math.prod(self.shape)
         self.size = min(block, max(1, _ENTRIES // max(self.dim, 1)))
-        first = torch.from_numpy(np.array(points[:1])) if isinstance(points, np.ndarray) else points[:1]
+        first = points[:1] if isinstance(points, Tensor) else torch.from_numpy(np.array(points[:1]))
         self.bytes = first.dtype == torch.uint8
         if not self.bytes and not first.is_floating_point():
             raise FanalError(f"points must be floating-point numbers, or uint8 images, got {first.dtype}")
@@ -66,11 +87,11 @@ class Points:
         self, rows: slice | np.ndarray | Tensor, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Return some points, (n, d)."""
-        if isinstance(self.source, np.ndarray):
+        if isinstance(self.source, Tensor):
+            part = self.source[rows]
+        else:
             index = rows.numpy() if isinstance(rows, Tensor) else rows
             part = torch.from_numpy(np.array(self.source[index]))  # a copy: a mapped file cannot be written to
-        else:
-            part = self.source[rows]
         part = part.reshape(len(part), self.dim).to(device, dtype)
         return part / 127.5 - 1 if self.bytes else part
 
@@ -202,6 +223,24 @@ def stream(points: Points, query: Query, keep: int = 0, entropy: bool = False) -
         top,
         index,
     )
+
+
+def closest(points: Points, query: Query, keep: int) -> Int[Tensor, "b k"]:
+    """Return the `keep` nearest points of each sample, nearest first, by one pass with one matrix product.
+
+    Args:
+        points: the data.
+        query: where; all points count.
+        keep: number of points, at most N.
+    """
+    count = len(query.x)
+    top = query.x.new_full((count, 0), -math.inf)
+    index = torch.zeros(count, 0, dtype=torch.int64, device=query.x.device)
+    space = query.x.new_empty(count * min(points.size, points.count))
+    for rows in points.spans():
+        raw, _ = _logits(points, query, rows, space)
+        top, index = _merge(top, index, raw, rows.start, keep)
+    return index
 
 
 def _merge(top: Tensor, index: Tensor, raw: Tensor, start: int, keep: int) -> tuple[Tensor, Tensor]:
