@@ -37,6 +37,7 @@ from fanal.files import write_atomically, write_tensors
 from fanal.hallucination.calibration import threshold_at
 from fanal.hallucination.detectors import DETECTORS, Detector
 from fanal.hallucination.methods import METHODS, Method, Settings
+from fanal.hallucination.probe import shipped
 from fanal.loading import user_function
 from fanal.runs import Progress, Run, cpu_threads, quiet
 
@@ -256,12 +257,16 @@ class _Model:
             subject, settings, calibration, plain, looks, about, whole, costs, self.real(), self.mechanism()
         )
 
+    def judge(self, name: str) -> str:
+        """What judges on the ladder, in words: the probe of this network, which may be fitted again."""
+        return str(shipped(self.subject.model) or "") if name == "ladder" else ""
+
     def sampled(
         self, settings: Settings
     ) -> tuple[dict[str, Tensor], dict[str, list[Cell]], dict[str, list[dict[str, float]]]]:
         """Compute block by block the plain run and every method on it, so that all are timed under the same load."""
         subject, config = self.subject, self.config
-        made = {name: (count, METHODS[name](settings), "") for name, count in config.counts().items()}
+        made = {name: (count, METHODS[name](settings), self.judge(name)) for name, count in config.counts().items()}
         for target in config.submissions:
             name, method, content = _submission(target)
             made[name] = (config.count, method, content)
