@@ -10,14 +10,20 @@ from safetensors.torch import load_file
 
 import fanal as package
 from fanal import geometry
+from fanal.denoiser import network_of
 from fanal.errors import FanalError
 from fanal.geometry.command import GeometryConfig
 from fanal.geometry.command import geometry as measure
 from fanal.report import write_report
 from fanal.trajectory import Trajectory
-from toys import fanal, record, refused
+from toys import Toy, fanal, record, refused
 
 STEPS, COUNT = 16, 12
+
+
+def spoiled():
+    """A network that failed to learn the levels about sigma = 2."""
+    return Toy(lambda x, sigma, denoised: denoised + 2.0 * (1.8 < float(sigma) < 2.2))
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +43,14 @@ def run():
 
 def test_bands_are_those_of_all_trajectories_together(folder, run):
     bands = record(folder)["results"]["bands"]
-    for name, values in geometry.curves(run).items():
+    for name, values in geometry.measure(run).curves.items():
         whole = geometry.Band.of(values)
         for part in ("mean", "std", "low", "high"):
             got = torch.tensor(bands[name][part], dtype=torch.float64)
             assert torch.allclose(got, getattr(whole, part), rtol=1e-4, atol=1e-5), (name, part)
-    assert set(bands) == set(geometry.curves(run)) | {"score deviation", "entropy", "log density"}
+    beside = {"score deviation", "score deviation on exact path", "model x", "exact x", "D(exact x)", "D*(model x)"}
+    beside |= {"apart", "entropy", "log density", "forward magnitude"}
+    assert set(bands) == set(geometry.measure(run).curves) | beside
 
 
 def test_numbers_are_means_over_trajectories(folder, run):
@@ -52,7 +60,53 @@ def test_numbers_are_means_over_trajectories(folder, run):
     assert numbers["explained by 2"]["value"] == pytest.approx(float(found.explained[:, :2].sum(1).mean()), rel=1e-5)
     assert numbers["mean error in 3-D"]["value"] == pytest.approx(float(found.error[2].mean()), rel=1e-3, abs=1e-5)
     assert numbers["length / (sigma_max sqrt d)"]["value"] == pytest.approx(float(length.mean()) / (80 * 8), rel=1e-5)
-    assert record(folder)["network"] == {"calls": 3 * STEPS, "evaluations": COUNT * STEPS}
+    # asked at its own states, and at those of the exact denoiser's run
+    assert record(folder)["network"] == {"calls": 2 * 3 * STEPS, "evaluations": 2 * COUNT * STEPS}
+
+
+def _exact_deviation(x, sigmas):
+    """Of the digits' Gaussian, whose trajectories have a closed form."""
+    return geometry.deviation(geometry.exact_path(network_of(package.load("gaussian:digits8")), x, sigmas))
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_the_command_agrees_with_the_exact_solution_at_the_solvers_order(tmp_path, solver, order):
+    """`gaussian:SET`: mean deviations of the run folder against [REG] eq. 23, at two numbers of steps."""
+    errors = []
+    for steps in (20, 40):
+        config = GeometryConfig("gaussian:digits8", solver, steps=steps, count=4, drawn=2, zero=False)
+        results = record(measure(config, tmp_path / f"{steps}"))["results"]
+        sigmas = torch.tensor(results["sigmas"], dtype=torch.float64)
+        truth = _exact_deviation(package.noise((1, 8, 8), range(4), 80.0).double(), sigmas).mean(1)
+        told = torch.tensor(results["bands"]["deviation"]["mean"], dtype=torch.float64)
+        errors.append(float((told - truth).abs().max()))
+        assert errors[-1] < 0.25 * float(truth.max())
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
+
+
+def test_the_command_agrees_with_an_adaptive_solver_on_a_mixture(tmp_path):
+    """`mixture:NAME` against scipy's DOP853 on the exact denoiser: mean distances, at Euler's order."""
+    from scipy.integrate import solve_ivp
+
+    D, count = package.load("mixture:ring8"), 4
+    x = package.noise((2,), range(count), 80.0).double()
+    errors = []
+    for steps in (80, 160):
+        config = GeometryConfig("mixture:ring8", steps=steps, count=count, drawn=2, zero=False)
+        results = record(measure(config, tmp_path / f"{steps}"))["results"]
+        sigmas = torch.tensor(results["sigmas"], dtype=torch.float64)
+
+        def slope(sigma, flat):
+            state = torch.from_numpy(flat.reshape(count, 2))
+            return ((state - D(state, torch.tensor(sigma))) / sigma).numpy().ravel()
+
+        ends = sigmas.numpy()
+        found = solve_ivp(slope, (ends[0], ends[-1]), x.numpy().ravel(), "DOP853", t_eval=ends, rtol=1e-7, atol=1e-7)
+        path = torch.from_numpy(found.y.T.reshape(len(ends), count, 2))
+        told = torch.tensor(results["bands"]["distance"]["mean"], dtype=torch.float64)
+        errors.append(float((told - geometry.distance(path).mean(1)).abs().max()))
+    assert errors[-1] < 0.1
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.3)
 
 
 def test_drawn_curves_are_the_first_ones(folder, run):
@@ -70,8 +124,82 @@ def test_the_exact_denoiser_stands_beside_the_model(folder, tmp_path):
     entropy = bands["entropy"]["mean"]
     assert entropy[0] == pytest.approx(math.log(90), rel=0.01)
     assert entropy[-1] < 0.01
-    other = record(folder)["results"]["bands"]["score deviation"]["mean"]
+    told = record(folder)["results"]
+    other = told["bands"]["score deviation"]["mean"]
     assert other[0] < 0.1 < max(other)
+    assert set(told["likelihood"]) == {"met", "state", "prediction", "steps", "state steps", "prediction steps"}
+    assert told["likelihood"]["met"]["value"] == pytest.approx(sum(told["likelihood"]["steps"]) / STEPS)
+    assert told["flagged"] == []
+    shell = told["bands"]["forward magnitude"]["mean"]
+    assert shell[0] == pytest.approx(80 * 8, rel=1e-2)
+    assert shell[-1] == pytest.approx(told["bands"]["magnitude"]["mean"][-1], rel=0.2)
+    assert told["numbers"]["exact end to nearest point / sqrt d"]["value"] < 1e-4
+
+
+def test_weights_are_those_of_the_grid(folder, run, tmp_path):
+    told = record(folder)["results"]["weights"]
+    assert told["start"] + sum(told["prediction"]) == pytest.approx(1)
+    parts = torch.einsum("m,mb...->b...", torch.tensor(told["prediction"]), run.denoised[:-1])
+    assert torch.allclose(told["start"] * run.x[0] + parts, run.x[-2], atol=1e-3)
+    heun = GeometryConfig("mixture:ring8", "heun", steps=6, count=2, drawn=2)
+    assert "weights" not in record(measure(heun, tmp_path / "heun"))["results"]
+
+
+def test_a_level_that_the_model_failed_to_learn_is_flagged(tmp_path):
+    own = "python:test_geometry_command:spoiled"
+    config = GeometryConfig(own, steps=30, count=4, drawn=2, data="grid2", points=200)
+    flagged = record(measure(config, tmp_path / "run"))["results"]["flagged"]
+    assert [1.8 < each["sigma"] < 2.2 for each in flagged] == [True]
+    assert flagged[0]["deviation"] > 2 * flagged[0]["usual"]
+
+
+def test_models_and_finished_runs_and_classes_are_compared(tmp_path):
+    shared = {"steps": 8, "count": 6, "drawn": 6, "block": 4}
+    one = measure(GeometryConfig("gaussian:digits8", **shared), tmp_path / "one")
+    again = GeometryConfig("gaussian:digits8", against=("mixture:ring8", str(one)), seed=1, **shared)
+    told = record(measure(again, tmp_path / "two"))
+    found = told["results"]["regularity"]
+    assert found["names"] == ["gaussian:digits8", "mixture:ring8", str(one)]
+    table = torch.tensor(found["procrustes"], dtype=torch.float64)
+    assert torch.allclose(table, table.T)
+    assert table[0, 2] == pytest.approx(float(table[0, 0]), abs=0.1)  # one model, other noise
+    assert table[0, 1] > table[0, 0] + 0.1
+    assert table[2, 2] == pytest.approx(record(one)["results"]["regularity"]["procrustes"][0][0])
+    assert set(found["nulls"]) == {"smooth", "forward"}
+    assert told["network"]["evaluations"] == 2 * 6 * 8
+    classes = GeometryConfig("data:digits8,count=90", label="each", **(shared | {"count": 20, "drawn": 20}))
+    own = record(measure(classes, tmp_path / "classes"))["results"]
+    assert own["regularity"]["names"] == [f"data:digits8,count=90 {c}" for c in range(10)]
+    assert own["groups"][13] == "data:digits8,count=90 3"
+    with pytest.raises(FanalError, match="given once"):
+        GeometryConfig("mixture:ring8", against=("mixture:ring8",))
+    other = GeometryConfig("gaussian:digits8", against=(str(one),), **(shared | {"steps": 9}))
+    with pytest.raises(FanalError, match="other levels"):
+        measure(other, tmp_path / "three")
+
+
+def test_trajectories_begin_at_encoded_images(tmp_path):
+    """Encoded finely, then run down again: they end at the images that they began as."""
+    codes = tmp_path / "codes"
+    words = ("encode", "gaussian:digits8", "--data", "digits8", "--count", 4, "--steps", 80, "--out", codes)
+    assert fanal(*words).exit_code == 0
+    config = GeometryConfig("gaussian:digits8", "heun", steps=60, count=4, drawn=2, noise=f"{codes}/noise.safetensors")
+    told = record(measure(config, tmp_path / "run"))["results"]
+    kept = load_file(codes / "noise.safetensors")
+    assert told["numbers"]["end to encoded image / sqrt d"]["value"] < 0.02
+    assert told["bands"]["magnitude"]["mean"][0] == pytest.approx(
+        80 * float(kept["noise"].flatten(1).norm(dim=1).mean()), rel=1e-5
+    )
+
+
+def test_strips_show_predictions_and_states(folder, run):
+    drawn = load_file(folder / "geometry.safetensors")
+    assert drawn["strip"].shape == (4, STEPS, 8, 8, 1)
+    assert drawn["strip_x"].shape == drawn["strip_D(exact x)"].shape == drawn["strip"].shape
+    last = ((run.x[-1, :4].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    assert int((drawn["strip"][:, -1, :, :, 0].int() - last[:, 0].int()).abs().max()) <= 1
+    assert drawn["strip_sigmas"].tolist() == pytest.approx(record(folder)["results"]["sigmas"][:-1])
+    assert drawn["neighbors"].shape == (4, 2, 5, 8, 8, 1)
 
 
 def test_trajectories_under_a_class_stand_beside_its_points(tmp_path):
@@ -116,7 +244,9 @@ def test_the_command_prints_and_refuses(tmp_path):
     assert result.exit_code == 0, result.output
     assert "largest deviation / chord" in result.output
     assert refused(fanal(*words), "overwrite")
-    assert refused(fanal("geometry", "mixture:ring8", "--steps", 6, "--out", tmp_path / "b"), "window")
+    assert refused(fanal("geometry", "mixture:ring8", "--steps", 6, "--window", 4, "--out", tmp_path / "b"), "window")
+    assert GeometryConfig("mixture:ring8", steps=6).window == 3
+    assert GeometryConfig("mixture:ring8").window == 5
     with pytest.raises(FanalError, match="steps must be at least 5"):
         GeometryConfig("mixture:ring8", steps=4, window=2)
     wrong = fanal("geometry", "mixture:ring8", "--data", "digits8", "--out", tmp_path / "c")

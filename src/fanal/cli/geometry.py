@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ Examples:\n
   fanal geometry hands32 --out hands\n
   fanal geometry mixture:grid2 --count 1000 --steps 200 --out grid\n
   fanal geometry digits8 --data digits8 --label 3 --out threes\n
+  fanal geometry digits8 --label each --drawn 100 --out classes\n
+  fanal geometry hands32 --against shapes32 --against gaussian:hands32 --out alike\n
+  fanal geometry hands32 --noise codes/noise.safetensors --count 16 --data hands32 --out from-images\n
   fanal geometry edm:model.pkl --data folder:PHOTOS --points 5000 --count 64 --out photos
 """
 
@@ -31,7 +34,24 @@ def _show(folder: Path) -> None:
         value, se = (math.nan if found[key] is None else found[key] for key in ("value", "se"))
         rows.append([name, Estimate(value, se, found["n"]).plain(4)])
     table(["per trajectory", "mean"], rows, title="each figure ± one standard error")
+    _show_regularity(results["regularity"])
+    for level in results.get("flagged", ()):
+        told = f"{level['deviation']:.3g} in place of {level['usual']:.3g}"
+        say(f"score deviation stands out at sigma {level['sigma']:.4g}: {told}")
     say(f"page: {folder / 'report.html'}")
+
+
+def _show_regularity(found: dict[str, Any]) -> None:
+    """Print how alike trajectories are, within and between groups, and by chance."""
+    names, blank = found["names"], [""] * (len(found["names"]) - 1)
+    for key in ("procrustes", "curvature", "torsion"):
+        rows = [[name, *(_number(cell) for cell in row)] for name, row in zip(names, found[key], strict=True)]
+        rows += [[f"chance: {name}", _number(null[key]["value"]), *blank] for name, null in found["nulls"].items()]
+        table(["apart", *names], rows, title=f"{key}: mean over pairs of trajectories; 0: alike")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def geometry(
@@ -39,11 +59,21 @@ def geometry(
     out: options.Out = Path("fanal-geometry"),
     count: Annotated[int, typer.Option(help="Number of trajectories.", min=1)] = 256,
     drawn: Annotated[int, typer.Option(help="How many are drawn and measured for curvature and torsion.", min=1)] = 30,
-    window: Annotated[int, typer.Option(help="Points on each side that curvature is fitted to.", min=2)] = 5,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Points on each side that curvature is fitted to; default: 5, or half of --steps.", min=2),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Model, or run folder of this command, to compare the trajectories with; repeatable."),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data set, or folder:DIR, whose exact denoiser is put beside the model.")
     ] = None,
     points: Annotated[int, typer.Option(help="Points of the data that are used.", min=2)] = 2000,
+    noise: Annotated[
+        str | None, typer.Option(help="File of unit noise to start from, as fanal encode writes it of real images.")
+    ] = None,
     solver: options.Solver = "euler",
     schedule: options.Schedule = None,
     steps: Annotated[int, typer.Option(help="Number of intervals.", min=5)] = 100,
@@ -82,8 +112,10 @@ def geometry(
             count=count,
             drawn=min(drawn, count),
             window=window,
+            against=tuple(against or ()),
             data=data,
             points=points,
+            noise=noise,
             label=options.whole_or_name(label),
             prompt=prompt,
             negative=negative,

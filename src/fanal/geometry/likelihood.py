@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
 from fanal.exact import Dataset
+from fanal.exact.dataset import Posterior
 from fanal.sampling import Span, Step
 from fanal.trajectory import Trajectory
 
@@ -80,7 +82,14 @@ class Ascent:
     assumed: Bool[Tensor, "n b"]
 
 
-def ascent(exact: Dataset, run: Trajectory, slack: float = 1e-9) -> Ascent:
+def ascent(
+    exact: Dataset,
+    run: Trajectory,
+    slack: float = 1e-9,
+    *,
+    labels: Int[Tensor, " b"] | None = None,
+    found: Sequence[Posterior] | None = None,
+) -> Ascent:
     """Return where likelihood grew along a run, and where the proof's assumption holds.
 
     [GEO] theorem 1 and [REG] prop. 3 say "for any positive bandwidth"; their proofs hold for the bandwidth that is the
@@ -90,6 +99,8 @@ def ascent(exact: Dataset, run: Trajectory, slack: float = 1e-9) -> Ascent:
         exact: of the data.
         run: of a model, or of `exact` itself.
         slack: nats per dimension that count as rounding.
+        labels: class that each trajectory is conditioned on, where its points alone count.
+        found: what the data say about the run's states, where that is known already; None: it is asked for.
 
     Raises:
         FanalError: the shapes differ.
@@ -97,10 +108,10 @@ def ascent(exact: Dataset, run: Trajectory, slack: float = 1e-9) -> Ascent:
     rows: dict[str, list[Tensor]] = {"state": [], "prediction": [], "assumed": []}
     room = slack * run.x[0, 0].numel()
     for i, sigma in enumerate(run.sigmas[:-1]):
-        found = exact.posterior(run.x[i], sigma)
-        here, best = found.log_density - room, found.denoised
-        rows["state"].append(exact.log_density(run.x[i + 1], sigma) >= here)
-        rows["prediction"].append(exact.log_density(run.denoised[i], sigma) >= here)
+        own = exact.posterior(run.x[i], sigma, labels) if found is None else found[i]
+        here, best = own.log_density - room, own.denoised
+        rows["state"].append(exact.log_density(run.x[i + 1], sigma, labels) >= here)
+        rows["prediction"].append(exact.log_density(run.denoised[i], sigma, labels) >= here)
         off, way = ((part - best).flatten(1).cpu().double().norm(dim=1) for part in (run.denoised[i], run.x[i]))
         rows["assumed"].append(off <= way)
     return Ascent(*(torch.stack([value.cpu() for value in values]) for values in rows.values()))

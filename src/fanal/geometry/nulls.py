@@ -12,7 +12,7 @@ from fanal.errors import FanalError
 from fanal.schedules import check_sigmas
 from fanal.seeding import noise
 
-__all__ = ["brownian_shares", "forward_paths", "smooth_curves"]
+__all__ = ["bridge_shares", "brownian_shares", "forward_paths", "smooth_curves"]
 
 
 def forward_paths(x: Float[Tensor, "b *d"], sigmas: Float[Tensor, " n"], seeds: range) -> Float[Tensor, "n b *d"]:
@@ -60,6 +60,30 @@ def brownian_shares(count: int, k: int) -> Float[Tensor, " k"]:
     if not 1 <= k <= count:
         raise FanalError(f"k must be in [1, {count}], got {k}")
     values = 1 / torch.sin(math.pi * torch.arange(1, count + 1, dtype=torch.float64) / (2 * (count + 1))) ** 2
+    return values[:k] / values.sum()
+
+
+def bridge_shares(sigmas: Float[Tensor, " n"], k: int) -> Float[Tensor, " k"]:
+    """Return what principal components explain off the chord of a forward path over a grid, in many dimensions.
+
+    There inner products are their expectations, and off its chord the path is a Brownian bridge in `sigma²`: the shares
+    are those of the eigenvalues of `min(s, t)·(1 − max(s, t)/T)`, centered over the grid, with s and t the noise added
+    since the first level and T all of it.
+
+    Args:
+        sigmas: levels, in either order.
+        k: components.
+
+    Raises:
+        FanalError: the grid is none or not finite, or k is not in [1, N − 1] for N intervals.
+    """
+    grid = check_sigmas(sigmas).sort().values
+    if not bool(torch.isfinite(grid).all()) or not 1 <= k <= len(grid) - 2:
+        raise FanalError(f"a forward path has finite levels and 1 to {len(grid) - 2} components, got k = {k}")
+    time = grid**2 - grid[0] ** 2
+    inner = torch.minimum(time[:, None], time) * (1 - torch.maximum(time[:, None], time) / time[-1])
+    inner = inner - inner.mean(0)
+    values = torch.linalg.eigvalsh(inner - inner.mean(1, keepdim=True)).flip(0).clamp_min(0)
     return values[:k] / values.sum()
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["Stages", "by_curvature", "by_entropy"]
+__all__ = ["Stages", "by_curvature", "by_entropy", "stays"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,22 @@ def by_entropy(
         raise FanalError(f"share must be strictly between 0 and 0.5, got {share}")
     _same(entropy, sigmas)
     return _borders((entropy < (1 - share) * total) & (entropy > share * total), sigmas)
+
+
+def stays(inside: Bool[Tensor, "n b"], sigmas: Float[Tensor, " n"]) -> Float[Tensor, " b"]:
+    """Return the largest level from which on a mask holds to the end; NaN where it does not hold there.
+
+    Args:
+        inside: at each state.
+        sigmas: their levels, decreasing.
+
+    Raises:
+        FanalError: the two differ in length.
+    """
+    _same(inside, sigmas)
+    held = inside.flip(0).cumprod(0).flip(0).bool()
+    first = torch.where(held, sigmas.double().to(held.device)[:, None], -torch.inf).amax(0)
+    return first.masked_fill(~held[-1], torch.nan)
 
 
 def _same(values: Tensor, sigmas: Tensor) -> None:

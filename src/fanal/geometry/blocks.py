@@ -1,0 +1,158 @@
+"""One block of a geometry run: its trajectories measured, and little enough of them kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fanal.denoiser import Latent, Model, counters, network_of
+from fanal.exact import Dataset
+from fanal.exact.reference import labels_of
+from fanal.geometry import nulls, stages, subspace
+from fanal.geometry.diagnosis import Diagnosis, diagnose
+from fanal.geometry.likelihood import ascent
+from fanal.geometry.measures import COMPONENTS, measure
+from fanal.geometry.streaming import Band
+from fanal.pictures import to_bytes
+from fanal.preparation import Setup
+from fanal.sampling import trace
+from fanal.trajectory import Trajectory
+
+__all__ = ["Block", "bands_of", "measured_block", "projected_block"]
+
+Block = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors by name, and notes: what `fanal.runs.Run.block` stores."""
+
+_STRIPS, _STRIP_STEPS = 6, 24
+_PARTS = ("mean", "squares", "low", "high")
+
+
+def _bands(curves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Curves (N, B) reduced to what bands are merged from."""
+    bands = {name: Band.of(values) for name, values in curves.items()}
+    return {f"band.{name}.{part}": getattr(band, part) for name, band in bands.items() for part in _PARTS}
+
+
+def bands_of(blocks: Iterable[Block]) -> dict[str, Band]:
+    """Return the bands of all blocks together."""
+    out: dict[str, Band] = {}
+    for tensors, notes in blocks:
+        for name in sorted({key.split(".")[1] for key in tensors if key.startswith("band.")}):
+            own = Band(notes["count"], *(tensors[f"band.{name}.{part}"] for part in _PARTS))
+            out[name] = out[name].merge(own) if name in out else own
+    return out
+
+
+def _spent(model: Model, rows: range, begin: float) -> dict[str, Any]:
+    spent = {key: sum(getattr(count, key) for count in counters(model)) for key in ("calls", "evaluations")}
+    return {"seconds": time.perf_counter() - begin, "count": len(rows), **spent}
+
+
+def _flat(exact: Dataset, labels: Tensor | None) -> float | Tensor:
+    """Entropy where all points are alike: one number, or one per sample."""
+    own = None if labels is None or exact.counts is None else exact.counts[labels].double().log()
+    return math.log(len(exact)) if own is None else own
+
+
+def _beside(exact: Dataset, model: Model, setup: Setup, run: Trajectory) -> tuple[dict, dict, Diagnosis]:
+    """Curves and numbers of the score's diagnosis, of likelihood, and of the posterior's stages."""
+    labels = labels_of(exact, model, run.x.shape[1])
+    found = diagnose(model, exact, run, setup.solver, run.seeds, labels)
+    grown = ascent(exact, run, labels=labels, found=found.optimal)
+    rises = {"assumption met": grown.assumed, "state rises": grown.state, "prediction rises": grown.prediction}
+    curves = found.curves | {name: hits.double() for name, hits in rises.items()}
+    limits = stages.by_entropy(found.curves["entropy"], run.sigmas[:-1], _flat(exact, labels))
+    numbers = found.numbers | {name: hits.double().mean(0) for name, hits in rises.items()}
+    numbers |= {"stage.entropy.first": limits.first, "stage.entropy.last": limits.last}
+    return curves, numbers, found
+
+
+def _pictures(setup: Setup, run: Trajectory, found: Diagnosis | None, own: int) -> dict[str, Tensor]:
+    """Strips of predictions and states as images (B, N, H, W, C); none where samples are no pictures."""
+    network, shape = network_of(setup.network), tuple(run.x.shape[2:])
+    latent = isinstance(network, Latent)
+    if not own or not (latent or (len(shape) == 3 and shape[0] in (1, 3))):
+        return {}
+    count = len(run.denoised)
+    steps = torch.linspace(0, count - 1, min(count, _STRIP_STEPS)).round().long()
+
+    def images(x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        rows = network.decode(rows) if isinstance(network, Latent) else rows
+        return to_bytes(rows).unflatten(0, x.shape[:2]).movedim(2, -1).transpose(0, 1).contiguous()
+
+    # seen at one contrast: pictures as they are, noise within [−1, 1]
+    shown = run.x[steps, :own] / (1 + (1 if latent else 4) * run.sigmas[steps] ** 2).sqrt().reshape(-1, 1, 1, 1, 1).to(
+        run.x
+    )
+    strips = {"strip": images(run.denoised[steps, :own]), "strip_x": images(shown)}
+    if found is not None:
+        best = torch.stack([found.optimal[i].denoised[:own] for i in steps.tolist()])
+        strips["strip_D*(model x)"] = images(best)
+        strips["strip_D(exact x)"] = images(found.learned[steps, :own])
+        strips["strip_D*(exact x)"] = images(found.exact.denoised[steps, :own])
+    return strips
+
+
+def _neighbors(exact: Dataset, found: Diagnosis, setup: Setup, own: int) -> dict[str, Tensor]:
+    """The training points nearest to both ends of the drawn runs as images (B, 2, K, H, W, C)."""
+    shape = tuple(setup.network.shape)
+    if not own or isinstance(network_of(setup.network), Latent) or len(shape) != 3 or shape[0] not in (1, 3):
+        return {}
+    index = found.index[:own]
+    points = exact.points.rows(index.flatten(1), "cpu", torch.float32)
+    return {"neighbors": to_bytes(points.reshape(*index.shape, *shape)).movedim(3, -1).contiguous()}
+
+
+def _drawn(setup: Setup, run: Trajectory, rows: range, own: int) -> dict[str, Tensor]:
+    """Forward paths from the ends of the drawn runs, projected as they are: what noise alone looks like."""
+    seeds = setup.config.seeds()[rows.start : rows.start + own]
+    path = nulls.forward_paths(run.x[-1, :own].cpu(), run.sigmas, seeds)
+    projection = subspace.project(path, COMPONENTS)
+    return {"forward": projection.coordinates[:, :, :3], "forward.explained": projection.explained}
+
+
+def measured_block(setup: Setup, exact: Dataset | None, rows: range, drawn: int, images: Tensor | None = None) -> Block:
+    """Run some trajectories and keep their bands, their numbers, and of the first ones projections and pictures.
+
+    Args:
+        setup: the run.
+        exact: of the data, where the model is put beside them.
+        rows: which trajectories.
+        drawn: how many of the run's first ones are drawn.
+        images: (B, *shape), real images whose codes the run begins at.
+    """
+    begin, model = time.perf_counter(), setup.bound(rows)
+    seeds = setup.config.seeds()[rows.start : rows.stop]
+    run = Trajectory.record(trace(model, setup.start(rows), setup.sigmas, setup.solver, seeds))
+    measured, found = measure(run), None
+    curves, numbers = measured.curves, measured.numbers
+    if exact is not None:
+        more, plain, found = _beside(exact, model, setup, run)
+        curves, numbers = curves | more, numbers | plain
+    if images is not None:
+        off = (run.x[-1].cpu() - images[rows.start : rows.stop]).flatten(1).double()
+        numbers["end to encoded image / sqrt d"] = off.norm(dim=1) / math.sqrt(off.shape[1])
+    tensors = _bands(curves) | {f"number.{name}": value for name, value in numbers.items()}
+    own = max(0, min(len(rows), drawn - rows.start))
+    if own:
+        tensors["curve"] = measured.coordinates[:own, :, :3].cpu()
+        tensors |= _drawn(setup, run, rows, own)
+    few = max(0, min(own, _STRIPS - rows.start))
+    tensors |= _pictures(setup, run, found, few)
+    if exact is not None and found is not None:
+        tensors |= _neighbors(exact, found, setup, few)
+    return tensors, _spent(model, rows, begin)
+
+
+def projected_block(setup: Setup, rows: range) -> Block:
+    """Run some trajectories of another model and keep their projections alone."""
+    begin, model = time.perf_counter(), setup.bound(rows)
+    seeds = setup.config.seeds()[rows.start : rows.stop]
+    run = Trajectory.record(trace(model, setup.start(rows), setup.sigmas, setup.solver, seeds))
+    return {"curve": subspace.project(run.x, 2).coordinates.cpu()}, _spent(model, rows, begin)

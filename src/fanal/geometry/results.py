@@ -1,0 +1,174 @@
+"""What a geometry run tells: bands, numbers, shapes, regularity, likelihood, as JSON and as tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fanal.exact import Dataset
+from fanal.geometry import alignment, combination, frames, nulls, regularity, stages
+from fanal.geometry.blocks import Block, bands_of
+from fanal.geometry.diagnosis import outliers
+from fanal.geometry.groups import Rival, group_names, split
+from fanal.geometry.measures import COMPONENTS
+from fanal.geometry.streaming import Band
+from fanal.metrics.estimates import Estimate, mean
+from fanal.preparation import Setup
+from fanal.schedules import plain_sigmas
+from fanal.solvers import Euler
+from fanal.summary import as_json
+
+__all__ = ["results_of"]
+
+_ROUNDING = 1e-4  # of the predictions' size: score deviations below this are none
+_RISES = {"met": "assumption met", "state": "state rises", "prediction": "prediction rises"}
+
+
+def _stack(blocks: Sequence[Block], name: str) -> Tensor:
+    return torch.cat([tensors[name] for tensors, _ in blocks if name in tensors])
+
+
+def _shape(curve: Tensor, sigmas: Tensor, d: int, window: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Curvature and torsion of the drawn trajectories, times sigma √d; their alignment, and how alike they are."""
+    turned, common, left = alignment.align(curve)
+    size = (common - common.mean(0)).norm()
+    frenet = frames.frenet(curve, window)
+    # Per unit of length a run bends most in its last, tiny steps; as sigma falls by a factor of e it moves by sigma √d.
+    unit = sigmas * math.sqrt(d)
+    curvature, torsion = frenet.curvature * unit, frenet.torsion * unit
+    borders = stages.by_curvature(curvature.T, sigmas)
+    tensors = {"aligned": turned, "length": frenet.length, "curvature": curvature, "torsion": torsion}
+    across = torch.linalg.matrix_norm(turned[:, :, 1:] - common[:, 1:]) / torch.linalg.matrix_norm(common[:, 1:])
+    results = {
+        "procrustes residual / size": mean(left / size),
+        "procrustes residual across / size across": mean(across),
+        "fit error / length": mean(frenet.error.mean(1) / frenet.length[:, -1]),
+        "rebuilt residual / size": _rebuilt(curve, frenet),
+        "curved from sigma": mean(borders.first[~borders.first.isnan()]),
+        "curved to sigma": mean(borders.last[~borders.last.isnan()]),
+    }
+    return tensors, {name: as_json(value) for name, value in results.items()}
+
+
+def _rebuilt(curve: Tensor, frenet: frames.Frenet) -> Estimate:
+    """How far curves are from those that their curvature and torsion determine, after the best rigid motion."""
+    left = []
+    for own, length, bend, twist in zip(curve, frenet.length, frenet.curvature, frenet.torsion, strict=True):
+        again = frames.rebuild(length, bend, twist)
+        centered = own.double() - own.double().mean(0)
+        _, off = alignment.procrustes((again - again.mean(0))[None], centered, fixed=0)
+        left.append(float(off) / float(centered.norm()))
+    return mean(torch.tensor(left))
+
+
+def _regularity(
+    blocks: Sequence[Block], curve: Tensor, setup: Setup, rivals: Sequence[Rival], window: int
+) -> dict[str, Any]:
+    """How alike trajectories are within and between groups, and how alike they would be by chance."""
+    sigmas, d = setup.sigmas, math.prod(setup.network.shape)
+    own = split(group_names(setup.config.model, setup, len(curve)), curve)
+    groups = {name: regularity.shapes(part, sigmas, d, window) for name, part in own.items()}
+    for rival in rivals:
+        if rival.curve is not None:
+            parts = split(rival.groups, rival.curve)
+            groups |= {name: regularity.shapes(part, sigmas, rival.d, window) for name, part in parts.items()}
+    tables = regularity.table(groups)
+    smooth, forward = regularity.smooth_null(curve, sigmas, d), _stack(blocks, "forward")
+    chance: dict[str, dict[str, Any]] = {}
+    for name, null in (("smooth", smooth), ("forward", forward)):
+        found = regularity.apart(regularity.shapes(null, sigmas, d, window))
+        chance[name] = {key: as_json(value) for key, value in found.items()}
+    explained, law = _stack(blocks, "forward.explained").cumsum(1), None
+    if len(sigmas) > COMPONENTS + 1:
+        law = nulls.bridge_shares(sigmas, COMPONENTS).cumsum(0)
+    for k in range(COMPONENTS):
+        chance["forward"][f"explained by {k + 1}"] = as_json(mean(explained[:, k]))
+        if law is not None:
+            chance["forward"][f"explained by {k + 1}, in many dimensions"] = float(law[k])
+    out: dict[str, Any] = {"names": list(groups), "nulls": chance, "se": {}}
+    for key, table in tables.items():
+        cells = [[as_json(cell) for cell in row] for row in table]
+        out[key] = [[cell["value"] for cell in row] for row in cells]
+        out["se"][key] = [[cell["se"] for cell in row] for row in cells]
+    return out
+
+
+def _weights(setup: Setup) -> dict[str, Any] | None:
+    """Shares of the predictions in the last state above 0, which an Euler step into 0 replaces by its prediction."""
+    if not isinstance(setup.solver, Euler):
+        return None
+    sigmas = setup.sigmas[setup.sigmas > 0]
+    last = combination.shares(sigmas)[-1]
+    return {
+        "sigmas": plain_sigmas(sigmas[:-1]),
+        "prediction": last[1:].tolist(),
+        "start": float(last[0]),
+        "at": float(sigmas[-1]),
+    }
+
+
+def _likelihood(bands: dict[str, Band], columns: dict[str, Tensor]) -> dict[str, Any]:
+    """Shares of steps at which likelihood rises, and at which it is proved to."""
+    out: dict[str, Any] = {key: as_json(mean(columns[name])) for key, name in _RISES.items()}
+    out["steps"] = bands["assumption met"].mean.tolist()
+    return out | {f"{key} steps": bands[name].mean.tolist() for key, name in _RISES.items() if key != "met"}
+
+
+def _flagged(bands: dict[str, Band], sigmas: Tensor, d: int) -> list[dict[str, float]]:
+    floor = _ROUNDING * float(bands["denoised magnitude"].mean.max()) / math.sqrt(d)
+    found = outliers(sigmas[:-1], bands["score deviation"].mean, floor=floor)
+    return [dataclasses.asdict(each) for each in found]
+
+
+def _shell(exact: Dataset, sigmas: Tensor) -> Band:
+    """`sqrt(‖y‖² + sigma²d)` over the points: where the forward process concentrates ([GEO] prop. 2)."""
+    squares = 2 * exact.points.half
+    return Band.of((squares[None] + (sigmas**2 * exact.points.dim)[:, None]).sqrt())
+
+
+def results_of(
+    setup: Setup, exact: Dataset | None, blocks: Sequence[Block], rivals: Sequence[Rival], window: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return every figure of a run as JSON, and the tensors behind its pictures.
+
+    Args:
+        setup: the run.
+        exact: of the data, where the model stands beside them.
+        blocks: what was measured.
+        rivals: what it is compared with.
+        window: points on each side that curvature and torsion are fitted to.
+    """
+    bands, d = bands_of(blocks), math.prod(setup.network.shape)
+    names = [key.removeprefix("number.") for key in blocks[0][0] if key.startswith("number.")]
+    columns = {name: _stack(blocks, f"number.{name}") for name in names}
+    curve = _stack(blocks, "curve")
+    drawn, shape = _shape(curve, setup.sigmas, d, window)
+    results: dict[str, Any] = {"sigmas": plain_sigmas(setup.sigmas), "d": d}
+    if exact is not None:
+        results["likelihood"], results["flagged"] = _likelihood(bands, columns), _flagged(bands, setup.sigmas, d)
+        bands = {name: band for name, band in bands.items() if name not in _RISES.values()}
+        columns = {name: values for name, values in columns.items() if name not in _RISES.values()}
+        bands["forward magnitude"] = _shell(exact, setup.sigmas)
+    weights = _weights(setup)
+    results |= {} if weights is None else {"weights": weights}
+    results |= {
+        "groups": group_names(setup.config.model, setup, len(curve)),
+        "regularity": _regularity(blocks, curve, setup, rivals, window),
+        "numbers": {name: as_json(mean(values[~values.isnan()])) for name, values in columns.items()},
+        "shape": shape,
+        "bands": {
+            name: {part: getattr(band, part).tolist() for part in ("mean", "std", "se", "low", "high")}
+            for name, band in bands.items()
+        },
+    }
+    pictures = [name for name in blocks[0][0] if name.startswith("strip") or name == "neighbors"]
+    drawn |= {name: _stack(blocks, name) for name in pictures} | {"forward": _stack(blocks, "forward")}
+    if pictures:
+        count, most = len(setup.sigmas) - 1, drawn["strip"].shape[1]
+        drawn["strip_sigmas"] = setup.sigmas[torch.linspace(0, count - 1, most).round().long()]
+    return results, drawn
