@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanal import schedules
-from fanal.config import build_repair, build_schedule, build_solver
+from fanal.config import (
+    build_detector,
+    build_repair,
+    build_schedule,
+    build_solver,
+    check_detector,
+    fitted_options,
+)
 from fanal.errors import FanalError, is_number
-from fanal.hallucination import Redo, Renoise
+from fanal.hallucination import Ladder, Redo, Renoise, Variance
+from fanal.hallucination.detectors import RodsIndex
 from fanal.solvers import SOLVERS, Ancestral, Churn, Euler, Heun
 
 
@@ -114,6 +122,47 @@ def test_a_repair_is_built_from_text_over_the_cards_hints():
     assert build_repair("renoise:rounds=3", hints) == Renoise(1.5, 3)
 
 
+def test_a_ladder_has_as_many_rungs_and_shares_as_are_written():
+    built = build_repair("ladder:rungs=1.4/10..2.3/12,accept=0.3..0.2..0.1,eta=1")
+    assert built == Ladder(((1.4, 10), (2.3, 12)), accept=(0.3, 0.2, 0.1), eta=1.0)
+    hints = {"rungs": [[1.5, 6]], "accept": [0.2], "flag": 0.45}  # as a card has them
+    assert build_repair("ladder:accept=0.1", hints) == Ladder(((1.5, 6),), accept=(0.1,), flag=0.45)
+
+
+def test_a_detector_is_built_from_text_with_its_fields():
+    assert build_detector("variance", (0.0, 2.0)) == Variance((0.0, 2.0))
+    assert build_detector("variance:window=0.1..3", (0.0, 2.0)) == Variance((0.1, 3.0))
+    built = build_detector("rods_index:v=score,window=0.2..1.5,over=max", (0.0, 2.0))
+    assert built == RodsIndex((0.2, 1.5), v="score", over="max")
+    assert fitted_options("variance:window=0.1..3") == {}
+    assert fitted_options("combined:parts=variance+gray")["parts"] == ("variance", "gray")
+    assert fitted_options("probe:sigmas=0.5..1..2,strength=0.1") == {
+        "file": "",
+        "sigmas": (0.5, 1.0, 2.0),
+        "strength": 0.1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("varience", "did you mean 'variance'"),
+        ("variance:windw=0..1", "did you mean 'window'"),
+        ("variance:window=2..1", "0 <= low <= high"),
+        ("variance:window=2", "window must be like 0.0..1.0, got '2'"),
+        ("rods_index:v=slope", "v of RodsIndex"),
+        ("probe:file=a,strength=2", "give file alone"),
+        ("probe:strength=0", "numbers > 0"),
+        ("probe:sigmas=a", "sigmas must be like 0.8..2.0"),
+        ("combined:parts=varience", "part of a combination 'varience': did you mean 'variance'"),
+        ("combined:window=0..1", "unknown field of detector combined 'window'"),
+    ],
+)
+def test_a_detector_that_makes_no_sense_is_refused(text, told):
+    with pytest.raises(FanalError, match=told):
+        check_detector(text)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -123,6 +172,8 @@ def test_a_repair_is_built_from_text_over_the_cards_hints():
         ("redo:window=5..1", "low <= high"),
         ("renoise:rounds=2.5", "must be like"),
         ("renoise:rounds=0", "rounds in"),
+        ("ladder:rungs=2.3", "rungs must be like 2.3/12..4.4/14"),
+        ("ladder:rungs=2.3/1", "steps > 1"),
     ],
 )
 def test_a_repair_that_makes_no_sense_is_refused(text, told):

@@ -15,8 +15,8 @@ from PIL import Image
 
 import fanal as library
 from fanal import flagging, generation
+from fanal.detecting import detector_of
 from fanal.errors import FanalError, NonFiniteError
-from fanal.flagging import detector_of
 from fanal.generation import SampleConfig, generate
 from fanal.hallucination import LastSlope, Redo, Renoise, Variance, watch
 from fanal.hallucination.calibration import HINTS

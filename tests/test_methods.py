@@ -33,7 +33,7 @@ def threshold():
 
 
 def settings(**changed):
-    given = {**HINTS["grid2"], "rungs": ((0.5, 6), (1.5, 8)), **changed}
+    given = {**HINTS["grid2"], "ladder": Ladder(((0.5, 6), (1.5, 8))), **changed}
     return Settings(GRID, EYE, threshold(), **given)
 
 
@@ -182,21 +182,21 @@ def test_without_a_probe_the_ladder_is_judged_by_the_detector_on_the_grids_own_n
     eye = Variance((0.0, 0.3))
     first = watch(blurred(), start(), GRID, Euler(), eye, SEEDS)
     limit = float(first.risk.median())
-    method = Climbed(GRID, eye, limit, Ladder(((1.5, 5),), eta=0.0), None, 0.5, (0.2,), Euler())
+    method = Climbed(GRID, eye, limit, Ladder(((1.5, 5),), eta=0.0), None, Euler())
     after = method.mend(blurred(), start(), SEEDS, 30, first)
-    once = Ladder(((1.5, 0),), eta=0.0).repair(blurred(), start(), GRID, Euler(), eye, SEEDS, first, limit)
+    once = Ladder(((1.5, 9),), eta=0.0).repair(blurred(), start(), GRID, Euler(), eye, SEEDS, first, limit)
     assert torch.equal(after.x, once.x)
     tail = int((GRID <= 1.5).sum()) - 1
     assert (once.evaluations[once.rounds == 1] == 12 + tail).all()
 
 
 def test_the_budget_cuts_rungs_and_never_looks_at_the_batch():
-    method = Climbed(GRID, EYE, 0.0, Ladder(((1.0, 10), (2.0, 20), (3.0, 30))), None, 0.5, (0.2,), Euler())
-    assert method.affordable(0.0, 2) == ()
-    assert method.affordable(6.0, 2) == ((1.0, 10),)  # 0.5·12
-    assert method.affordable(11.4, 2) == ((1.0, 10),)
-    assert method.affordable(11.5, 2) == ((1.0, 10), (2.0, 20))  # + 0.25·22
-    assert method.affordable(15.5, 2) == ((1.0, 10), (2.0, 20), (3.0, 30))  # + 0.125·32
+    ladder = Ladder(((1.0, 10), (2.0, 20), (3.0, 30)), flag=0.5)
+    assert ladder.within(0.0, 2).rungs == ()
+    assert ladder.within(6.0, 2).rungs == ((1.0, 10),)  # 0.5·12
+    assert ladder.within(11.4, 2).rungs == ((1.0, 10),)
+    assert ladder.within(11.5, 2).rungs == ((1.0, 10), (2.0, 20))  # + 0.25·22
+    assert ladder.within(15.5, 2) == ladder  # + 0.125·32
 
 
 def test_settings_of_data_sets_are_fields():

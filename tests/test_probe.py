@@ -16,6 +16,7 @@ import fanal
 from fanal.denoiser import Counted
 from fanal.errors import FanalError
 from fanal.files import read_tensors
+from fanal.hallucination import activations
 from fanal.hallucination import probe as probes
 from fanal.hallucination.detectors import Detector, LastSlope
 from fanal.hallucination.methods import METHODS, Settings
@@ -72,8 +73,8 @@ def test_log_odds_are_odds():
 
 def test_what_is_read_is_the_prediction_and_the_channels():
     net, (x, _) = network(), pictures(5)
-    layers = probes.layers_of(net)
-    seen = probes.looks(net, x, SIGMAS, layers)
+    layers = activations.layers_of(net)
+    seen = activations.looks(net, x, SIGMAS, layers)
     kept = {}
     modules = dict(net.named_modules())
     hooks = [modules[n].register_forward_hook(lambda m, i, o, n=n: kept.__setitem__(n, o)) for n in layers]
@@ -144,15 +145,15 @@ def test_the_shipped_probes_belong_to_the_embedded_networks():
     for name in ("hands32", "shapes32"):
         found = probes.shipped(fanal.load(name))
         assert found is not None
-        assert found.network == probes.digest(fanal.load(name))
+        assert found.network == activations.digest(fanal.load(name))
     assert probes.shipped(network()) is None
     assert probes.shipped(blurred()) is None
-    assert probes.digest(network(0)) != probes.digest(network(1))
+    assert activations.digest(network(0)) != activations.digest(network(1))
     counting = nn.Module()
     counting.register_buffer("steps", torch.tensor(3.0))  # without axes
-    before = probes.digest(counting)
+    before = activations.digest(counting)
     counting.register_buffer("steps", torch.tensor(4.0))
-    assert probes.digest(counting) != before
+    assert activations.digest(counting) != before
 
 
 @pytest.mark.slow
@@ -170,25 +171,25 @@ def test_the_shipped_probes_are_what_their_command_writes(name, tmp_path):
 
 def test_a_hash_is_kept_until_a_weight_changes(monkeypatch):
     net = network()
-    first, real = probes.digest(net), probes.hashlib.sha256
-    monkeypatch.setattr(probes.hashlib, "sha256", None)  # nothing is hashed again
-    assert probes.digest(Counted(net)) == first
-    monkeypatch.setattr(probes.hashlib, "sha256", real)
+    first, real = activations.digest(net), activations.hashlib.sha256
+    monkeypatch.setattr(activations.hashlib, "sha256", None)  # nothing is hashed again
+    assert activations.digest(Counted(net)) == first
+    monkeypatch.setattr(activations.hashlib, "sha256", real)
     name, weight = next(iter(net.named_parameters()))
     other = weight.detach() + 1
     with torch.no_grad():
         weight.add_(1)
-    changed = probes.digest(net)
+    changed = activations.digest(net)
     net.load_state_dict(network().state_dict())
-    assert probes.digest(net) == first != changed
+    assert activations.digest(net) == first != changed
     owner = net.get_submodule(name.rpartition(".")[0])
     setattr(owner, name.rpartition(".")[2], nn.Parameter(other))  # another tensor in its place
-    assert probes.digest(net) == changed
+    assert activations.digest(net) == changed
     with torch.inference_mode():
         frozen = network()
-        before = probes.digest(frozen)
+        before = activations.digest(frozen)
         next(iter(frozen.parameters())).add_(1)
-        assert probes.digest(frozen) == changed != before == first
+        assert activations.digest(frozen) == changed != before == first
 
 
 def test_the_shipped_probes_know_real_from_broken_pictures():
@@ -213,9 +214,9 @@ def test_the_ladder_takes_a_probe_of_its_own_network_alone():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: probes.digest(blurred()), "Blurred is none"),
-        (lambda: probes.layers_of(nn.Linear(2, 2)), "0 stages"),
-        (lambda: probes.looks(network(), pictures(2)[0], SIGMAS, ["nowhere"]), "no layer 'nowhere'"),
+        (lambda: activations.digest(blurred()), "Blurred is none"),
+        (lambda: activations.layers_of(nn.Linear(2, 2)), "0 stages"),
+        (lambda: activations.looks(network(), pictures(2)[0], SIGMAS, ["nowhere"]), "no layer 'nowhere'"),
         (lambda: probes.fit(network(), *pictures(6)), "at least 5 of each kind"),
         (lambda: fitted().probe.start(), "start it with the denoiser"),
         (lambda: fitted().probe.start(network()).risk(), "has seen no step"),

@@ -10,7 +10,7 @@ import torch
 import fanal
 from fanal.denoiser import Counted, Temperature
 from fanal.errors import FanalError
-from fanal.hallucination import REPAIRS, LastSlope, Outcome, Redo, Renoise, Variance, watch
+from fanal.hallucination import REPAIRS, Ladder, LastSlope, Outcome, Redo, Renoise, Variance, watch
 from fanal.hallucination.repair import Fresh
 from fanal.schedules import polynomial
 from fanal.seeding import noise
@@ -315,5 +315,6 @@ def test_repairs_that_make_no_sense_are_refused(make, words):
 
 
 def test_the_registry_builds_them():
-    assert {name: type(kind()) for name, kind in REPAIRS.items()} == {"redo": Redo, "renoise": Renoise, "fresh": Fresh}
+    known = {"redo": Redo, "renoise": Renoise, "fresh": Fresh, "ladder": Ladder}
+    assert {name: type(kind()) for name, kind in REPAIRS.items()} == known
     assert {field.name for field in dataclasses.fields(Outcome)} >= {"x", "risk", "evaluations", "rounds"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import fanal
 from fanal.denoiser import Counted
 from fanal.errors import FanalError
 from fanal.hallucination.detectors import LastSlope, Variance
-from fanal.hallucination.ladder import Ladder
+from fanal.hallucination.ladder import Judge, Ladder
 from fanal.hallucination.localized import Inside, Localized, region
 from fanal.hallucination.repair import watch
 from fanal.schedules import polynomial
@@ -27,10 +28,25 @@ def start(seeds=SEEDS):
     return noise((2,), seeds, 80.0, dtype=torch.float64)
 
 
-def climb(ladder, threshold, seeds: Sequence[int] = SEEDS, model=None, solver=None):
-    model, solver = model or blurred(), solver or Euler()
-    first = watch(model, start(seeds), GRID, solver, EYE, seeds)
-    return first, ladder.repair(model, start(seeds), GRID, solver, EYE, seeds, first, threshold)
+@dataclass(frozen=True)
+class End:
+    """The last slope as a judge of finished samples, whose calibration samples had these risks."""
+
+    risks: tuple[float, ...] = (0.0, 1.0)
+    window: tuple[float, float] = (0.0, 0.0)
+    free: bool = True
+
+    def start(self):
+        return EYE.start()
+
+    def threshold(self, flag):
+        return float(torch.tensor(self.risks).double().quantile(1 - flag))
+
+
+def climb(ladder, threshold, seeds: Sequence[int] = SEEDS, model=None, solver=None, eye=None):
+    model, solver, eye = model or blurred(), solver or Euler(), eye or EYE
+    first = watch(model, start(seeds), GRID, solver, eye, seeds)
+    return first, ladder.repair(model, start(seeds), GRID, solver, eye, seeds, first, threshold)
 
 
 def middle():
@@ -41,7 +57,8 @@ def middle():
 def test_only_flagged_samples_climb_and_every_step_is_paid(solver):
     model = Counted(blurred())
     limit = float(watch(blurred(), start(), GRID, solver, EYE, SEEDS).risk.median())
-    first, after = climb(Ladder(RUNGS), limit, model=model, solver=solver)
+    assert isinstance(End(), Judge)
+    first, after = climb(Ladder(RUNGS), limit, model=model, solver=solver, eye=End())
     flagged = first.risk > limit
     assert torch.equal(after.x[~flagged], first.x[~flagged])
     assert (after.rounds[~flagged] == 0).all()
@@ -53,7 +70,8 @@ def test_only_flagged_samples_climb_and_every_step_is_paid(solver):
 
 
 def test_a_rung_is_a_run_from_where_the_last_one_ended_with_noise_of_its_own():
-    first, after = climb(Ladder(RUNGS, eta=1.0), -1.0)  # everybody climbs both rungs: no risk is below 0
+    # everybody climbs both rungs: no risk is below 0
+    first, after = climb(Ladder(RUNGS, eta=1.0, accept=()), -1.0, eye=End())
     x = first.x
     for number, (sigma, steps) in enumerate(RUNGS, 1):
         x = x + noise((2,), SEEDS, sigma, round=number, stream="ladder", dtype=torch.float64)
@@ -63,21 +81,29 @@ def test_a_rung_is_a_run_from_where_the_last_one_ended_with_noise_of_its_own():
     assert torch.allclose(after.x, x, rtol=1e-12, atol=1e-14)
 
 
-def test_slack_lets_tries_go_earlier_and_holds_rung_by_rung():
-    limit, rungs = middle(), ((1.5, 0), (1.5, 0))  # on the grid's own nodes, as the last slope wants it
-    counts = [climb(Ladder(rungs, slack=slack), limit)[1].rounds for slack in ((), (1e9,), (0.0, 1e9), (-1e9,))]
-    flagged = counts[0] > 0
-    assert (counts[1][flagged] == 1).all()
-    assert torch.equal(counts[2], counts[0])
-    assert (counts[3][flagged] == 2).all()
-    assert int((counts[0] == 1).sum()) > 0  # some were mended by the first rung
+def test_shares_let_tries_go_earlier_and_hold_rung_by_rung():
+    """A judge whose calibration samples were all risky accepts any try; no share makes it stricter than at first."""
+    limit, rungs = middle(), ((1.5, 12), (1.5, 12))
+    risky, fair = End((0.0, 0.0, 1e9, 1e9)), End((-1e9, -1e9, 1e9, 1e9))
+
+    def rounds(eye, *accept):
+        return climb(Ladder(rungs, accept=accept, low=0.002), limit, eye=eye)[1].rounds
+
+    plain = rounds(risky)
+    flagged = plain > 0
+    assert int((plain == 1).sum()) > 0  # some were mended by the first rung
+    assert (rounds(risky, 0.2)[flagged] == 1).all()
+    assert torch.equal(rounds(fair, 0.9), plain)
+    assert torch.equal(rounds(fair, 0.9, 0.1), plain)  # after the second rung nobody is left to be let go
+    assert torch.equal(rounds(EYE, 0.2), climb(Ladder(rungs, accept=()), limit)[1].rounds)  # it is no judge
 
 
-@pytest.mark.parametrize("ladder", [Ladder(RUNGS), Ladder(RUNGS, eta=0.0), Ladder(((0.5, 0), (1.5, 0)))])
-def test_no_sample_depends_on_who_climbs_beside_it(ladder):
+@pytest.mark.parametrize("eye", [EYE, End()])
+@pytest.mark.parametrize("ladder", [Ladder(RUNGS), Ladder(RUNGS, eta=0.0)])
+def test_no_sample_depends_on_who_climbs_beside_it(ladder, eye):
     limit, some = middle(), [1, 2, 7, 11, 18]
-    _, whole = climb(ladder, limit)
-    _, part = climb(ladder, limit, [SEEDS[b] for b in some])
+    _, whole = climb(ladder, limit, eye=eye)
+    _, part = climb(ladder, limit, [SEEDS[b] for b in some], eye=eye)
     assert torch.allclose(part.x, whole.x[some], rtol=1e-10, atol=1e-12)
     assert torch.equal(part.rounds, whole.rounds[some])
 
@@ -87,7 +113,7 @@ def test_the_ladder_mends_what_left_the_grid():
     # first, less than half of that in the end, more than eight standard errors.
     verify, seeds = fanal.datasets.DATASETS["grid2"].verify, range(300)
     limit = float(watch(blurred(), start(seeds), GRID, Euler(), EYE, seeds).risk.quantile(0.35))
-    first, after = climb(Ladder(((1.5, 0),) * 4, eta=0.0), limit, seeds)
+    first, after = climb(Ladder(((1.5, 2),) * 4, eta=0.0), limit, seeds)
     before, now = verify(first.x) != 0, verify(after.x) != 0
     change = fanal.metrics.paired_rate(before, now)
     assert now.double().mean() < before.double().mean() / 2
@@ -198,7 +224,10 @@ def test_localized_re_noising_does_not_depend_on_the_batch():
         (lambda: Ladder(((0.01, 5),)), "a ladder needs rungs"),
         (lambda: Ladder(((1.0, 1),)), "a ladder needs rungs"),
         (lambda: Ladder(eta=2.0), "eta in"),
-        (lambda: climb(Ladder(((0.001, 0),), low=0.0001), -1.0), "no two nodes"),
+        (lambda: Ladder(accept=(0.2, 1.0)), "shares between 0 and 1"),
+        (lambda: Ladder(accept=0.2), "shares between 0 and 1"),
+        (lambda: Ladder(rungs=((1.0,),)), "a ladder needs rungs"),
+        (lambda: climb(Ladder(((0.001, 2),), low=0.0001), -1.0), "no two nodes"),
         (lambda: Localized(sigma=-1.0), "localized re-noising needs sigma > 0"),
         (lambda: Localized(share=0.0), "share in"),
         (

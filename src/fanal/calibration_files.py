@@ -1,7 +1,11 @@
-"""Calibration files: a detector with its threshold, what it was measured on, and the risks to set another one by."""
+"""Calibration files: a detector with its threshold, what it was measured on, and the risks to set another one by.
+
+A linear probe has many numbers, and lies in a file of its own beside: `NAME.probe.safetensors` of `NAME.json`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +18,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError, is_number
 from fanal.files import read_json, write_json
+from fanal.hallucination import probe
 from fanal.hallucination.calibration import Calibration
 
 __all__ = ["FORMAT", "Saved", "calibration_file", "read_calibration", "write_calibration"]
@@ -58,7 +63,24 @@ def write_calibration(path: str | Path, saved: Saved) -> None:
         "risk": None if saved.risk is None else saved.risk.tolist(),
         "wrong": None if saved.wrong is None else saved.wrong.tolist(),
     }
+    if saved.calibration.probe is not None:
+        told = f"{saved.model}: the judge of the calibration {Path(path).name}"
+        probe.write(_probe_file(Path(path)), saved.calibration.probe, told)
     write_json(Path(path), value)
+
+
+def _probe_file(place: Path) -> Path:
+    return place.with_suffix(".probe.safetensors")
+
+
+def _with_probe(found: Calibration, place: Path) -> Calibration:
+    """Open the linear probe beside a calibration file."""
+    if found.detector != probe.LinearProbe.kind:
+        return found
+    judge = probe.read(_probe_file(place))
+    if judge.to_dict() != found.options:
+        raise FanalError(f"{_probe_file(place)} is not the probe that {place} was measured with: calibrate again")
+    return dataclasses.replace(found, probe=judge)
 
 
 def calibration_file(path: str | Path) -> Path:
@@ -88,7 +110,7 @@ def read_calibration(path: str | Path) -> Saved:
         saved = Saved(
             model=value["model"],
             fingerprint=value["fingerprint"],
-            calibration=Calibration.from_dict(value["calibration"]),
+            calibration=_with_probe(Calibration.from_dict(value["calibration"]), place),
             conditions=dict(value["conditions"]),
             risk=_numbers(value["risk"]),
             wrong=_truths(value["wrong"]),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fanal.errors import FanalError, unknown_name
-from fanal.hallucination.detectors import DETECTORS, Detector
-from fanal.hallucination.repair import REPAIRS, Repair
+from fanal.hallucination import REPAIRS, Repair
+from fanal.hallucination.detectors import DETECTORS, FITTED, Detector
+from fanal.hallucination.hints import tuples
 from fanal.hallucination.rods import Guard
 from fanal.sampling import Solver
 from fanal.schedules import SCHEDULES, from_file, table, tables
@@ -25,6 +26,8 @@ __all__ = [
     "build_repair",
     "build_schedule",
     "build_solver",
+    "check_detector",
+    "fitted_options",
     "parse_options",
     "split_settings",
 ]
@@ -81,8 +84,8 @@ def parse_options(kind: str, text: str, known: Iterable[str], fields_of: Callabl
     return name, options
 
 
-def _value(text: str, default: Any, where: str) -> Any:
-    """Read a text as the kind of thing its field's default is."""
+def _value(text: str, default: Any, where: str, many: bool = False) -> Any:
+    """Read a text as the kind of thing its field's default is; `many`: a tuple may have any length."""
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[text.lower()]
@@ -91,13 +94,22 @@ def _value(text: str, default: Any, where: str) -> Any:
         if isinstance(default, float):
             return float(text)
         if isinstance(default, tuple):
-            low, high = text.split("..")
-            return float(low), float(high)
+            return _list(text, default, many)
         if isinstance(default, str) and text.isdecimal():
             return int(text)  # a field that takes a word or a number, such as lower_final
     except (ValueError, KeyError):
-        raise FanalError(f"{where} must be like {default!r}, got {text!r}") from None
+        raise FanalError(f"{where} must be like {_written(default)}, got {text!r}") from None
     return text
+
+
+def _list(text: str, default: tuple, many: bool) -> tuple:
+    """Read `0.5..20` or, where the default has pairs, `2.3/12..8.1/16`."""
+    parts = text.split("..")
+    if not many and len(parts) != len(default):
+        raise ValueError(f"{len(parts)} parts")
+    if not isinstance(default[0], tuple):
+        return tuple(map(float, parts))
+    return tuple((float(first), int(second)) for first, second in (part.split("/") for part in parts))
 
 
 def _unwrapped(text: str) -> str:
@@ -155,13 +167,15 @@ def text_of(solver: Solver) -> str | None:
 def _written(value: Any) -> str:
     if isinstance(value, Solver):
         return f"({text_of(value)})"
-    if isinstance(value, tuple) and len(value) == 2:
-        return f"{value[0]}..{value[1]}"
+    if isinstance(value, tuple):
+        return "..".join("/".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in value)
     return str(value)
 
 
 def build_repair(text: str, hints: Mapping[str, Any] | None = None) -> Repair:
     """Build a repair from `name` or `name:field=value,…`, e.g. `redo:kappa=0.1,window=0.5..20`.
+
+    The rungs of a ladder are pairs of sigma and steps: `ladder:rungs=1.4/10..2.3/12,accept=0.3..0.2`.
 
     Args:
         text: as written on the command line.
@@ -176,9 +190,66 @@ def build_repair(text: str, hints: Mapping[str, Any] | None = None) -> Repair:
 
     name, options = parse_options("guard", text, REPAIRS, fields_of)
     default = REPAIRS[name]()
-    values = {key: _value(value, getattr(default, key), f"{name}:{key}") for key, value in options.items()}
-    own = {key: tuple(v) if isinstance(v, list) else v for key, v in (hints or {}).items() if key in fields_of(name)}
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(REPAIRS[name])}
+    values = {
+        key: _value(value, getattr(default, key), f"{name}:{key}", "..." in kinds[key])
+        for key, value in options.items()
+    }
+    own = {key: tuples(value) for key, value in (hints or {}).items() if key in fields_of(name)}
     return dataclasses.replace(default, **{**own, **values})
+
+
+_OF_FITTED: dict[str, dict[str, Any]] = {
+    "combined": {"file": "", "parts": "", "strength": 1.0},
+    "probe": {"file": "", "sigmas": (0.8, 2.0), "strength": 0.01},
+}
+
+
+def _detector_fields(name: str) -> Sequence[str]:
+    if name in FITTED:
+        return list(_OF_FITTED[name])
+    return [field.name for field in dataclasses.fields(DETECTORS[name]) if field.init]
+
+
+def _detector_parts(text: str) -> tuple[str, dict[str, str]]:
+    return parse_options("detector", text, [*DETECTORS, *FITTED], _detector_fields)
+
+
+def fitted_options(text: str) -> dict[str, Any]:
+    """Return the fields of a detector that is fitted to samples; {} for one that is not.
+
+    `combined:parts=variance+undecided,strength=1`: a combination of these; `parts` is a tuple, () is all free ones.
+    `probe:sigmas=0.8..2,strength=0.01`: a linear probe. Either with `file=PATH` alone: what was fitted before.
+
+    Raises:
+        FanalError: the name, a field or a value is not one of a detector's.
+    """
+    name, options = _detector_parts(text)
+    if name not in FITTED:
+        return {}
+    defaults = _OF_FITTED[name]
+    values = {key: _value(value, defaults[key], f"{name}:{key}", many=True) for key, value in options.items()}
+    found = {**defaults, **values}
+    if "parts" in found:
+        found["parts"] = tuple(part for part in str(found["parts"]).split("+") if part)
+        for part in found["parts"]:
+            if part not in DETECTORS:
+                raise unknown_name("part of a combination", part, DETECTORS)
+    if not found["strength"] > 0 or not all(sigma > 0 for sigma in found.get("sigmas", ())):
+        raise FanalError(f"detector {text!r}: strength and sigmas are numbers > 0")
+    if "file" in options and len(options) > 1:
+        raise FanalError(f"detector {text!r}: what is in a file is fitted already, give file alone")
+    return found | {"file": str(found["file"])}
+
+
+def check_detector(text: str) -> None:
+    """Check what was written for a detector, before anything is opened.
+
+    Raises:
+        FanalError: the name, a field or a value is not one of a detector's.
+    """
+    if not fitted_options(text):
+        build_detector(text, (0.0, 1.0))
 
 
 def build_detector(text: str, window: tuple[float, float]) -> Detector:
@@ -189,14 +260,12 @@ def build_detector(text: str, window: tuple[float, float]) -> Detector:
         window: closed range of sigma that it looks at.
 
     Raises:
-        FanalError: the name, a field or a value is not one of the detector's.
+        FanalError: the name, a field or a value is not one of the detector's, or it has to be fitted.
     """
-
-    def fields_of(name: str) -> list[str]:
-        return [field.name for field in dataclasses.fields(DETECTORS[name]) if field.init]
-
-    name, options = parse_options("detector", text, DETECTORS, fields_of)
-    default = DETECTORS[name](window) if "window" in fields_of(name) else DETECTORS[name]()
+    name, options = _detector_parts(text)
+    if name in FITTED:
+        raise FanalError(f"{name} is fitted to labelled samples, as fanal guard --detector {name} does")
+    default = DETECTORS[name](window) if "window" in _detector_fields(name) else DETECTORS[name]()
     values = {key: _value(value, getattr(default, key), f"{name}:{key}") for key, value in options.items()}
     return dataclasses.replace(default, **values)
 

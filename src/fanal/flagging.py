@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,24 @@ from torch import Tensor
 
 from fanal.calibration_files import Saved, read_calibration, write_calibration
 from fanal.cards import wrong_of
+from fanal.config import build_detector
+from fanal.denoiser import Counted, Denoiser, evaluations, take
+from fanal.detecting import chosen, wanted_of
 from fanal.errors import FanalError
 from fanal.files import read_tensors
-from fanal.hallucination import calibration
-from fanal.hallucination.calibration import FIRST_SEED, FLAG, Calibration, window_of
-from fanal.hallucination.detectors import Contrast, Detector, LastSlope, Running, build, describe, last_window
+from fanal.hallucination import calibration, probe
+from fanal.hallucination.calibration import FIRST_SEED, FLAG, Calibration
+from fanal.hallucination.detectors import FITTED, Detector, describe
+from fanal.hallucination.fitting import Fitting
+from fanal.hallucination.ladder import Judge, Ladder
+from fanal.hallucination.probe import LinearProbe
 from fanal.hallucination.repair import watch
 from fanal.labeling.labels import open_labels, read_samples
 from fanal.preparation import SampleConfig, Setup, prepare, record_of, settings_of
 from fanal.runs import Progress, Run
 from fanal.seeding import noise
 
-__all__ = ["Settled", "detector_of", "settle"]
+__all__ = ["Settled", "first_samples", "settle"]
 
 Say = Callable[[str], None]
 Rates = dict[str, float]
@@ -60,31 +65,9 @@ class _Measured:
     evaluations: int
 
 
-def detector_of(setup: Setup) -> Detector:
-    """Return what watches a run that has no calibration: the wanted detector, or else the model's.
-
-    The model's looks at its tuned window, or at the last part of the grid where that holds too few steps. Where this
-    does too, the last slope takes its place, and on a single step from infinite sigma, which has no slope, the contrast
-    of the prediction: a run is not refused for the sake of a figure that nobody asked for.
-    """
-    data, wanted = setup.dataset.name if setup.dataset else "", setup.config.detector
-    if wanted:
-        return build(wanted, window_of(wanted, setup.sigmas, data))
-    own = (build(setup.detector, window) for window in _windows(setup.detector, setup.sigmas, data))
-    return next((detector for detector in (*own, LastSlope()) if _sees(detector, setup.sigmas)), Contrast())
-
-
-def _windows(detector: str, sigmas: Tensor, data: str) -> Iterator[tuple[float, float]]:
-    yield window_of(detector, sigmas, data)
-    yield last_window(sigmas)
-
-
-def _sees(detector: Detector, sigmas: Tensor) -> bool:
-    """Whether a grid has as many steps in a detector's window as it needs."""
-    (low, high), needs = detector.window, 1
-    if detector.free and isinstance(eye := detector.start(), Running):
-        (low, high), needs = eye.window, eye.needs  # those of the last step have no window of their own
-    return sum(low <= sigma <= high for sigma in sigmas[:-1].tolist() if not math.isinf(sigma)) >= needs
+def first_samples(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return a run's samples before any repair, from the tensors of its folder."""
+    return tensors["before"] if "before" in tensors else tensors["x"]
 
 
 def settle(run: Run, setup: Setup, about: dict[str, Any], fingerprint: str, progress: Progress, say: Say) -> Settled:
@@ -110,7 +93,7 @@ def settle(run: Run, setup: Setup, about: dict[str, Any], fingerprint: str, prog
         saved = kept or _from_file(setup, fingerprint, say)
         paid, origin = 0, f"the calibration {config.calibration}"
     elif config.labels is not None:
-        saved = kept or _from_labels(run, setup, fingerprint, progress, say)
+        saved = kept or _from_labels(run, setup, about, fingerprint, progress, say)
         paid, origin = saved.calibration.evaluations, f"the labels {config.labels}"
     else:
         card = _of_card(setup, about)
@@ -129,6 +112,13 @@ def _rates(config: SampleConfig) -> Rates:
     """The share that the threshold is asked for, as `calibration.settle` takes it; {}: none."""
     asked = {"flag": config.flag, "tpr": config.catch, "fpr": config.alarms}
     return {name: share for name, share in asked.items() if share is not None}
+
+
+def _rates_or_own(setup: Setup, about: dict[str, Any], detector: Detector) -> Rates:
+    """The same; where none is asked for, the share that the ladder flags by its judge, or else the card's."""
+    ladder = setup.repairs.get("ladder")
+    own = ladder.flag if isinstance(ladder, Ladder) and isinstance(detector, Judge) else about.get("flag", FLAG)
+    return _rates(setup.config) or {"flag": own}
 
 
 def _saved(config: SampleConfig, fingerprint: str, found: Calibration, measured: _Measured | None = None) -> Saved:
@@ -150,14 +140,28 @@ def _tell_conditions(place: str | Path, conditions: Mapping[str, Any], config: S
 
 def _of_card(setup: Setup, about: dict[str, Any]) -> Calibration | None:
     """The calibration on the model's card, where it holds for this run: its solver, grid, detector and share."""
-    config = setup.config
     if "calibration" not in about:
         return None
     found = Calibration.from_dict(about["calibration"])
-    plain = config.label is None and config.prompt is None and config.captions is None
-    same = config.detector in (None, found.detector) and config.catch is None and config.alarms is None
-    same = same and found.flag == (config.flag or about.get("flag", FLAG))
-    return found if plain and same and found.fits(config.solver, setup.sigmas) else None
+    return None if _differences(setup, about, found) else found
+
+
+def _differences(setup: Setup, about: dict[str, Any], found: Calibration) -> list[str]:
+    """In what the card's calibration is not one for this run, with both values."""
+    config, pairs = setup.config, []
+    pairs.append(("solver", found.solver, config.solver))
+    if not found.fits(found.solver, setup.sigmas):
+        pairs.append(("grid", *_grid_words(found.sigmas, setup.sigmas.tolist())))
+    wanted = wanted_of(setup)
+    if wanted not in ("", found.detector):
+        fitted = wanted.partition(":")[0] in FITTED
+        if fitted or build_detector(wanted, found.window) != found.build():
+            pairs.append(("detector", found.detector, wanted))
+    pairs += [(name, "none", str(v)) for name in ("catch", "alarms") if (v := getattr(config, name)) is not None]
+    if config.catch is None and config.alarms is None:
+        pairs.append(("share to flag", f"{found.flag:g}", f"{config.flag or about.get('flag', FLAG):g}"))
+    pairs += [(name, "none", repr(v)) for name in _CONDITIONS[:3] if (v := getattr(config, name)) is not None]
+    return [f"{name} {theirs} there, {mine} here" for name, theirs, mine in pairs if theirs != mine]
 
 
 # From fresh seeds.
@@ -170,50 +174,94 @@ def _measured(run: Run, setup: Setup, about: dict[str, Any], fingerprint: str, p
             "catch and alarms (--catch, --alarms) are shares of samples that are known to be wrong or right, and "
             "nothing knows that here: give labels (--labels), or the share to flag (--flag)"
         )
+    detector = chosen(setup)
+    if isinstance(detector, Fitting) and not (setup.dataset and setup.dataset.verdicts):
+        raise _nothing_to_fit(config, detector)
     why = "is missing"
     if "calibration" in about:
-        why = "is for another solver, grid, label, detector or share"
+        card = Calibration.from_dict(about["calibration"])
+        why = f"does not fit ({'; '.join(_differences(setup, about, card))})"
     say(f"the card's calibration {why}: calibrating on other seeds, {config.calibrate} samples")
-    detector = detector_of(setup)
     seeds = range(FIRST_SEED, FIRST_SEED + config.calibrate)
 
     def start(rows: range) -> Tensor:
         sigma = float(setup.sigmas[0])
         return noise(setup.network.shape, seeds[rows.start : rows.stop], sigma, device=config.device)
 
-    found = _watch(run, setup, detector, seeds, start, progress)
-    rates = _rates(config) or {"flag": about.get("flag", FLAG)}
-    return _saved(config, fingerprint, _settled(setup, detector, found, rates), found)
+    whole = _watch(run, setup, detector, seeds, start, progress)
+    wrong, spent = whole["wrong"].bool() if "wrong" in whole else None, round(float(whole["evaluations"].sum()))
+    if isinstance(detector, Fitting):
+        assert wrong is not None
+        try:
+            detector, risk, asked = _fit(detector, setup.bound(range(len(seeds))), whole, wrong)
+        except FanalError as error:
+            raise FanalError(f"{error}; --calibrate N takes more samples than {config.calibrate}") from error
+        whole, spent = {"risk": risk}, spent + asked
+    found = _Measured(whole["risk"], wrong, seeds.start, spent)
+    settled = _settled(setup, detector, found, _rates_or_own(setup, about, detector))
+    return _saved(config, fingerprint, settled, found)
+
+
+def _nothing_to_fit(config: SampleConfig, detector: Fitting) -> FanalError:
+    """Nobody knows which samples are wrong, so that nothing can be fitted to them."""
+    asks = f"--detector {detector.kind}" if config.detector else "--repair ladder, judged by a linear probe,"
+    return FanalError(
+        f"{asks} needs labelled samples of {config.model}: no fitted one comes with fanal for this network. Label some "
+        f"(fanal sample {config.model} --out first; fanal label first) and give --labels first/labels.json, or name "
+        "what was fitted before (--detector "
+        f"{detector.kind}:file=FILE), or another detector (--detector variance)"
+    )
+
+
+def _fit(
+    detector: Fitting, model: Denoiser, tensors: Mapping[str, Tensor], wrong: Tensor
+) -> tuple[Detector, Float[Tensor, " b"], int]:
+    """Fit to labelled samples: the detector, the risk of each by a fit to the others, and what was asked for it."""
+    counted = Counted(model)
+    found, risk = detector.fit(counted, tensors, wrong)
+    return found, risk, evaluations(counted)
 
 
 def _watch(
     run: Run,
     setup: Setup,
-    detector: Detector,
+    detector: Detector | Fitting,
     seeds: range,
     start: Callable[[range], Tensor],
     progress: Progress,
-) -> _Measured:
-    """Watch samples to calibrate on, block by block, and judge them where a rule can."""
+) -> dict[str, Tensor]:
+    """Watch samples to calibrate on, block by block, and judge them where a rule can.
+
+    Returns:
+        `evaluations`, `risk` or what a fit needs, and `wrong` where a rule knows, each (B, …).
+    """
     block, judge = min(64, setup.config.block), wrong_of(setup.dataset) if setup.dataset else None
 
     def work(rows: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
         keys = seeds[rows.start : rows.stop]
-        done = watch(setup.bound(rows), start(rows), setup.sigmas, setup.solver, detector, keys)
-        tensors = {"risk": done.risk, "evaluations": done.evaluations}
-        return tensors | ({"wrong": judge(done.x).to(torch.uint8)} if judge else {}), {}
+        run_of = (setup.bound(rows), start(rows), setup.sigmas, setup.solver)
+        if isinstance(detector, Fitting):
+            tensors = detector.watch(*run_of, keys)
+        else:
+            done = watch(*run_of, detector, keys)
+            tensors = {"risk": done.risk, "evaluations": done.evaluations, "x": done.x}
+        if judge:
+            tensors["wrong"] = judge(tensors["x"]).to(torch.uint8)
+        if not isinstance(detector, Fitting):
+            del tensors["x"]
+        return tensors, {}
 
     parts = []
     for i in progress(range(0, len(seeds), block), "calibrating"):
         rows = range(i, min(i + block, len(seeds)))
         parts.append(run.block(i // block, lambda: work(rows), stage="calibration")[0])  # noqa: B023
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    wrong = whole["wrong"].bool() if judge else None
-    return _Measured(whole["risk"], wrong, seeds.start, round(float(whole["evaluations"].sum())))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _settled(setup: Setup, detector: Detector, found: _Measured, rates: Rates) -> Calibration:
     """Set the threshold by the share that the run asks for."""
+    if isinstance(detector, LinearProbe):  # shares are those of this run's solver and grid
+        detector = dataclasses.replace(detector, quantiles=probe.quantiles_of(found.risk))
     return calibration.settle(
         detector,
         found.risk,
@@ -229,8 +277,13 @@ def _settled(setup: Setup, detector: Detector, found: _Measured, rates: Rates) -
 # From a file.
 
 
-def _grid_words(sigmas: Sequence[float]) -> str:
-    return f"{len(sigmas) - 1} steps from sigma {sigmas[0]:.4g} to {sigmas[-1]:.4g}"
+def _grid_words(theirs: Sequence[float], mine: Sequence[float]) -> tuple[str, str]:
+    """Two grids in words that tell them apart."""
+    words = [f"{len(sigmas) - 1} steps from sigma {sigmas[0]:.4g} to {sigmas[-1]:.4g}" for sigmas in (theirs, mine)]
+    if words[0] == words[1] and theirs != mine:
+        i = max(range(len(mine)), key=lambda k: abs(theirs[k] - mine[k]))
+        words = [f"{text} by way of {sigmas[i]:.4g}" for text, sigmas in zip(words, (theirs, mine), strict=True)]
+    return words[0], words[1]
 
 
 def _from_file(setup: Setup, fingerprint: str, say: Say) -> Saved:
@@ -243,10 +296,13 @@ def _from_file(setup: Setup, fingerprint: str, say: Say) -> Saved:
             f"{place} was calibrated on {saved.model}, which is not {config.model} as it is now: calibrate again"
         )
     if not found.fits(config.solver, setup.sigmas):
+        there, here = _grid_words(found.sigmas, setup.sigmas.tolist())
         raise FanalError(
-            f"{place} was calibrated with {found.solver} on {_grid_words(found.sigmas)}; this run has {config.solver} "
-            f"on {_grid_words(setup.sigmas.tolist())}: a threshold holds for no other"
+            f"{place} was calibrated with {found.solver} on {there}; this run has {config.solver} on {here}: a "
+            "threshold holds for no other"
         )
+    if found.probe is not None:
+        found.probe.of(setup.network)
     _tell_conditions(place, saved.conditions, config, say)
     if not _rates(config):
         return saved
@@ -260,8 +316,13 @@ def _from_file(setup: Setup, fingerprint: str, say: Say) -> Saved:
 # From labels.
 
 
-def _from_labels(run: Run, setup: Setup, fingerprint: str, progress: Progress, say: Say) -> Saved:
-    """A threshold from a person's labels of an earlier run, with that run's risks, or watched again."""
+def _from_labels(
+    run: Run, setup: Setup, about: dict[str, Any], fingerprint: str, progress: Progress, say: Say
+) -> Saved:
+    """A threshold from a person's labels of an earlier run, with that run's risks, or watched again.
+
+    A linear probe needs the labelled samples alone; one that is still to be fitted is fitted to them.
+    """
     config, place = setup.config, Path(str(setup.config.labels))
     folder = place.parent
     record = record_of(folder)
@@ -269,10 +330,10 @@ def _from_labels(run: Run, setup: Setup, fingerprint: str, progress: Progress, s
     there, _ = prepare(theirs, setup.network)
     same = theirs.solver == config.solver and torch.equal(there.sigmas, setup.sigmas)
     if record.get("identity", {}).get("model") != fingerprint or not same:
+        was, now = _grid_words(there.sigmas.tolist(), setup.sigmas.tolist())
         raise FanalError(
-            f"the labels in {place} are of {record['config'].get('model')} with {theirs.solver} on "
-            f"{_grid_words(there.sigmas.tolist())}; this run has {config.model} with {config.solver} on "
-            f"{_grid_words(setup.sigmas.tolist())}: label a run like this one"
+            f"the labels in {place} are of {record['config'].get('model')} with {theirs.solver} on {was}; this run "
+            f"has {config.model} with {config.solver} on {now}: label a run like this one"
         )
     labels = open_labels(read_samples(folder))
     if place.name != labels.path.name:
@@ -282,22 +343,42 @@ def _from_labels(run: Run, setup: Setup, fingerprint: str, progress: Progress, s
         raise FanalError(f"{place} holds no label yet: fanal label {folder} serves a page to set some")
     if set(config.seeds()) & {theirs.seeds()[b] for b in rows.tolist()}:
         say("the labels are of samples of this run, so its flags look better than those of other seeds would")
-    detector = detector_of(setup)
-    risk, evaluations = _risk_of(record, folder, detector), 0
-    if risk is None:
+    detector, again = chosen(setup), dataclasses.replace(there, config=theirs, dataset=None, detector=setup.detector)
+    known, spent = _known(record, folder, detector), 0
+    if known is None:
         say(f"{folder} was watched by another detector: watching its {theirs.count} samples again")
-        again = dataclasses.replace(there, config=theirs, dataset=None, detector=setup.detector)
-        watched = _watch(run, again, detector, theirs.seeds(), again.start, progress)
-        risk, evaluations = watched.risk, watched.evaluations
-    found = _Measured(risk[rows], codes != 0, theirs.seeds().start, evaluations)
-    saved = _saved(theirs, fingerprint, _settled(setup, detector, found, _rates(config)), found)
+        known = _watch(run, again, detector, theirs.seeds(), again.start, progress)
+        spent = round(float(known["evaluations"].sum()))
+    known = {name: value[rows] for name, value in known.items()}
+    detector, risk, asked = _judged(detector, take(again.bound(range(theirs.count)), rows), known, codes, config)
+    found = _Measured(risk, codes != 0, theirs.seeds().start, spent + asked)
+    settled = _settled(setup, detector, found, _rates_or_own(setup, about, detector))
+    saved = _saved(theirs, fingerprint, settled, found)
     _tell_conditions(place, saved.conditions, config, say)
     return saved
 
 
-def _risk_of(record: dict[str, Any], folder: Path, detector: Detector) -> Tensor | None:
-    """The risks that a run recorded, if this detector gave them."""
-    told = json.loads(json.dumps(describe(detector)))
-    if record.get("results", {}).get("detector") != told:
+def _judged(
+    detector: Detector | Fitting, model: Denoiser, known: Mapping[str, Tensor], codes: Tensor, config: SampleConfig
+) -> tuple[Detector, Float[Tensor, " b"], int]:
+    """The risks of labelled samples, as `_fit`: as they are known, by a linear probe, or by what is fitted to them."""
+    known = {name: value.to(config.device) if name == "x" else value for name, value in known.items()}
+    if isinstance(detector, Fitting):
+        return _fit(detector, model, known, codes)
+    if "risk" in known:
+        return detector, known["risk"], 0
+    assert isinstance(detector, LinearProbe)
+    counted, blocks = Counted(model), torch.arange(len(codes)).split(config.block)
+    risk = torch.cat([detector.judge(take(counted, rows), known["x"][rows]) for rows in blocks])
+    return detector, risk, evaluations(counted)
+
+
+def _known(record: dict[str, Any], folder: Path, detector: Detector | Fitting) -> dict[str, Tensor] | None:
+    """What a run folder has of what is needed: the samples for a linear probe, else the risks of this detector."""
+    tensors = read_tensors(folder / "samples.safetensors")[0]
+    if isinstance(detector, LinearProbe) or (isinstance(detector, Fitting) and not detector.parts):
+        return {"x": first_samples(tensors)}
+    told = None if isinstance(detector, Fitting) else json.loads(json.dumps(describe(detector)))
+    if told is None or record.get("results", {}).get("detector") != told or "risk" not in tensors:
         return None
-    return read_tensors(folder / "samples.safetensors")[0].get("risk")
+    return {"risk": tensors["risk"]}

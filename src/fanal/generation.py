@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fanal import pictures
 from fanal.denoiser import Latent, Model, Native, counters, network_of
+from fanal.detecting import detector_of
 from fanal.files import sha256_of, write_atomically, write_tensors
-from fanal.flagging import Settled, detector_of, settle
+from fanal.flagging import Settled, settle
 from fanal.hallucination import Calibration, Outcome, watch
 from fanal.hallucination.detectors import describe
 from fanal.loading import fingerprint

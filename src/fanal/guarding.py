@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from fanal.calibration_files import read_calibration, write_calibration
 from fanal.errors import FanalError
 from fanal.files import read_tensors
+from fanal.flagging import first_samples
 from fanal.generation import generate
 from fanal.loading import fingerprint
 from fanal.preparation import SampleConfig, record_of
@@ -46,7 +47,9 @@ def guard(
         FanalError: the configuration, the model or the place does not work, or the earlier run is of another model.
     """
     if not config.guard:
-        raise FanalError('a guard needs to know what to do with flagged samples: redo, renoise, fresh or ("none",)')
+        raise FanalError(
+            'a guard needs to know what to do with flagged samples: redo, renoise, fresh, ladder or ("none",)'
+        )
     if run is not None:
         _check_model(Path(run), config.model)
     folder = generate(config, out, command="guard", overwrite=overwrite, progress=progress, say=say)
@@ -69,14 +72,9 @@ def _check_model(run: Path, model: str) -> None:
 
 def _compared(run: Path, folder: Path) -> str:
     """Whether the samples came out as in the earlier run."""
-    then, now = (_first(read_tensors(place / "samples.safetensors")[0]) for place in (run, folder))
+    then, now = (first_samples(read_tensors(place / "samples.safetensors")[0]) for place in (run, folder))
     if then.shape != now.shape:
         return f"{run} has {len(then)} samples, {len(now)} were watched"
     if torch.equal(then, now):
         return f"the samples are those of {run}, bit for bit"
     return f"the samples differ from those of {run} by at most {float((then - now).abs().max()):.3g}: other hardware?"
-
-
-def _first(samples: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The samples before any repair."""
-    return samples["before"] if "before" in samples else samples["x"]

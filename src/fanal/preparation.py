@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from fanal.calibration_files import calibration_file
-from fanal.config import build_repair, build_schedule, build_solver
+from fanal.config import build_repair, build_schedule, build_solver, check_detector, fitted_options
 from fanal.datasets import DATASETS, Dataset
 from fanal.denoiser import Model, Native
 from fanal.errors import FanalError, is_number, unknown_name
 from fanal.files import read_json, read_tensors
 from fanal.hallucination import Repair
 from fanal.hallucination.calibration import FLAG
-from fanal.hallucination.detectors import DETECTORS
 from fanal.loading import PIPELINES, Conditions, bind, card, open_network
 from fanal.sampling import Solver
 from fanal.schedules import check_sigmas, jump
@@ -72,7 +71,8 @@ class SampleConfig:
         flag: share of samples to flag, in calibration; None: what the model's card says, else 0.35.
         catch: share of the wrong samples to flag, instead, where something knows them: `labels`, or the data's rule.
         alarms: share of the right samples to flag at most, instead; likewise.
-        detector: name of what watches; None: the model's card's, else the variance of the prediction.
+        detector: what watches, as written on the command line (`variance`, `rods_index:v=score`); None: the judge that
+            a ladder needs, else the model's card's, else the variance of the prediction.
         calibrate: samples to calibrate on, where no calibration fits.
         calibration: a calibration file to take the detector and its threshold from, or the run folder that has one.
         labels: label file beside a run, to set the threshold by.
@@ -147,8 +147,8 @@ class SampleConfig:
                 raise FanalError(f"{name} is a share strictly between 0 and 1, got {share}")
         if len(shares) > 1:
             raise FanalError(f"a threshold is set by one share, got {' and '.join(shares)}: give one of them")
-        if self.detector is not None and self.detector not in DETECTORS:
-            raise unknown_name("detector", self.detector, DETECTORS)
+        if self.detector is not None:
+            check_detector(self.detector)
         if self.calibrate < 8:
             raise FanalError(f"a calibration needs at least 8 samples, got {self.calibrate}")
         if self.calibration is not None and (self.labels is not None or self.detector is not None):
@@ -171,6 +171,8 @@ class SampleConfig:
         named = {key: getattr(self, key) for key in ("captions", "labels", "noise")}
         if self.calibration is not None:
             named["calibration"] = str(calibration_file(self.calibration))
+        if self.detector is not None:
+            named["detector"] = fitted_options(self.detector).get("file")
         return {key: [value] for key, value in named.items() if value} | found
 
 

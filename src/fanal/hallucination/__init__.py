@@ -16,9 +16,13 @@ from fanal.hallucination.detectors import Combined as Combined
 from fanal.hallucination.detectors import Detector as Detector
 from fanal.hallucination.detectors import LastSlope as LastSlope
 from fanal.hallucination.detectors import Variance as Variance
-from fanal.hallucination.repair import REPAIRS as REPAIRS
+from fanal.hallucination.ladder import Ladder as Ladder
+from fanal.hallucination.repair import Fresh as Fresh
 from fanal.hallucination.repair import Outcome as Outcome
 from fanal.hallucination.repair import Redo as Redo
 from fanal.hallucination.repair import Renoise as Renoise
 from fanal.hallucination.repair import Repair as Repair
 from fanal.hallucination.repair import watch as watch
+
+REPAIRS: dict[str, type] = {"redo": Redo, "renoise": Renoise, "fresh": Fresh, "ladder": Ladder}
+"""Name → class, for cards and the command line."""

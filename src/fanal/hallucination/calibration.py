@@ -21,6 +21,7 @@ from fanal.hallucination.hints import HINTS as HINTS
 from fanal.hallucination.hints import WINDOWS as WINDOWS
 from fanal.hallucination.hints import window_of as window_of
 from fanal.hallucination.observation import observe
+from fanal.hallucination.probe import LinearProbe
 from fanal.hallucination.thresholds import Threshold, threshold_at, threshold_for
 from fanal.sampling import Solver
 from fanal.schedules import check_sigmas, plain_sigmas
@@ -66,6 +67,7 @@ class Calibration:
         caught_ci: 95 % confidence interval of `caught` (Clopper–Pearson).
         alarms: share of right calibration samples above the threshold; None without a verifier.
         alarms_ci: its confidence interval.
+        probe: the linear probe itself, where it is the detector; it is no part of the plain values.
     """
 
     detector: str
@@ -85,9 +87,16 @@ class Calibration:
     caught_ci: tuple[float, float] | None = None
     alarms: float | None = None
     alarms_ci: tuple[float, float] | None = None
+    probe: LinearProbe | None = field(default=None, repr=False, compare=False)
 
     def build(self) -> Detector:
-        """Build the detector that was calibrated."""
+        """Build the detector that was calibrated.
+
+        Raises:
+            FanalError: it is a linear probe, and these are the plain values alone.
+        """
+        if self.probe is not None:
+            return self.probe
         return build(self.detector, self.window, **self.options)
 
     def fits(self, solver: str, sigmas: Tensor) -> bool:
@@ -97,7 +106,9 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Describe it as plain JSON values."""
-        return dataclasses.asdict(self) | {"sigmas": plain_sigmas(torch.tensor(self.sigmas, dtype=torch.float64))}
+        found = dataclasses.asdict(dataclasses.replace(self, probe=None))
+        del found["probe"]
+        return found | {"sigmas": plain_sigmas(torch.tensor(self.sigmas, dtype=torch.float64))}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Calibration:
@@ -129,7 +140,10 @@ def _pair(value: Any) -> tuple[float, float] | None:
 def _check(found: Calibration) -> None:
     """Raise ValueError or TypeError where a field is not of its kind."""
     check_sigmas(found.sigmas)
-    build(found.detector, found.window, **found.options)
+    if found.probe is not None:
+        raise ValueError("a probe is kept in a file of its own")
+    if found.detector != LinearProbe.kind:
+        build(found.detector, found.window, **found.options)
     needed = {name: getattr(found, name) for name in ("threshold", "flag", "count", "first_seed", "evaluations")}
     known = {name: getattr(found, name) for name in ("auc", "auc_se", "caught", "wrong", "alarms")}
     for name, number in {**needed, **{k: v for k, v in known.items() if v is not None}}.items():
@@ -206,6 +220,7 @@ def settle(
         threshold=found.value,
         evaluations=evaluations,
         options=what["options"],
+        probe=detector if isinstance(detector, LinearProbe) else None,
     )
     return result if wrong is None else _with_truth(result, found, risk, wrong != 0)
 

@@ -93,15 +93,16 @@ def fit(
             "or take fewer folds (at least 2)"
         )
     logs, floors = _logs([risks[name] for name in names])
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength))
+    scaler, regression = StandardScaler(), LogisticRegression(C=strength)
+    model = make_pipeline(scaler, regression)
     parts = StratifiedKFold(folds, shuffle=True, random_state=0)
     risk = torch.from_numpy(np.asarray(cross_val_predict(model, logs, bad, cv=parts, method="predict_proba"))[:, 1])
-    scaler = StandardScaler().fit(logs)
-    regression = LogisticRegression(C=strength).fit(scaler.transform(logs), bad)
-    numbers = zip(floors, np.asarray(scaler.mean_), np.asarray(scaler.scale_), regression.coef_[0], strict=True)
+    model.fit(logs, bad)
+    center, scale, weight = (np.asarray(own) for own in (scaler.mean_, scaler.scale_, regression.coef_))
+    numbers = zip(floors, center, scale, weight[0], strict=True)
     combined = Combined(
         tuple(Part(detector, *map(float, some)) for detector, some in zip(detectors.values(), numbers, strict=True)),
-        float(regression.intercept_[0]),
+        float(np.asarray(regression.intercept_)[0]),
     )
     return Fit(combined, risk, metrics.auc(risk, torch.from_numpy(bad)))
 

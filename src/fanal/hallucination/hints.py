@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fanal.hallucination.detectors import last_window
 
-__all__ = ["FLAG", "HINTS", "WINDOWS", "window_of"]
+__all__ = ["FLAG", "HINTS", "WINDOWS", "tuples", "window_of"]
 
 FLAG = 0.35
 """Share of samples flagged by default, where a card says nothing else."""
@@ -21,6 +21,27 @@ HINTS: dict[str, dict[str, Any]] = {
         "repair": {
             "redo": {"kappa": 0.1, "window": [0.1, 4.0]},
             "renoise": {"sigma": 1.5, "rounds": 4},
+            "ladder": {"rungs": [[0.5, 12], [1.5, 16], [1.5, 16]]},
+        },
+    },
+    "shapes32": {
+        "repair": {
+            "ladder": {
+                "rungs": [[1.4, 10], [2.3, 12], [4.4, 14], [8.1, 16], [8.1, 16]],
+                "accept": [0.3, 0.25, 0.2, 0.15],
+                "eta": 0.7,
+                "flag": 0.45,
+            },
+        },
+    },
+    "hands32": {
+        "repair": {
+            "ladder": {
+                "rungs": [[2.3, 20], [4.4, 22], [8.1, 24], [8.1, 24]],
+                "accept": [0.22, 0.18],
+                "eta": 0.0,
+                "flag": 0.33,
+            },
         },
     },
 }
@@ -61,6 +82,13 @@ WINDOWS: dict[str, dict[str, tuple[float, float]]] = {
     },
 }
 """Data set → detector → the window in sigma that told most on tuning seeds, which nothing is reported on."""
+
+
+def tuples(value: Any) -> Any:
+    """Return what a card holds with its lists as tuples, at every depth."""
+    if isinstance(value, dict):
+        return {key: tuples(part) for key, part in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def window_of(detector: str, sigmas: Float[Tensor, " n"], data: str = "") -> tuple[float, float]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fanal.denoiser import Counted, Denoiser, Temperature, counters, evaluations
 from fanal.errors import FanalError
+from fanal.hallucination import hints
 from fanal.hallucination.detectors import Detector
 from fanal.hallucination.ladder import Ladder
 from fanal.hallucination.localized import Localized
@@ -34,7 +35,19 @@ from fanal.seeding import noise
 from fanal.solvers.onestep import Euler, Heun
 from fanal.solvers.stochastic import Churn
 
-__all__ = ["HINTS", "METHODS", "Best", "Climbed", "Fixed", "Gated", "Mending", "Method", "Restart", "Settings"]
+__all__ = [
+    "HINTS",
+    "METHODS",
+    "Best",
+    "Climbed",
+    "Fixed",
+    "Gated",
+    "Mending",
+    "Method",
+    "Restart",
+    "Settings",
+    "ladder_of",
+]
 
 
 @runtime_checkable
@@ -87,12 +100,9 @@ class Settings:
         restart: (low, high), the interval of sigma that restarts go through again.
         stop: sigma at which an early stop takes the denoised prediction.
         s_churn: amount of churn.
-        rungs: sigma and number of steps of each rung of the ladder.
-        eta: share of fresh noise on the way down from a rung.
+        ladder: its rungs, and the shares that its judge flags and accepts.
         probe: what judges samples on the ladder; None: the linear probe that comes with fanal for this very network,
             or where there is none `detector`, with `threshold`.
-        flag: share of first passes that the probe flags.
-        accept: rung by rung, share of first passes above the odds that a try may have; the last holds for the rest.
     """
 
     sigmas: Float[Tensor, " n"]
@@ -108,11 +118,13 @@ class Settings:
     restart: tuple[float, float] = (0.8, 8.1)
     stop: float = 0.5
     s_churn: float = 40.0
-    rungs: tuple[tuple[float, int], ...] = ((2.3, 12), (4.4, 14), (8.1, 16))
-    eta: float = 0.5
+    ladder: Ladder = Ladder()
     probe: LinearProbe | None = None
-    flag: float = 0.35
-    accept: tuple[float, ...] = (0.25, 0.15)
+
+
+def ladder_of(data: str) -> Ladder:
+    """Return the ladder that a data set asks for."""
+    return Ladder(**hints.tuples(hints.HINTS[data]["repair"]["ladder"]))
 
 
 HINTS: dict[str, dict[str, Any]] = {
@@ -125,24 +137,16 @@ HINTS: dict[str, dict[str, Any]] = {
         "renoise": 1.5,
         "restart": (0.1, 1.5),
         "stop": 0.05,
-        "rungs": ((0.5, 12), (1.5, 16), (1.5, 16)),
+        "ladder": ladder_of("grid2"),
     },
     "shapes32": {
         "window": (0.2, 12.0),
         "hold": 8,
         "renoise": 2.3,
         "restart": (0.25, 3.6),
-        "rungs": ((1.4, 10), (2.3, 12), (4.4, 14), (8.1, 16), (8.1, 16)),
-        "eta": 0.7,
-        "flag": 0.45,
-        "accept": (0.3, 0.25, 0.2, 0.15),
+        "ladder": ladder_of("shapes32"),
     },
-    "hands32": {
-        "rungs": ((2.3, 20), (4.4, 22), (8.1, 24), (8.1, 24)),
-        "eta": 0.0,
-        "flag": 0.33,
-        "accept": (0.22, 0.18),
-    },
+    "hands32": {"ladder": ladder_of("hands32")},
 }
 """Fields of `Settings` that a data set asks for; chosen on tuning seeds."""
 
@@ -203,8 +207,7 @@ class Gated:
 class Climbed:
     """A plain run, a judge of finished samples, and the ladder for those that it flags: counts cured, contents kept.
 
-    The judge is a linear probe of the network (`fanal.hallucination.probe`); without one the free detector judges, and
-    the rungs are run on the grid's own nodes, so that runs compare.
+    The judge is a linear probe of the network (`fanal.hallucination.probe`); without one the free detector judges.
 
     Attributes:
         sigmas: the grid.
@@ -212,8 +215,6 @@ class Climbed:
         threshold: its risk above which a sample is flagged, where it is the judge.
         ladder: what is done with flagged samples.
         probe: the judge; None: the one that comes with fanal for this network.
-        flag: share of first passes that the probe flags.
-        accept: rung by rung, share of first passes above the odds that a try may have; the last holds for the rest.
         solver: how an interval is crossed.
     """
 
@@ -222,8 +223,6 @@ class Climbed:
     threshold: float
     ladder: Ladder
     probe: LinearProbe | None
-    flag: float
-    accept: tuple[float, ...]
     solver: Solver
 
     def __call__(self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], budget: int) -> Tensor:
@@ -236,32 +235,14 @@ class Climbed:
         net = denoiser if counters(denoiser) else Counted(denoiser)
         probe = self.probe.of(net) if self.probe else shipped(net)
         if probe is None:
-            ladder = dataclasses.replace(self.ladder, rungs=tuple((sigma, 0) for sigma, _ in self.ladder.rungs))
-            return ladder.repair(net, x, self.sigmas, self.solver, self.detector, seeds, first, self.threshold)
+            return self.ladder.repair(net, x, self.sigmas, self.solver, self.detector, seeds, first, self.threshold)
         before = evaluations(net)
         risk = probe.judge(net, first.x)
         spent = first.evaluations + (evaluations(net) - before) / len(x)
-        limit = probe.threshold(self.flag)
-        ladder = dataclasses.replace(
-            self.ladder,
-            rungs=self.affordable(budget - float(spent.mean()), len(probe.sigmas)),
-            slack=tuple(probe.threshold(share) - limit for share in self.accept),
-        )
+        ladder = self.ladder.within(budget - float(spent.mean()), len(probe.sigmas))
         judged = dataclasses.replace(first, risk=risk, evaluations=spent)
+        limit = probe.threshold(ladder.flag)
         return ladder.repair(net, x, self.sigmas, self.solver, probe, seeds, judged, limit)
-
-    def affordable(self, rest: float, asks: int) -> tuple[tuple[float, int], ...]:
-        """Return the rungs that fit into `rest` evaluations per sample, if each leaves at most half of what came to it.
-
-        Fewer were left in every measurement. Which samples share a batch plays no part.
-        """
-        taken, cost, share = [], 0.0, self.flag
-        for sigma, steps in self.ladder.rungs:
-            cost, share = cost + share * (steps + asks), share / 2
-            if cost > rest:
-                break
-            taken.append((sigma, steps))
-        return tuple(taken)
 
 
 def _cross(denoiser: Denoiser, x: Tensor, grid: Tensor, solver: Solver, seeds: Sequence[int], round: int) -> Tensor:
@@ -393,8 +374,6 @@ METHODS: dict[str, Callable[[Settings], Method]] = {
     "renoise": _gated(lambda s: Renoise(s.renoise, s.rounds)),
     "fresh": _gated(lambda s: Fresh(1)),
     "localized": _gated(lambda s: Localized(s.renoise, max(1, s.rounds // 2))),
-    "ladder": lambda s: Climbed(
-        s.sigmas, s.detector, s.threshold, Ladder(s.rungs, eta=s.eta), s.probe, s.flag, s.accept, Euler()
-    ),
+    "ladder": lambda s: Climbed(s.sigmas, s.detector, s.threshold, s.ladder, s.probe, Euler()),
 }
 """Name → maker."""

@@ -17,136 +17,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary, ref
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from fanal import metrics
-from fanal.denoiser import Denoiser, network_of
+from fanal.denoiser import Denoiser, take
 from fanal.errors import FanalError
 from fanal.files import read_tensors, write_tensors
+from fanal.hallucination.activations import LAYERS, digest, layers_of, looks, module_of
 from fanal.hallucination.thresholds import threshold_at
 from fanal.metrics import Estimate
 from fanal.sampling import Transition
 
-__all__ = ["SHIPPED", "Fit", "LinearProbe", "digest", "fit", "layers_of", "looks", "read", "shipped", "write"]
+__all__ = ["SHIPPED", "Fit", "LinearProbe", "fit", "quantiles_of", "read", "shipped", "write"]
 
 _FORMAT = "fanal-probe-1"
-_LAYERS = 64
 
 SHIPPED = Path(str(resources.files("fanal") / "hallucination" / "probes"))
 """Probes of the embedded models, one file each; a benchmark script says how they were fitted."""
-
-
-def _module(denoiser: Denoiser) -> nn.Module:
-    network = network_of(denoiser)
-    if not isinstance(network, nn.Module):
-        raise FanalError(
-            f"a linear probe reads the activations of a torch network, and {type(network).__name__} is none: use "
-            "another detector"
-        )
-    return network
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """By what a weight is known to be as it was, without looking at its numbers."""
-
-    name: str
-    tensor: ref[Tensor]
-    place: int
-    version: int
-
-    def holds(self, name: str, value: Tensor) -> bool:
-        same = name == self.name and value is self.tensor()
-        return same and (value.data_ptr(), value._version) == (self.place, self.version)
-
-
-_digests: WeakKeyDictionary[nn.Module, tuple[list[_Mark], str]] = WeakKeyDictionary()
-
-
-def digest(denoiser: Denoiser) -> str:
-    """Return a hash of the network's weights: a probe fits no other network.
-
-    It is kept, and computed again once a weight is another tensor or torch has counted a change in place, as
-    optimizers and `load_state_dict` make them; a change through `.data` is not counted.
-
-    Raises:
-        FanalError: there is no torch network.
-    """
-    network = _module(denoiser)
-    weights = sorted(network.state_dict(keep_vars=True).items())
-    marks, found = _digests.get(network, ([], ""))
-    if found and len(marks) == len(weights) and all(m.holds(*w) for m, w in zip(marks, weights, strict=True)):
-        return found
-    whole = hashlib.sha256()
-    for name, value in weights:
-        whole.update(f"{name} {tuple(value.shape)}".encode())
-        whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    if not any(value.is_inference() for _, value in weights):  # torch counts no changes of those
-        marks = [_Mark(name, ref(value), value.data_ptr(), value._version) for name, value in weights]
-        _digests[network] = marks, whole.hexdigest()
-    return whole.hexdigest()
-
-
-def layers_of(denoiser: Denoiser) -> tuple[str, ...]:
-    """Return the names of the network's stages: the outermost items of its module lists.
-
-    Raises:
-        FanalError: there is no torch network, or it has no module lists.
-    """
-    network, found = _module(denoiser), []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{above}.") for above in found):
-            found += [f"{name}.{i}" for i in range(len(module))]
-    if not found or len(found) > _LAYERS:
-        raise FanalError(
-            f"the network has {len(found)} stages in module lists, a probe needs 1 to {_LAYERS}: name its layers"
-        )
-    return tuple(found)
-
-
-def looks(
-    denoiser: Denoiser, x: Float[Tensor, "b *d"], sigmas: Sequence[float], layers: Sequence[str]
-) -> Float[Tensor, "b f"]:
-    """Return what the network makes of samples: `log‖D(x, sigma) − x‖` and its channels' means, maxima and spreads.
-
-    Args:
-        denoiser: asked once per sigma.
-        x: finished samples; no noise is added.
-        sigmas: where it is asked.
-        layers: names of modules whose outputs are (B, C, H, W).
-
-    Raises:
-        FanalError: there is no torch network, or it has no such layer.
-    """
-    modules = dict(_module(denoiser).named_modules())
-    missing = [name for name in layers if name not in modules]
-    if missing:
-        raise FanalError(f"the network has no layer {missing[0]!r:.60}: this probe was made for another one")
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        return lambda module, given, out: seen.__setitem__(name, out)
-
-    hooks = [modules[name].register_forward_hook(keep(name)) for name in layers]
-    parts: list[Tensor] = []
-    try:
-        with torch.no_grad():
-            for sigma in sigmas:
-                away = denoiser(x, torch.tensor(sigma, dtype=torch.float64)) - x
-                parts.append(away.flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-12).log())
-                for name in layers:
-                    channels = seen[name].flatten(2)
-                    parts += [channels.mean(2), channels.amax(2), channels.std(2, unbiased=False)]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.cat([part.cpu().double() for part in parts], 1)
 
 
 class _ProbeWatch:
@@ -194,13 +86,21 @@ class LinearProbe:
     bias: float
     network: str
     quantiles: Float[Tensor, " q"]
+    kind: ClassVar[str] = "probe"
     free: bool = field(default=False, init=False)
     window: tuple[float, float] = field(default=(0.0, 0.0), init=False)
 
     def __repr__(self) -> str:
         """Name it by what it says, not by where it lies in memory."""
-        said = hashlib.sha256(torch.cat([self.center, self.scale, self.weight]).numpy().tobytes()).hexdigest()
-        return f"LinearProbe(sigmas={self.sigmas}, layers={len(self.layers)}, network={self.network[:12]}, {said[:12]})"
+        said = self.to_dict()["content"][:12]
+        return f"LinearProbe(sigmas={self.sigmas}, layers={len(self.layers)}, network={self.network[:12]}, {said})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe it as plain JSON values: where it looks, at which network, and a hash of its numbers."""
+        bias = torch.tensor([self.bias], dtype=torch.float64)
+        numbers = torch.cat([self.center, self.scale, self.weight, self.quantiles, bias])
+        content = hashlib.sha256(" ".join(self.layers).encode() + numbers.numpy().tobytes()).hexdigest()
+        return {"sigmas": list(self.sigmas), "network": self.network, "content": content}
 
     def of(self, denoiser: Denoiser) -> LinearProbe:
         """Return the probe, if it was fitted to this very network.
@@ -257,6 +157,11 @@ class Fit:
     auc: Estimate
 
 
+def quantiles_of(risk: Float[Tensor, " b"]) -> Float[Tensor, " q"]:
+    """Return what a probe keeps of the log odds of its calibration samples: 201 quantiles, first to last."""
+    return torch.quantile(risk.double(), torch.linspace(0, 1, 201, dtype=torch.float64))
+
+
 def fit(
     denoiser: Denoiser,
     x: Float[Tensor, "b *d"],
@@ -296,14 +201,14 @@ def fit(
             f"samples and {few} of the rarer kind: label more"
         )
     names = tuple(layers) or layers_of(denoiser)
-    seen = torch.cat([looks(denoiser, part, sigmas, names) for part in x.split(block)]).numpy()
+    blocks = torch.arange(len(x)).split(block)
+    seen = torch.cat([looks(take(denoiser, rows), x[rows], sigmas, names) for rows in blocks]).numpy()
     scaler, regression = StandardScaler(), LogisticRegression(C=strength, max_iter=1000)
     parts, model = StratifiedKFold(folds, shuffle=True, random_state=0), make_pipeline(scaler, regression)
     risk = torch.as_tensor(cross_val_predict(model, seen, bad, cv=parts, method="decision_function"))
     model.fit(seen, bad)
     own = (np.asarray(scaler.mean_), np.asarray(scaler.scale_), np.asarray(regression.coef_)[0])
     center, scale, weight = (torch.from_numpy(np.ascontiguousarray(numbers)).double() for numbers in own)
-    grid = torch.linspace(0, 1, 201, dtype=torch.float64)
     probe = LinearProbe(
         tuple(map(float, sigmas)),
         names,
@@ -312,7 +217,7 @@ def fit(
         weight,
         float(np.asarray(regression.intercept_)[0]),
         digest(denoiser),
-        torch.quantile(risk.double(), grid),
+        quantiles_of(risk),
     )
     return Fit(probe, risk, metrics.auc(risk, torch.from_numpy(bad)))
 
@@ -353,7 +258,7 @@ def read(path: str | Path) -> LinearProbe:
         layers = tuple(header["layers"].split("\n"))
         sizes = {len(values[name]) for name in ("center", "scale", "weight")}
         finite = all(bool(torch.isfinite(value).all()) and len(value) for value in values.values())
-        if len(sizes) != 1 or not finite or len(layers) > _LAYERS or len(values["sigmas"]) > _LAYERS:
+        if len(sizes) != 1 or not finite or len(layers) > LAYERS or len(values["sigmas"]) > LAYERS:
             raise ValueError("its numbers do not fit")
         if not (values["scale"] > 0).all() or not (values["sigmas"] > 0).all():
             raise ValueError("a scale or sigma is not positive")
@@ -378,8 +283,8 @@ def _shipped() -> tuple[LinearProbe, ...]:
 
 def shipped(denoiser: Denoiser) -> LinearProbe | None:
     """Return the probe that comes with fanal for this very network, or None."""
-    network = network_of(denoiser)
-    if not isinstance(network, nn.Module):
+    network = module_of(denoiser)
+    if network is None:
         return None
     stages = set(dict(network.named_modules()))
     # most other networks are told by their stages, without a hash of all their weights

@@ -24,7 +24,6 @@ from fanal.seeding import noise
 from fanal.trajectory import Trajectory
 
 __all__ = [
-    "REPAIRS",
     "Fresh",
     "Outcome",
     "Redo",
@@ -327,7 +326,3 @@ class Fresh:
             return watch(take(denoiser, rows), fresh.to(x.device), sigmas, solver, detector, keys, round=number)
 
         return rounds_of(first, threshold, self.rounds, seeds, again)
-
-
-REPAIRS: dict[str, type] = {"redo": Redo, "renoise": Renoise, "fresh": Fresh}
-"""Name → class, for cards and the command line."""

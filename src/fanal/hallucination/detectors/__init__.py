@@ -35,6 +35,7 @@ from fanal.hallucination.detectors.watching import last_window as last_window
 
 __all__ = [
     "DETECTORS",
+    "FITTED",
     "FREE",
     "Combined",
     "Contrast",
@@ -75,6 +76,9 @@ DETECTORS: dict[str, type] = {
 }
 """Name → class, for cards and the command line."""
 
+FITTED: tuple[str, ...] = ("combined", "probe")
+"""Detectors that exist only once they were fitted to labelled samples; they describe themselves."""
+
 FREE: tuple[str, ...] = tuple(
     name
     for name, kind in DETECTORS.items()
@@ -101,6 +105,8 @@ def build(name: str, window: tuple[float, float], **options: Any) -> Detector:
     Raises:
         FanalError: no detector has this name, it has no such option, or a value is none of the option's.
     """
+    if name == "probe":
+        raise FanalError("a linear probe is no set of options but a file: fanal.hallucination.probe.read opens it")
     kind = _kind(name)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     known = [field for field in fields if field != "window"]
@@ -119,8 +125,9 @@ def describe(detector: Detector) -> dict[str, Any]:
         FanalError: it is none of them.
     """
     window = [float(v) for v in detector.window]
-    if isinstance(detector, Combined):
-        return {"detector": "combined", "window": window, "options": detector.to_dict()}
+    kind = getattr(type(detector), "kind", None)
+    if kind in FITTED:
+        return {"detector": kind, "window": window, "options": detector.to_dict()}  # pyright: ignore
     name = next((name for name, kind in DETECTORS.items() if type(detector) is kind), None)
     if name is None:
         raise FanalError(f"{type(detector).__name__} is none of fanal's detectors: {', '.join(DETECTORS)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -83,6 +83,7 @@ class Combined:
 
     parts: tuple[Part, ...]
     intercept: float
+    kind: ClassVar[str] = "combined"
 
     def __post_init__(self) -> None:
         if not isinstance(self.parts, tuple) or not 0 < len(self.parts) <= _LIMIT or not is_number(self.intercept):
