@@ -284,7 +284,7 @@ _HANDS32 = Recipe("hands32", UNetConfig(), iterations=16_000, noise_levels=_IMAG
 _SCENES64 = Recipe(
     "scenes64",
     UNetConfig(widths=(32, 48, 64, 96), embedding=64),
-    iterations=20_000,
+    iterations=20000,
     batch=16,
     noise_levels=LogNormal(-0.2, 1.3),
     train_count=20_000,
