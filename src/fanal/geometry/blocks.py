@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from fanal.preparation import Setup
 from fanal.sampling import trace
 from fanal.trajectory import Trajectory
 
-__all__ = ["Block", "bands_of", "measured_block", "projected_block"]
+__all__ = ["Block", "Gathering", "measured_block", "projected_block"]
 
 Block = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and notes: what `fanal.runs.Run.block` stores."""
@@ -38,14 +38,32 @@ def _bands(curves: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"band.{name}.{part}": getattr(band, part) for name, band in bands.items() for part in _PARTS}
 
 
-def bands_of(blocks: Iterable[Block]) -> dict[str, Band]:
-    """Return the bands of all blocks together."""
-    out: dict[str, Band] = {}
-    for tensors, notes in blocks:
-        for name in sorted({key.split(".")[1] for key in tensors if key.startswith("band.")}):
+@dataclass(eq=False)
+class Gathering:
+    """What is kept of all blocks: bands merged as they come, so that more trajectories need no more of them.
+
+    Attributes:
+        bands: by name.
+        parts: the blocks' other tensors, few numbers per trajectory.
+        notes: the blocks' notes.
+    """
+
+    bands: dict[str, Band] = field(default_factory=dict)
+    parts: list[dict[str, Tensor]] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, block: Block) -> None:
+        """Take one block."""
+        tensors, notes = block
+        for name in dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith("band.")):
             own = Band(notes["count"], *(tensors[f"band.{name}.{part}"] for part in _PARTS))
-            out[name] = out[name].merge(own) if name in out else own
-    return out
+            self.bands[name] = self.bands[name].merge(own) if name in self.bands else own
+        self.parts.append({key: value for key, value in tensors.items() if not key.startswith("band.")})
+        self.notes.append(notes)
+
+    def stack(self, name: str) -> Tensor:
+        """Return a tensor of all blocks that have it, sample by sample."""
+        return torch.cat([tensors[name] for tensors in self.parts if name in tensors])
 
 
 def _spent(model: Model, rows: range, begin: float) -> dict[str, Any]:

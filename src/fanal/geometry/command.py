@@ -13,7 +13,7 @@ from fanal.errors import FanalError
 from fanal.exact.reference import digest, reference
 from fanal.files import read_tensors, write_tensors
 from fanal.generation import identity
-from fanal.geometry.blocks import Block, measured_block, projected_block
+from fanal.geometry.blocks import Block, Gathering, measured_block, projected_block
 from fanal.geometry.groups import Rival, rival_of
 from fanal.geometry.measures import COMPONENTS
 from fanal.geometry.results import results_of
@@ -135,14 +135,13 @@ def geometry(config: GeometryConfig, out: str | Path, *, overwrite: bool = False
     decides |= {} if exact is None else {"data": digest(exact.points)}
     decides |= {f"against {i}": rival.content for i, rival in enumerate(rivals)}
     with cpu_threads(config.threads), Run(out, "geometry", head, identity=decides, overwrite=overwrite) as run:
-        blocks = [
-            run.block(i, lambda rows=spans[i]: measured_block(setup, exact, rows, config.drawn, images))
-            for i in progress(range(len(spans)), "trajectories")
-        ]
+        found = Gathering()
+        for i in progress(range(len(spans)), "trajectories"):
+            found.add(run.block(i, lambda rows=spans[i]: measured_block(setup, exact, rows, config.drawn, images)))
         others = _compared(config, rivals, run, progress)
-        results, drawn = results_of(setup, exact, blocks, rivals, config.fitted)
+        results, drawn = results_of(setup, exact, found, rivals, config.fitted)
         write_tensors(run.path("geometry.safetensors"), drawn)
-        notes = [note for _, note in (*blocks, *others)]
+        notes = [*found.notes, *(note for _, note in others)]
         spent = {key: sum(note[key] for note in notes) for key in ("calls", "evaluations")}
         run.describe({"network": spent, "seconds": sum(note["seconds"] for note in notes), "results": results})
         from fanal.report import write_report

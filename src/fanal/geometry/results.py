@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fanal.exact import Dataset
 from fanal.geometry import alignment, combination, frames, nulls, regularity, stages
-from fanal.geometry.blocks import Block, bands_of
+from fanal.geometry.blocks import Gathering
 from fanal.geometry.diagnosis import outliers
 from fanal.geometry.groups import Rival, group_names, split
 from fanal.geometry.measures import COMPONENTS
@@ -27,10 +27,6 @@ __all__ = ["results_of"]
 
 _ROUNDING = 1e-4  # of the predictions' size: score deviations below this are none
 _RISES = {"met": "assumption met", "state": "state rises", "prediction": "prediction rises"}
-
-
-def _stack(blocks: Sequence[Block], name: str) -> Tensor:
-    return torch.cat([tensors[name] for tensors, _ in blocks if name in tensors])
 
 
 def _shape(curve: Tensor, sigmas: Tensor, d: int, window: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -66,9 +62,7 @@ def _rebuilt(curve: Tensor, frenet: frames.Frenet) -> Estimate:
     return mean(torch.tensor(left))
 
 
-def _regularity(
-    blocks: Sequence[Block], curve: Tensor, setup: Setup, rivals: Sequence[Rival], window: int
-) -> dict[str, Any]:
+def _regularity(found: Gathering, curve: Tensor, setup: Setup, rivals: Sequence[Rival], window: int) -> dict[str, Any]:
     """How alike trajectories are within and between groups, and how alike they would be by chance."""
     sigmas, d = setup.sigmas, math.prod(setup.network.shape)
     own = split(group_names(setup.config.model, setup, len(curve)), curve)
@@ -78,12 +72,12 @@ def _regularity(
             parts = split(rival.groups, rival.curve)
             groups |= {name: regularity.shapes(part, sigmas, rival.d, window) for name, part in parts.items()}
     tables = regularity.table(groups)
-    smooth, forward = regularity.smooth_null(curve, sigmas, d), _stack(blocks, "forward")
+    smooth, forward = regularity.smooth_null(curve, sigmas, d), found.stack("forward")
     chance: dict[str, dict[str, Any]] = {}
     for name, null in (("smooth", smooth), ("forward", forward)):
-        found = regularity.apart(regularity.shapes(null, sigmas, d, window))
-        chance[name] = {key: as_json(value) for key, value in found.items()}
-    explained, law = _stack(blocks, "forward.explained").cumsum(1), None
+        pairs = regularity.apart(regularity.shapes(null, sigmas, d, window))
+        chance[name] = {key: as_json(value) for key, value in pairs.items()}
+    explained, law = found.stack("forward.explained").cumsum(1), None
     if len(sigmas) > COMPONENTS + 1:
         law = nulls.bridge_shares(sigmas, COMPONENTS).cumsum(0)
     for k in range(COMPONENTS):
@@ -132,21 +126,21 @@ def _shell(exact: Dataset, sigmas: Tensor) -> Band:
 
 
 def results_of(
-    setup: Setup, exact: Dataset | None, blocks: Sequence[Block], rivals: Sequence[Rival], window: int
+    setup: Setup, exact: Dataset | None, found: Gathering, rivals: Sequence[Rival], window: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return every figure of a run as JSON, and the tensors behind its pictures.
 
     Args:
         setup: the run.
         exact: of the data, where the model stands beside them.
-        blocks: what was measured.
+        found: what was measured.
         rivals: what it is compared with.
         window: points on each side that curvature and torsion are fitted to.
     """
-    bands, d = bands_of(blocks), math.prod(setup.network.shape)
-    names = [key.removeprefix("number.") for key in blocks[0][0] if key.startswith("number.")]
-    columns = {name: _stack(blocks, f"number.{name}") for name in names}
-    curve = _stack(blocks, "curve")
+    bands, d = found.bands, math.prod(setup.network.shape)
+    names = [key.removeprefix("number.") for key in found.parts[0] if key.startswith("number.")]
+    columns = {name: found.stack(f"number.{name}") for name in names}
+    curve = found.stack("curve")
     drawn, shape = _shape(curve, setup.sigmas, d, window)
     results: dict[str, Any] = {"sigmas": plain_sigmas(setup.sigmas), "d": d}
     if exact is not None:
@@ -158,7 +152,7 @@ def results_of(
     results |= {} if weights is None else {"weights": weights}
     results |= {
         "groups": group_names(setup.config.model, setup, len(curve)),
-        "regularity": _regularity(blocks, curve, setup, rivals, window),
+        "regularity": _regularity(found, curve, setup, rivals, window),
         "numbers": {name: as_json(mean(values[~values.isnan()])) for name, values in columns.items()},
         "shape": shape,
         "bands": {
@@ -166,8 +160,8 @@ def results_of(
             for name, band in bands.items()
         },
     }
-    pictures = [name for name in blocks[0][0] if name.startswith("strip") or name == "neighbors"]
-    drawn |= {name: _stack(blocks, name) for name in pictures} | {"forward": _stack(blocks, "forward")}
+    pictures = [name for name in found.parts[0] if name.startswith("strip") or name == "neighbors"]
+    drawn |= {name: found.stack(name) for name in (*pictures, "forward")}
     if pictures:
         count, most = len(setup.sigmas) - 1, drawn["strip"].shape[1]
         drawn["strip_sigmas"] = setup.sigmas[torch.linspace(0, count - 1, most).round().long()]
