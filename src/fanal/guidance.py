@@ -6,6 +6,7 @@ Each adds something to the prediction D: a difference of two denoisers (classifi
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import cast
@@ -26,6 +27,24 @@ def _check_window(window: Window | None) -> Window | None:
     if window is not None and not (len(window) == 2 and 0 <= window[0] <= window[1]):
         raise FanalError(f"a window of guidance is (low, high) in sigma with 0 <= low <= high, got {window!r}")
     return window
+
+
+def _rows_of(scale: float | Tensor, rows: Tensor) -> float | Tensor:
+    """The scales of some samples, where there is one per sample."""
+    return scale[rows.to(scale.device)] if isinstance(scale, Tensor) and scale.ndim else scale
+
+
+def _per_sample(scale: float | Tensor, x: Tensor) -> Tensor | None:
+    """One scale per sample with the trailing axes of x; None: one number for all.
+
+    Raises:
+        FanalError: there is one scale per sample, for another batch size.
+    """
+    if not isinstance(scale, Tensor) or scale.ndim == 0:
+        return None
+    if len(scale) != len(x):
+        raise FanalError(f"{len(scale)} scales of guidance are bound, for a batch of {len(x)}")
+    return expand(scale.to(x), x)
 
 
 def _inside(sigma: Tensor, window: Window | None) -> Tensor:
@@ -65,9 +84,8 @@ class ClassifierFree(Wrapper):
 
     def taking(self, rows: Tensor) -> Denoiser:
         """Return the guidance of these rows."""
-        own = self.scale
-        scale = own[rows.to(own.device)] if isinstance(own, Tensor) and own.ndim else own
-        return ClassifierFree(take(self.denoiser, rows), take(self.unconditional, rows), scale, self.window)
+        parts = take(self.denoiser, rows), take(self.unconditional, rows)
+        return ClassifierFree(*parts, _rows_of(self.scale, rows), self.window)
 
     def _both(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return D_c and D_u."""
@@ -90,11 +108,8 @@ class ClassifierFree(Wrapper):
         acts = _inside(sigma, self.window)
         if not bool(acts.any()):
             return self.denoiser(x, sigma)
-        if isinstance(self.scale, Tensor) and self.scale.ndim:
-            if len(self.scale) != len(x):
-                raise FanalError(f"{len(self.scale)} scales of guidance are bound, for a batch of {len(x)}")
-            scale = expand(self.scale.to(x), x)
-        else:
+        scale = _per_sample(self.scale, x)
+        if scale is None:
             scale = float(self.scale)
             if scale == 1:
                 return self.denoiser(x, sigma)
@@ -108,9 +123,15 @@ class ClassifierFree(Wrapper):
 class _Ascending(Wrapper, ABC):
     """`D + scale·sigma²·∇ log h(x, sigma)` in a window of sigma: what all gradient guidance is."""
 
-    def __init__(self, denoiser: Denoiser, scale: float, window: Window | None) -> None:
+    def __init__(self, denoiser: Denoiser, scale: float | Tensor, window: Window | None) -> None:
         super().__init__(denoiser)
         self.scale, self.window = scale, _check_window(window)
+
+    def taking(self, rows: Tensor) -> Denoiser:
+        """Return the guidance of these rows."""
+        other = copy.copy(self)
+        other.denoiser, other.scale = take(self.denoiser, rows), _rows_of(self.scale, rows)
+        return cast(Denoiser, other)
 
     @abstractmethod
     def _value(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Float[Tensor, " b"]]:
@@ -120,10 +141,11 @@ class _Ascending(Wrapper, ABC):
         """Return the guided prediction; one backward pass beside the denoiser's call.
 
         Raises:
-            FanalError: the gradient does not reach x, or the value is not one number per sample.
+            FanalError: the gradient does not reach x, the value is not one number per sample, or there is one scale
+                per sample, for another batch size.
         """
-        acts = _inside(sigma, self.window)
-        if self.scale == 0 or not bool(acts.any()):
+        acts, scale = _inside(sigma, self.window), _per_sample(self.scale, x)
+        if (scale is None and self.scale == 0) or not bool(acts.any()):
             return self.denoiser(x, sigma)
         with torch.enable_grad():
             point = x.detach().requires_grad_()
@@ -133,8 +155,8 @@ class _Ascending(Wrapper, ABC):
             if not value.requires_grad:
                 raise FanalError("guidance needs a value that can be differentiated in x")
             (gradient,) = torch.autograd.grad(value.sum(), point)
-        push = self.scale * torch.where(acts, sigma**2, 0.0).to(x)  # outside it sigma may be infinite
-        return denoised.detach() + expand(push, x) * gradient
+        push = expand(torch.where(acts, sigma**2, 0.0).to(x), x)  # outside it sigma may be infinite
+        return denoised.detach() + (self.scale if scale is None else scale) * push * gradient
 
 
 class Classifier(_Ascending):
@@ -143,7 +165,7 @@ class Classifier(_Ascending):
     Args:
         denoiser: the unconditional denoiser.
         log_probability: (x, sigma) → log p(c | x; sigma), (B,), differentiable in x.
-        scale: w.
+        scale: w, one number or (B,), one per sample.
         window: closed range of sigma in which it acts; None: everywhere.
     """
 
@@ -151,7 +173,7 @@ class Classifier(_Ascending):
         self,
         denoiser: Denoiser,
         log_probability: Callable[[Tensor, Tensor], Tensor],
-        scale: float = 1.0,
+        scale: float | Tensor = 1.0,
         window: Window | None = None,
     ) -> None:
         super().__init__(denoiser, scale, window)
@@ -172,12 +194,16 @@ class Reward(_Ascending):
     Args:
         denoiser: what to guide.
         reward: denoised (B, *shape) → (B,), in nats, differentiable.
-        scale: w.
+        scale: w, one number or (B,), one per sample.
         window: closed range of sigma in which it acts; None: everywhere.
     """
 
     def __init__(
-        self, denoiser: Denoiser, reward: Callable[[Tensor], Tensor], scale: float = 1.0, window: Window | None = None
+        self,
+        denoiser: Denoiser,
+        reward: Callable[[Tensor], Tensor],
+        scale: float | Tensor = 1.0,
+        window: Window | None = None,
     ) -> None:
         super().__init__(denoiser, scale, window)
         self.reward = reward

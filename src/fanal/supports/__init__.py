@@ -1,4 +1,4 @@
-"""Supports of data laws: projections, distances, and exact denoisers of the laws on them."""
+"""Supports of data laws: projections, distances, exact denoisers of the laws on them, and guided runs to a part."""
 
 from __future__ import annotations
 
@@ -11,3 +11,6 @@ from fanal.supports.shapes import Polytope as Polytope
 from fanal.supports.shapes import Sphere as Sphere
 from fanal.supports.shapes import Support as Support
 from fanal.supports.shapes import Union as Union
+from fanal.supports.targets import TARGETS as TARGETS
+from fanal.supports.targets import Target as Target
+from fanal.supports.targets import target as target

@@ -1,0 +1,117 @@
+"""Forms of guidance towards a target's condition, each from the same two scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fanal.denoiser import Denoiser
+from fanal.errors import FanalError, unknown_name
+from fanal.guidance import Classifier, ClassifierFree, Inverse, Reward, Window
+from fanal.supports.perturbation import Blurred, Perturbed
+from fanal.supports.targets import Target
+
+__all__ = ["FORMS", "WINDOW", "Scores", "exact", "guided"]
+
+WINDOW: Window = (0.1, 5.0)
+"""The interval of sigma of the form "interval", in units of the target's size."""
+
+_BLUR = 0.3  # of the weak model of autoguidance, in units of the target's size
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The two denoisers that guidance is made of.
+
+    Attributes:
+        told: of p(·|c).
+        free: of p.
+    """
+
+    told: Denoiser
+    free: Denoiser
+
+
+def exact(goal: Target, delta: float = 0.0, seed: int = 0) -> Scores:
+    """Return a target's exact scores, or scores that are wrong by the share `delta`, independently of each other."""
+    if delta == 0:
+        return Scores(goal.part, goal.whole)
+    return Scores(Perturbed(goal.part, delta, 2 * seed), Perturbed(goal.whole, delta, 2 * seed + 1))
+
+
+def _free(goal: Target, scores: Scores, scale: float) -> Denoiser:
+    return ClassifierFree(scores.told, scores.free, scale)
+
+
+def _interval(goal: Target, scores: Scores, scale: float) -> Denoiser:
+    low, high = (edge * goal.size for edge in WINDOW)
+    return ClassifierFree(scores.told, scores.free, scale, (low, high))
+
+
+def _classifier(goal: Target, scores: Scores, scale: float) -> Denoiser:
+    part, whole = goal.part, goal.whole
+
+    def log_probability(x: Tensor, sigma: Tensor) -> Tensor:
+        return part.log_density(x, sigma) - whole.log_density(x, sigma)  # log p(c | x), up to log p(c)
+
+    return Classifier(scores.free, log_probability, scale)
+
+
+def _auto(goal: Target, scores: Scores, scale: float) -> Denoiser:
+    return ClassifierFree(scores.told, Blurred(scores.told, _BLUR * goal.size), scale)
+
+
+def _negative(goal: Target, scores: Scores, scale: float) -> Denoiser:
+    return ClassifierFree(scores.told, scores.free, -scale)
+
+
+def _reward(goal: Target, scores: Scores, scale: float) -> Denoiser:
+    return Reward(scores.free, lambda x: (x * goal.way.to(x)).flatten(1).sum(1), scale)
+
+
+def _inverse(goal: Target, scores: Scores, scale: float) -> Denoiser:
+    measured = goal.way.new_tensor([goal.level])
+    operator: Callable[[Tensor], Tensor] = lambda x: (x * goal.way.to(x)).flatten(1).sum(1, keepdim=True)  # noqa: E731
+    return Inverse(scores.free, operator, measured, goal.size / (1 + scale), iterations=2)
+
+
+FORMS: Mapping[str, Callable[[Target, Scores, float], Denoiser]] = {
+    "classifier-free": _free,
+    "interval": _interval,
+    "classifier": _classifier,
+    "autoguidance": _auto,
+    "negative": _negative,
+    "reward": _reward,
+    "inverse": _inverse,
+}
+"""Name → what makes the guided denoiser of a target, its scores and a scale w.
+
+`classifier-free` `D_u + w·(D_c − D_u)`; `interval` the same in `WINDOW`, D_c outside; `classifier` adds
+`w·sigma²·∇log p(c|x)` of the exact classifier to D_u; `autoguidance` leads from a blurred version of D_c; `negative`
+leads away from the condition, `D_u − w·(D_c − D_u)`; `reward` adds the gradient of w times the coordinate along the
+target's way; `inverse` is the posterior given that coordinate, measured with noise `size/(1 + w)`."""
+
+_SMOOTH = ("classifier", "reward", "inverse")
+
+
+def guided(form: str, goal: Target, scores: Scores, scale: float) -> Denoiser:
+    """Return the guided denoiser.
+
+    Args:
+        form: a key of `FORMS`.
+        goal: the target.
+        scores: its two denoisers.
+        scale: w.
+
+    Raises:
+        FanalError: the form is unknown, or needs derivatives that this target's closed form does not have.
+    """
+    if form not in FORMS:
+        raise unknown_name("form of guidance", form, FORMS)
+    if form in _SMOOTH and not goal.smooth:
+        others = [name for name in FORMS if name not in _SMOOTH]
+        raise FanalError(f"{form} guidance differentiates the denoiser, and that of {goal.name} cannot be: choose "
+                         f"{', '.join(others)}, or another support")  # fmt: skip
+    return FORMS[form](goal, scores, scale)
