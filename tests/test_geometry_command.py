@@ -200,6 +200,10 @@ def test_strips_show_predictions_and_states(folder, run):
     assert int((drawn["strip"][:, -1, :, :, 0].int() - last[:, 0].int()).abs().max()) <= 1
     assert drawn["strip_sigmas"].tolist() == pytest.approx(record(folder)["results"]["sigmas"][:-1])
     assert drawn["neighbors"].shape == (4, 2, 5, 8, 8, 1)
+    weights = drawn["point_weights"]
+    assert weights.shape == (4, STEPS, 5)
+    assert torch.allclose(weights[:, 0], torch.full((4, 5), 1 / 90).double(), rtol=0.5)
+    assert float(weights[:, -1, 0].min()) > 0.9
 
 
 def test_trajectories_under_a_class_stand_beside_its_points(tmp_path):

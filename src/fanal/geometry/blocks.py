@@ -14,7 +14,7 @@ from fanal.denoiser import Latent, Model, counters, network_of
 from fanal.exact import Dataset
 from fanal.exact.reference import labels_of
 from fanal.geometry import nulls, stages, subspace
-from fanal.geometry.diagnosis import Diagnosis, diagnose
+from fanal.geometry.diagnosis import NEIGHBORS, Diagnosis, diagnose
 from fanal.geometry.likelihood import ascent
 from fanal.geometry.measures import COMPONENTS, measure
 from fanal.geometry.streaming import Band
@@ -127,6 +127,14 @@ def _neighbors(exact: Dataset, found: Diagnosis, setup: Setup, own: int) -> dict
     return {"neighbors": to_bytes(points.reshape(*index.shape, *shape)).movedim(3, -1).contiguous()}
 
 
+def _point_weights(exact: Dataset, run: Trajectory, own: int) -> dict[str, Tensor]:
+    """The largest posterior weights at the states of the first runs, (B, N, K): [REG] fig. 9(e)."""
+    if not own:
+        return {}
+    found = [exact.top(x[:own], sigma, NEIGHBORS)[0] for x, sigma in zip(run.x[:-1], run.sigmas[:-1], strict=True)]
+    return {"point_weights": torch.stack(found, 1).cpu()}
+
+
 def _drawn(setup: Setup, run: Trajectory, rows: range, own: int) -> dict[str, Tensor]:
     """Forward paths from the ends of the drawn runs, projected as they are: what noise alone looks like."""
     seeds = setup.config.seeds()[rows.start : rows.start + own]
@@ -165,6 +173,7 @@ def measured_block(setup: Setup, exact: Dataset | None, rows: range, drawn: int,
     tensors |= _pictures(setup, run, found, few)
     if exact is not None and found is not None:
         tensors |= _neighbors(exact, found, setup, few)
+        tensors |= _point_weights(exact, run, few) if labels_of(exact, model, len(rows)) is None else {}
     return tensors, _spent(model, rows, begin)
 
 

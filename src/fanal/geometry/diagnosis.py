@@ -18,7 +18,7 @@ from fanal.exact.dataset import Posterior
 from fanal.sampling import Solver, trace
 from fanal.trajectory import Trajectory
 
-__all__ = ["Diagnosis", "Outlier", "diagnose", "outliers"]
+__all__ = ["NEIGHBORS", "Diagnosis", "Outlier", "diagnose", "outliers"]
 
 NEIGHBORS = 5
 """Training points that are told around each end."""

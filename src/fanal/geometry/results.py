@@ -25,6 +25,7 @@ from fanal.summary import as_json
 
 __all__ = ["results_of"]
 
+_PICTURED = ("strip", "neighbors", "point_weights")
 _ROUNDING = 1e-4  # of the predictions' size: score deviations below this are none
 _RISES = {"met": "assumption met", "state": "state rises", "prediction": "prediction rises"}
 
@@ -160,9 +161,9 @@ def results_of(
             for name, band in bands.items()
         },
     }
-    pictures = [name for name in found.parts[0] if name.startswith("strip") or name == "neighbors"]
+    pictures = [name for name in found.parts[0] if name.startswith(_PICTURED)]
     drawn |= {name: found.stack(name) for name in (*pictures, "forward")}
-    if pictures:
+    if "strip" in drawn:
         count, most = len(setup.sigmas) - 1, drawn["strip"].shape[1]
         drawn["strip_sigmas"] = setup.sigmas[torch.linspace(0, count - 1, most).round().long()]
     return results, drawn
