@@ -45,18 +45,23 @@ def unjudged(tmp_path_factory):
     return generate(SampleConfig(str(place / "model"), steps=6, count=5, trajectory=True), place / "run")
 
 
+def _bad(message):
+    """Whether the page complains: warnings of the driver that draws without a graphics card are not the page's."""
+    return message.type == "error" or (message.type == "warning" and "WebGL" not in message.text)
+
+
 class Visit:
     """A page as the browser saw it: its complaints and its requests."""
 
-    def __init__(self, browser, path):
+    def __init__(self, browser, path, **look):
         self.complaints, self.requests = [], []
-        self.page = browser.new_page()
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page = browser.new_page(**look)
+        self.page.set_default_timeout(120_000)  # drawing in software takes long on a busy machine
+        self.page.on("console", lambda m: self.complaints.append(m.text) if _bad(m) else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("requestfailed", lambda request: self.complaints.append(request.url[:80]))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.absolute().as_uri(), wait_until="load")
-        self.page.wait_for_selector("#risk-histogram .main-svg")
 
     def cells(self, k):
         """The words of a table, row by row, the head first."""
@@ -87,17 +92,19 @@ def test_the_page_opens_without_a_complaint_and_without_a_network(browser, hands
         [str(int((found[name] == code).sum())) for code in range(len(verdicts))]
         for name in ("verdict", "verdict.redo", "verdict.renoise")
     ]
-    assert visit.count("figure") == 3 * COUNT
+    assert visit.count(".tiles figure") == 3 * COUNT
     assert visit.count("figure.flagged") == 3 * told["results"]["flagged"]
     wrong = sum(int((found[name] != 0).sum()) for name in ("verdict", "verdict.redo", "verdict.renoise"))
     assert visit.count("figcaption.bad") == wrong
     assert visit.count("figcaption.good") == 3 * COUNT - wrong
-    assert visit.page.evaluate("document.images.length") == 3 * COUNT + 2 * visit.count(".strip")
-    assert visit.count(".strip") == 2
+    assert visit.page.evaluate("document.images.length") == 3 * COUNT
+    assert visit.count(".film") == 2
+    wrong_first = int((found["verdict"] != 0).sum())
     lines = visit.page.evaluate("document.getElementById('risk-lines').data.length")
     assert lines == COUNT
     assert visit.count("#risk-lines .scatterlayer .trace path.js-line") == COUNT
-    assert visit.count("#risk-histogram .bars path") >= 1
+    drawn = visit.page.evaluate("document.getElementById('risk-histogram').data.map(t => Array.from(t.y))")
+    assert sorted(sum(heights) for heights in drawn) == sorted([wrong_first, COUNT - wrong_first])
     visit.page.close()
 
 
@@ -106,13 +113,13 @@ def test_pages_of_points_and_of_unjudged_runs_open_too(browser, points, unjudged
     visit = visited(browser, points)
     assert len(visit.cells(0)) == 3
     assert visit.page.evaluate("document.images.length") == 2
-    assert visit.count("figure") == 0
+    assert visit.count(".tiles figure") == 0
     assert "The first" not in visit.page.inner_text("body")  # every point is drawn
     visit.page.close()
     visit = visited(browser, unjudged)
     assert visit.count("table") == 1
     assert len(visit.cells(0)) == 2
-    assert visit.count("figure") == 5
+    assert visit.count(".tiles figure") == 5
     assert visit.count("figure.flagged") == visit.count("figcaption.good, figcaption.bad") == 0
     assert "the run had no guard" in visit.page.inner_text("body")
     visit.page.close()
@@ -212,7 +219,7 @@ def test_a_hostile_name_stays_a_name(tmp_path, hands):
     folder = tmp_path / "run"
     shutil.copytree(hands, folder)
     told, evil = read_json(folder / "run.json"), "<script>alert('x')</script><img src=http://evil.example/x.png>"
-    told["config"]["model"] = told["command"] = told["versions"]["torch"] = evil
+    told["config"]["model"] = told["versions"]["torch"] = evil
     told["results"]["verdicts"] = [evil for _ in told["results"]["verdicts"]]
     write_json(folder / "run.json", told)
     write_report(folder)

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from fanal.cli import options
-from fanal.cli.console import errors_shown, progress, say, table
+from fanal.cli.console import draw, errors_shown, progress, say, table
 
 EPILOG = """
 Examples:\n
   fanal audit hands32 --data hands32 --out hands-audit\n
   fanal audit ./my-model --data folder:PHOTOS --count 10000 --out photos-audit\n
   fanal audit edm:cifar10.pkl --data folder:CIFAR10,size=32 --device cuda --out cifar-audit\n
+  fanal audit hands32 --data hands32 --figures pdf,png --out hands-figures\n
   fanal audit data:digits8 --data digits8 --count 200 --out caught
 """
 
@@ -63,6 +64,7 @@ def audit(
     seed: options.Seed = 0,
     allow_bin: options.AllowBin = False,
     block: options.Block = 64,
+    figures: options.Figures = None,
     overwrite: options.Overwrite = False,
     device: options.Device = "cpu",
     threads: options.Threads = 1,
@@ -76,7 +78,9 @@ def audit(
     with errors_shown(resumable=True):
         from fanal.memorization.command import AuditConfig
         from fanal.memorization.command import audit as run
+        from fanal.report.paper import formats_of
 
+        formats = formats_of(figures)
         config = AuditConfig(
             model=model,
             data=data,
@@ -101,4 +105,6 @@ def audit(
             device=device,
             threads=threads,
         )
-        _show(run(config, out, overwrite=overwrite, progress=progress))
+        folder = run(config, out, overwrite=overwrite, progress=progress)
+        _show(folder)
+        draw(folder, formats)

@@ -11,7 +11,7 @@ import typer
 
 from fanal.errors import FanalError
 
-__all__ = ["errors_shown", "progress", "say", "show_run", "table"]
+__all__ = ["draw", "errors_shown", "progress", "say", "show_run", "table"]
 
 
 def say(line: str) -> None:
@@ -47,6 +47,15 @@ def progress(items: Iterable[int], what: str) -> Iterable[int]:
     from rich.progress import track
 
     yield from track(steps, description=what, console=Console(stderr=True), transient=True)
+
+
+def draw(folder: Path, formats: Sequence[str]) -> None:
+    """Write a run's figures for papers, where some are asked for, and say where they are."""
+    if formats:
+        from fanal.report import write_figures
+
+        files = write_figures(folder, formats)
+        say(f"figures: {len(files)} files in {folder / 'figures'}")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fanal.cli import options
-from fanal.cli.console import errors_shown, progress, say, table
+from fanal.cli.console import draw, errors_shown, progress, say, table
 
 EPILOG = """
 Examples:\n
@@ -19,6 +19,7 @@ Examples:\n
   fanal geometry digits8 --label each --drawn 100 --out classes\n
   fanal geometry hands32 --against shapes32 --against gaussian:hands32 --out alike\n
   fanal geometry hands32 --noise codes/noise.safetensors --count 16 --data hands32 --out from-images\n
+  fanal geometry digits8 --data digits8 --label 3 --figures pdf,png --out figures\n
   fanal geometry edm:model.pkl --data folder:PHOTOS --points 5000 --count 64 --out photos
 """
 
@@ -87,6 +88,7 @@ def geometry(
     seed: options.Seed = 0,
     allow_bin: options.AllowBin = False,
     block: options.Block = 32,
+    figures: options.Figures = None,
     overwrite: options.Overwrite = False,
     device: options.Device = "cpu",
     threads: options.Threads = 1,
@@ -100,7 +102,9 @@ def geometry(
     with errors_shown(resumable=True):
         from fanal.geometry.command import GeometryConfig
         from fanal.geometry.command import geometry as run
+        from fanal.report.paper import formats_of
 
+        formats = formats_of(figures)
         config = GeometryConfig(
             model=model,
             solver=solver,
@@ -126,4 +130,6 @@ def geometry(
             device=device,
             threads=threads,
         )
-        _show(run(config, out, overwrite=overwrite, progress=progress))
+        folder = run(config, out, overwrite=overwrite, progress=progress)
+        _show(folder)
+        draw(folder, formats)

@@ -53,6 +53,10 @@ AllowBin = Annotated[
     bool, typer.Option("--allow-bin", help="Read a pipeline's .bin weights where it has no safetensors.")
 ]
 Trajectory = Annotated[bool, typer.Option("--trajectory", help="Keep the trajectories.")]
+Figures = Annotated[
+    str | None,
+    typer.Option(help="Also write the page's figures for papers, into its folder figures: pdf, png, svg, with commas."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; they decide rounding.", min=1)]

@@ -237,9 +237,9 @@ def audit(config: AuditConfig, out: str | Path, *, overwrite: bool = False, prog
                 "results": _results(config, setup, whole, held, len(exact)),
             }
         )
-        from fanal.report.audit import write_audit
+        from fanal.report import write_report
 
-        write_audit(run.part)
+        write_report(run.part)
         return run.finish()
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fanal.files import read_json, read_tensors
+from fanal.files import read_tensors
 from fanal.memorization.copies import threshold
-from fanal.report.study import Line, Section, band_figure, histogram_figure, picture, write_study
+from fanal.report.plots import Figure, Line, Mark, Panel, Picture, histogram
+from fanal.report.study import Page, Section, Table, study
 
-__all__ = ["verdict", "write_audit"]
+__all__ = ["audit_page", "verdict"]
 
 SURE = 1e-3
 """Probability below which more copies than chance are called so."""
@@ -24,7 +26,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def verdict(results: dict[str, Any]) -> str:
+def verdict(results: Mapping[str, Any]) -> str:
     """Return what an audit found, in one sentence."""
     found = results["copies"]
     interval = f"95 % interval {_percent(found['excess_low'])} to {_percent(found['excess_high'])}"
@@ -47,7 +49,7 @@ def verdict(results: dict[str, Any]) -> str:
     )
 
 
-def _copies(results: dict[str, Any], samples: dict[str, Tensor], level: float) -> Section:
+def _copies(results: Mapping[str, Any], samples: dict[str, Tensor], level: float) -> Section:
     found = results["copies"]
     rows = [
         ["samples below the threshold", f"{found['count']} of {found['total']}", _percent(found["share"])],
@@ -60,23 +62,38 @@ def _copies(results: dict[str, Any], samples: dict[str, Tensor], level: float) -
          f"one of them {results['most often']} times"],
     ]  # fmt: skip
     groups = {"samples": samples["ratio"].tolist(), "held-out points": samples["held.ratio"].tolist()}
-    figure = histogram_figure(groups, "ratio", "distance to the nearest / to the next ones", level)
+    figure = Figure(
+        "copies",
+        "Ratio of distances of the samples and of points that were held out; copies lie left of the threshold.",
+        [histogram("distance to the nearest / to the next ones", groups, marks=[Mark(level, "threshold")])],
+    )
     return Section(
         "Copies",
         "Distance to the nearest training point over the mean distance to the twenty after it: copies pile up at 0; "
         "where the samples lie like held-out points, nothing is replayed.",
         [figure],
-        ["", "", ""],
-        rows,
+        tables=[Table("copies", ["count", "of", "share"], rows)],
     )
 
 
-def _settling(results: dict[str, Any]) -> list[Section]:
+def _settling(results: Mapping[str, Any]) -> list[Section]:
     found = results["settling"]
     if not found:
         return []
     levels = [float(sigma) for sigma in found["sigmas"]]
-    lines = {name: Line(name, levels, found[name]["mean"], found[name]["std"]) for name in ("gap", "entropy")}
+    panels = [
+        Panel(
+            "sigma", y, [Line("", levels, found[name]["mean"], found[name]["std"])], _marks(found),
+            log_x=True, falling=True,
+        )
+        for name, y in (("gap", "distance / √d"), ("entropy", "nats"))
+    ]  # fmt: skip
+    figure = Figure(
+        "settling",
+        "Left: distance of the prediction from the exact one. Right: entropy of the posterior over training points. "
+        "Lines are means, bands one standard deviation over runs; marks are the medians of the table.",
+        panels,
+    )
     words = {
         "cell": "stays in its last Voronoi cell from",
         "collapse": "posterior over the training set has collapsed from",
@@ -92,37 +109,38 @@ def _settling(results: dict[str, Any]) -> list[Section]:
             "When runs settle",
             "Against sigma, which falls as a run goes: how far the prediction is from that of the exact denoiser of "
             "the training set, which could only replay it, and the entropy of the posterior over training points.",
-            [
-                band_figure([lines["gap"]], "gap", "sigma", "distance / √d", log_x=True, falling=True),
-                band_figure([lines["entropy"]], "entropy", "sigma", "nats", log_x=True, falling=True),
-            ],
-            [f"of {found['runs']} runs", "median sigma", "of runs"],
-            rows,
+            [figure],
+            tables=[Table("settling", [f"of {found['runs']} runs", "median sigma", "of runs"], rows)],
         )
     ]
 
 
-def write_audit(folder: Path) -> Path:
-    """Write `report.html` from an audit's `run.json`, `samples.safetensors` and `pairs.png`.
+def _marks(found: Mapping[str, Any]) -> list[Mark]:
+    """Where half of the runs have settled."""
+    words = {"cell": "cell", "collapse": "collapse", "leave": "leaves"}
+    middles = {word: found[name]["median sigma"] for name, word in words.items()}
+    return [Mark(float(at), word) for word, at in middles.items() if at]
+
+
+def audit_page(folder: Path, record: Mapping[str, Any]) -> Page:
+    """Return the page of an audit, from its record, its `samples.safetensors` and its `pairs.png`.
 
     Raises:
-        FanalError: the folder has no such files, or cannot be written.
+        FanalError: the folder has no such files.
     """
-    record = read_json(folder / "run.json")
     samples, _ = read_tensors(folder / "samples.safetensors")
     config, results = record["config"], record["results"]
     level = threshold(samples["held.ratio"], config["level"])
-    pairs = Section(
-        "The closest pairs",
+    gallery = Figure(
+        "pairs",
         "Samples with the smallest ratios, each above (for points: beside) its nearest training point.",
-        [picture(folder / "pairs.png", "samples and their nearest training points")],
+        [Picture(folder / "pairs.png", "samples and their nearest training points")],
     )
+    pairs = Section("The closest pairs", "What is nearest to a copy, whether it is one or not.", [gallery])
     lines = [
         f"{config['count']} samples of {config['model']} against {results['points']} training points of "
         f"{config['data']}.",
         verdict(results),
     ]
     sections = [_copies(results, samples, level), pairs, *_settling(results)]
-    target = folder / "report.html"
-    write_study(target, f"audit: {config['model']}", lines, sections, record)
-    return target
+    return study(f"audit: {config['model']}", lines, sections, record)

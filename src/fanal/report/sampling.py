@@ -1,29 +1,26 @@
-"""The page of a run: what was found, the evidence, and how it is known."""
+"""The page of a sampling run: what was found, the evidence, and how it is known."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from torch import Tensor
 
 from fanal import pictures
-from fanal.errors import FanalError
-from fanal.files import read_json, read_tensors, write_atomically
+from fanal.files import read_tensors
 from fanal.hallucination.detectors import FREE
 from fanal.metrics import Estimate
-from fanal.report import figures
-from fanal.report.audit import write_audit
-from fanal.report.geometry import write_geometry
+from fanal.report.plots import Figure, Film, Line, Mark, Panel, histogram
+from fanal.report.study import Page, Table, facts_of
 from fanal.trajectory import Trajectory
 
-__all__ = ["headline", "table", "write_report"]
+__all__ = ["diversity", "headline", "kinds", "sampling_page", "table"]
 
-_MOST_TILES = 100
+_MOST_TILES, _MOST_LINES, _MOST_FRAMES = 100, 64, 24
 
 NAMES = {
     "plain": "plain",
@@ -38,7 +35,7 @@ def _stage(name: str) -> str:
     return NAMES.get(name, name)
 
 
-def _figure(row: dict[str, Any], key: str) -> Estimate | None:
+def _figure(row: Mapping[str, Any], key: str) -> Estimate | None:
     value = row.get(key)
     if value is None:
         return None
@@ -46,17 +43,17 @@ def _figure(row: dict[str, Any], key: str) -> Estimate | None:
     return Estimate(number, error, int(value["n"]))
 
 
-def _percent(row: dict[str, Any], key: str) -> str:
+def _percent(row: Mapping[str, Any], key: str) -> str:
     value = _figure(row, key)
     return "–" if value is None else value.percent()
 
 
-def _plain(row: dict[str, Any], key: str, digits: int) -> str:
+def _plain(row: Mapping[str, Any], key: str, digits: int) -> str:
     value = _figure(row, key)
     return "–" if value is None else value.plain(digits)
 
 
-def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of a run's table, every figure with its standard error."""
     judged = "verdicts" in results
     head = ["method", "calls per sample", "seconds per sample"]
@@ -73,7 +70,7 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def diversity(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def diversity(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of the diversity table; no rows where nothing was measured."""
     rows = [row for row in results["table"] if row.get("diversity")]
     names = list(rows[0]["diversity"]) if rows else []
@@ -81,13 +78,13 @@ def diversity(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["method", *(name.replace("_", " ") for name in names)], cells
 
 
-def kinds(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def kinds(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of the table of errors by kind: samples of each verdict, for each method."""
     rows = [[_stage(row["name"]), *map(str, row["verdicts"])] for row in results["table"]]
     return ["method", *results["verdicts"]], rows
 
 
-def headline(record: dict[str, Any]) -> list[str]:
+def headline(record: Mapping[str, Any]) -> list[str]:
     """Return what a run found, in a few plain sentences."""
     config, results = record["config"], record["results"]
     count, rows = config["count"], {row["name"]: row for row in results["table"]}
@@ -129,7 +126,7 @@ class _Sheet:
     picture: str | None = None
 
 
-def _sheet(title: str, x: Tensor, stage: str, samples: dict[str, Tensor], record: dict[str, Any]) -> _Sheet:
+def _sheet(title: str, x: Tensor, stage: str, samples: dict[str, Tensor], record: Mapping[str, Any]) -> _Sheet:
     """One batch of samples: tiles with flags and verdicts, or one scatter plot where samples are points."""
     tail = "" if stage == "plain" else f".{stage}"
     verdicts = record["results"].get("verdicts")
@@ -160,7 +157,7 @@ def _sheet(title: str, x: Tensor, stage: str, samples: dict[str, Tensor], record
     return _Sheet(title, tiles)
 
 
-def _sheets(samples: dict[str, Tensor], record: dict[str, Any]) -> list[_Sheet]:
+def _sheets(samples: dict[str, Tensor], record: Mapping[str, Any]) -> list[_Sheet]:
     guard = [text.partition(":")[0] for text in record["config"].get("guard") or [] if text != "none"]
     before = pictures.shown(samples, "before" if "before" in samples else "x")
     sheets = [_sheet("Before" if guard else "Samples", before, "plain", samples, record)]
@@ -170,100 +167,116 @@ def _sheets(samples: dict[str, Tensor], record: dict[str, Any]) -> list[_Sheet]:
     return sheets
 
 
-def _strips(folder: Path, samples: dict[str, Tensor], record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The denoising strips of one good and one bad sample: title, sampling strip, denoising strip."""
+def _picks(samples: dict[str, Tensor], verdicts: Sequence[str] | None) -> list[tuple[str, int]]:
+    """One bad and one good sample, or those of highest and lowest risk."""
+    risk, codes = samples["risk"], samples.get("verdict")
+    if codes is None or not verdicts:
+        return [("highest risk", int(risk.argmax())), ("lowest risk", int(risk.argmin()))]
+    bad, good = (codes != 0).nonzero().flatten(), (codes == 0).nonzero().flatten()
+    picks = [("wrong", int(bad[risk[bad].argmax()]))] if len(bad) else []
+    return picks + ([("good", int(good[risk[good].argmin()]))] if len(good) else [])
+
+
+def _films(folder: Path, samples: dict[str, Tensor], record: Mapping[str, Any]) -> list[Figure]:
+    """How one good and one bad sample came about: their states and their predictions."""
     path = folder / "trajectory.safetensors"
     if not path.is_file():
         return []
     run, verdicts = Trajectory.load(path), record["results"].get("verdicts")
-    if run.x.shape[2:] == (2,):
+    if run.x.ndim != 5 or run.x.shape[2] not in (1, 3):
         return []
-    risk, codes = samples["risk"], samples.get("verdict")
-    if codes is not None and verdicts:
-        bad, good = (codes != 0).nonzero().flatten(), (codes == 0).nonzero().flatten()
-        picks = [("wrong", bad[risk[bad].argmax()])] if len(bad) else []
-        picks += [("good", good[risk[good].argmin()])] if len(good) else []
-    else:
-        picks = [("highest risk", risk.argmax()), ("lowest risk", risk.argmin())]
-    out = []
-    for word, index in picks:
-        b = int(index)
+    keep = torch.linspace(0, len(run.denoised) - 1, min(len(run.denoised), _MOST_FRAMES)).round().long().unique()
+    level = torch.where(run.sigmas.isinf(), 1.0, torch.sqrt(1 + run.sigmas**2)).reshape(-1, 1, 1, 1)
+    labels = [f"sigma {sigma:.3g}" for sigma in run.sigmas[keep].tolist()]
+    films, codes = [], samples.get("verdict")
+    for word, b in _picks(samples, verdicts):
         verdict = f", {verdicts[int(codes[b])]}" if verdicts and codes is not None else ""
-        title = f"{word}{verdict}: seed {record['seeds']['first'] + b}, risk {float(risk[b]):.3g}"
-        level = torch.where(run.sigmas.isinf(), 1.0, torch.sqrt(1 + run.sigmas**2)).reshape(-1, *[1] * (run.x.ndim - 2))
+        title = f"{word}{verdict}: seed {record['seeds']['first'] + b}, risk {float(samples['risk'][b]):.3g}"
         scaled = run.x[:, b] / level.to(run.x)  # unit scale at every sigma, so that the noise can be seen
-        pair = [pictures.data_uri(pictures.strip(part)) for part in (scaled, run.denoised[:, b])]
-        out.append((title, pair[0], pair[1]))
-    return out
+        layers = {
+            name: pictures.to_bytes(x[keep]).movedim(1, -1)[None]
+            for name, x in (("states", scaled), ("predictions", run.denoised[:, b]))
+        }
+        films.append(Figure(f"strip-{word.replace(' ', '-')}", title, [Film(layers, labels)]))
+    return films
 
 
-def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
-    config, network = record["config"], record["network"]
-    facts = [(key, str(value)) for key, value in config.items() if value not in (None, [], ())]
-    facts.append(("network calls", f"{network['calls']} batches, {network['evaluations']} samples"))
-    facts.append(("seconds", f"{record['seconds']:.1f}"))
-    facts += [(f"{name} version", value) for name, value in record.get("versions", {}).items()]
-    return facts
+def _kinds(wrong: Tensor | None, count: int) -> list[tuple[str, str, Tensor]]:
+    """Groups of samples to draw apart: label, color, indices."""
+    if wrong is None:
+        return [("samples", pictures.COLORS["plain"], torch.arange(count))]
+    groups = [("good", pictures.COLORS["good"], ~wrong), ("wrong", pictures.COLORS["bad"], wrong)]
+    return [(label, color, mask.nonzero().flatten()) for label, color, mask in groups]
 
 
-def write_report(folder: str | Path) -> Path:
-    """Write `report.html` from a run folder's `run.json`, `samples.safetensors` and `trajectory.safetensors`.
+def _risks(samples: dict[str, Tensor], record: Mapping[str, Any], threshold: float | None) -> list[Figure]:
+    """The risk of every sample as it stood after each step, and its distribution at the end."""
+    per_step, risk, first = samples["per_step"], samples["risk"], record["seeds"]["first"]
+    steps, sigmas = list(range(1, per_step.shape[1] + 1)), [float(s) for s in record["results"]["sigmas"]]
+    if len(sigmas) != len(steps) + 1:
+        raise ValueError(f"{len(sigmas)} sigmas for {len(steps)} steps")
+    groups = _kinds(samples["verdict"] != 0 if "verdict" in samples else None, len(risk))
+    lines = [
+        Line(label, steps, per_step[b].tolist(), color=color, faint=True, hover=f"seed {first + b}")
+        for label, color, rows in groups
+        for b in rows.tolist()[:_MOST_LINES]
+    ]
+    color = pictures.COLORS["flag"]
+    level = [] if threshold is None else [Mark(threshold, "threshold", level=True, color=color)]
+    bar = [] if threshold is None else [Mark(threshold, "threshold", color=color)]
+    values = {label: risk[rows].tolist() for label, _, rows in groups}
+    colors = [color for _, color, _ in groups]
+    return [
+        Figure(
+            "risk-lines",
+            f"Steps go from sigma {sigmas[0]:.3g} to {sigmas[-1]:.3g}.",
+            [Panel("step", "risk so far", lines, level, from_zero=True)],
+        ),
+        Figure(
+            "risk-histogram",
+            "",
+            [histogram("risk", values, bins=30, share=False, colors=colors, marks=bar)],
+        ),
+    ]
+
+
+def sampling_page(folder: Path, record: Mapping[str, Any]) -> Page:
+    """Return the page of a sampling run, from its record, its `samples.safetensors` and its `trajectory.safetensors`.
 
     Raises:
-        FanalError: the folder is no finished run, or cannot be written.
+        FanalError: a file is not there, or not what it should be.
     """
-    folder = Path(folder)
-    if not (folder / "run.json").is_file():
-        raise FanalError(f"{folder} is not a run folder: it has no run.json; fanal sample and fanal demo write one")
-    record = read_json(folder / "run.json")
-    own = {"geometry": write_geometry, "audit": write_audit}.get(record.get("command", ""))
-    if own is not None:
-        return own(folder)
-    if not isinstance(record.get("results"), dict) or "table" not in record["results"]:
-        raise FanalError(f"{folder} is not a run of fanal sample or fanal demo, and has no page: see its run.json")
     samples, _ = read_tensors(folder / "samples.safetensors")
-    try:
-        page = _render(folder, record, samples)
-    except FanalError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, jinja2.UndefinedError) as error:
-        raise FanalError(f"{folder} is not a run of fanal sample or fanal demo: {error!r:.200}") from error
-    target = folder / "report.html"
-    write_atomically(target, lambda part: part.write_text(page, encoding="utf-8"))
-    return target
-
-
-def _render(folder: Path, record: dict[str, Any], samples: dict[str, Tensor]) -> str:
     results, config = record["results"], record["config"]
     calibration = results.get("calibration")
-    threshold = calibration["threshold"] if calibration else None
-    wrong = samples["verdict"] != 0 if "verdict" in samples else None
-    first = record["seeds"]["first"]
-    seeds, levels = range(first, first + len(samples["risk"])), [float(s) for s in results["sigmas"]]
-    source = (resources.files("fanal.report") / "page.html.j2").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    films = _films(folder, samples, record)
     head, rows = table(results)
     kinds_head, kinds_rows = kinds(results) if "verdicts" in results else ([], [])
-    return template.render(
-        record=record,
-        config=config,
-        lines=headline(record),
-        head=head,
-        rows=rows,
-        kinds_head=kinds_head,
-        kinds_rows=kinds_rows,
-        diversity_head=diversity(results)[0],
-        diversity_rows=diversity(results)[1],
-        by_kind=[(name, _plain({"a": value}, "a", 2)) for name, value in results.get("auc_by_verdict", {}).items()],
-        sheets=_sheets(samples, record),
-        strips=_strips(folder, samples, record),
-        lines_figure=figures.risk_lines(samples["per_step"], levels, seeds, wrong, threshold),
-        histogram=figures.risk_histogram(samples["risk"], wrong, threshold),
-        calibration=calibration,
-        free=calibration is not None and calibration["detector"] in FREE,
-        origin=results.get("threshold_from", ""),
-        facts=_facts(record),
-        colors=pictures.COLORS,
-        script=figures.script(),
-        shown=min(len(samples["risk"]), _MOST_TILES),
-    )
+    diversity_head, diversity_rows = diversity(results)
+    values = {
+        "title": f"{record['command']}: {config['model']}",
+        "config": config,
+        "lines": headline(record),
+        "head": head,
+        "rows": rows,
+        "kinds_head": kinds_head,
+        "kinds_rows": kinds_rows,
+        "diversity_head": diversity_head,
+        "diversity_rows": diversity_rows,
+        "by_kind": [(name, _plain({"a": value}, "a", 2)) for name, value in results.get("auc_by_verdict", {}).items()],
+        "sheets": _sheets(samples, record),
+        "strips": [film.name for film in films],
+        "calibration": calibration,
+        "free": calibration is not None and calibration["detector"] in FREE,
+        "origin": results.get("threshold_from", ""),
+        "facts": facts_of(record),
+        "colors": pictures.COLORS,
+        "shown": min(len(samples["risk"]), _MOST_TILES),
+    }
+    risks = _risks(samples, record, calibration["threshold"] if calibration else None)
+    tables = [
+        Table("methods", head, rows, "Each figure ± one standard error."),
+        Table("errors-by-kind", kinds_head, kinds_rows),
+        Table("diversity", diversity_head, diversity_rows, "Standard deviation relative to right samples of the data."),
+    ]
+    return Page("sampling.html.j2", values, [*films, *risks], [each for each in tables if each.rows])

@@ -1,0 +1,59 @@
+"""The page of `fanal encode`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fanal.metrics import Estimate
+from fanal.report.geometry.run import estimate, estimated
+from fanal.report.plots import Figure, Line, Panel, Picture
+from fanal.report.study import Page, Section, Table, study
+
+__all__ = ["encode_page"]
+
+_ERRORS = ("round trip", "other round trip", "codes apart", "codes of other images apart")
+
+
+def _line(rows: Sequence[Mapping[str, Any]], name: str) -> Line:
+    found: list[tuple[int, Estimate]] = [(row["steps"], estimated(row[name])) for row in rows]
+    steps = [float(n) for n, _ in found]
+    return Line(name, steps, [each.value for _, each in found], [each.se for _, each in found], points=True)
+
+
+def encode_page(folder: Path, record: Mapping[str, Any]) -> Page:
+    """Return the page of an encoding run, from its record and its `samples.png`."""
+    config, rows = record["config"], record["results"]["table"]
+    names = [name for name in rows[0] if name != "steps"]
+    lines = [_line(rows, name) for name in _ERRORS if name in names]
+    error = Figure(
+        "round-trip",
+        "Root mean square per entry, each with its standard error: of an image that was encoded and decoded again"
+        + (", and of the codes that two models give one image, beside those of different images." if len(lines) > 1
+           else "."),
+        [Panel("steps", "per entry", lines, log_x=True, log_y=True)],
+    )  # fmt: skip
+    shown = Figure(
+        "codes",
+        "From above: images, their codes at half contrast, what comes back; for points from left to right.",
+        [Picture(folder / "samples.png", "images, their codes, and what comes back")],
+    )
+    cells = [[str(row["steps"]), *(estimate(row[name]) for name in names)] for row in rows]
+    sections = [
+        Section(
+            "What is lost",
+            "The error falls with the number of steps at the solver's order, while the equation is one to one; codes "
+            "are unit noise where their norm over √d and the spread of their entries are 1.",
+            [error],
+            tables=[Table("codes", ["steps", *names], cells)],
+        ),
+        Section("Images and codes", "A code looks like noise, and holds the image.", [shown]),
+    ]
+    last = rows[-1]
+    told = [
+        f"{config['count']} images of {config['data']} to the noise of {config['model']} with {config['solver']}, and "
+        "back.",
+        f"With {last['steps']} steps an image comes back to {estimate(last['round trip'])} per entry.",
+    ]
+    return study(f"encode: {config['model']}", told, sections, record)

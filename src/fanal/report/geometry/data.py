@@ -1,0 +1,256 @@
+"""Sections that put a run beside what is known: the data's exact denoiser, the grid's own weights, a Gaussian's law."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fanal.errors import FanalError
+from fanal.exact import Gaussian
+from fanal.exact.named import closed_form
+from fanal.geometry.gaussian import residual
+from fanal.report.geometry.run import GeometryRun, estimate
+from fanal.report.plots import BLUE, RED, Figure, Heat, Line, Mark, Panel, Sheet
+from fanal.report.study import Section, Table
+
+__all__ = ["SECTIONS"]
+
+_MOST_RANKS = 1000
+
+
+def _weights(run: GeometryRun) -> list[Section]:
+    found = run.results.get("weights")
+    if not found:
+        return []
+    at, shares = found["sigmas"], found["prediction"]
+    keep = run.kept(len(at))
+    lines = [
+        Line("this prediction", [at[i] for i in keep], [shares[i] for i in keep]),
+        Line("all up to it", [at[i] for i in keep], [sum(shares[: i + 1]) for i in keep], dashed=True),
+    ]
+    figure = Figure(
+        "weights",
+        "Share of each prediction in the last state above 0, and of all predictions up to it. A state of an Euler run "
+        "is a convex combination of the start and of the predictions ([REG] eq. 17), by the grid alone.",
+        [Panel("sigma of the prediction", "share", lines, log_x=True, falling=True, from_zero=True)],
+    )
+    rows = [["the start", f"{found['start']:.3g}"], ["all predictions", f"{sum(shares):.6g}"]]
+    return [
+        Section(
+            "What a sample is made of",
+            "Half of a state comes from the predictions made since sigma was twice as large.",
+            [figure],
+            tables=[Table("weights-sum", ["share of", ""], rows)],
+        )
+    ]
+
+
+def _score(run: GeometryRun) -> list[Section]:
+    if "score deviation" not in run.bands:
+        return []
+    flagged = run.results.get("flagged", [])
+    own = run.lines(
+        ("score deviation", "at the model's states"), ("score deviation on exact path", "on the exact trajectory")
+    )
+    marks = [Mark(float(each["sigma"]), f"{each['deviation'] / each['usual']:.2g}×", color=RED) for each in flagged]
+    panels = [run.panel("distance / √d", own, log_y=True, marks=marks)]
+    four = run.lines(
+        ("model x", "model's states"),
+        ("exact x", "exact states"),
+        ("D(exact x)", "model's predictions, exact states"),
+        ("D*(model x)", "exact predictions, model's states"),
+    )
+    panels += [run.panel("distance / √d", four, log_y=True)] if four else []
+    figure = Figure(
+        "score",
+        "Left: distance of the model's prediction from the exact one. Right: distance of the four trajectories of the "
+        "diagnosis from the end of the exact one. Per √d. In the form of [REG] fig. 22 and [GEO] fig. 5 and 6."
+        if four
+        else "Distance of the model's prediction from the exact one at the same state, per √d ([REG] C.2).",
+        panels,
+    )
+    rows = [
+        [f"{each['sigma']:.4g}", f"{each['deviation']:.3g}", f"{each['usual']:.3g}", f"{each['z']:.1f}"]
+        for each in flagged
+    ]
+    outlying = Table("flagged", ["sigma", "deviation", "usual there", "robust z"], rows, _told(len(flagged)))
+    ends = (
+        "end to nearest point / sqrt d",
+        "exact end to nearest point / sqrt d",
+        "ends apart / sqrt d",
+        "both ends have one nearest point",
+    )
+    return [
+        Section(
+            "Beside the exact denoiser of the data",
+            "Small at both ends, and in between where the model generalizes; "
+            + ("levels where it jumps above its neighbors are marked." if flagged else "no level stands out."),
+            [figure],
+            tables=[outlying, run.table("ends", ends)],
+        ),
+        *_diagnosis(run),
+    ]
+
+
+def _told(count: int) -> str:
+    return (
+        f"{count} level{'' if count == 1 else 's'} whose score deviation stands out of its neighbors' ([GEO] F.3, F.4)."
+    )
+
+
+def _diagnosis(run: GeometryRun) -> list[Section]:
+    """Pictures of the four trajectories, and of the training points nearest to the ends."""
+    film = run.film(
+        "diagnosis",
+        "Predictions at the same noise level: the model's and the exact ones, on the model's and on the exact "
+        "trajectory, from one noise. In the form of [REG] fig. 21 and [GEO] fig. 15 and 19, upper parts.",
+        {
+            "model's, its own states": "strip",
+            "exact, the model's states": "strip_D*(model x)",
+            "model's, exact states": "strip_D(exact x)",
+            "exact, exact states": "strip_D*(exact x)",
+        },
+    )
+    if "strip_D*(model x)" not in run.tensors:
+        return []
+    figures, near = list(film), run.tensors.get("neighbors")
+    if near is not None:
+        ends = torch.stack([run.tensors["strip"][:, -1], run.tensors["strip_D*(exact x)"][:, -1]], 1)
+        images = torch.cat([ends[:, :, None], near[: len(ends)]], 2).flatten(0, 1)
+        rows = [f"{which} {k + 1}" for k in range(len(ends)) for which in ("end", "exact end")]
+        names = ["end", *(f"nearest {k + 1}" for k in range(near.shape[2]))]
+        figures.append(
+            Figure(
+                "neighbors",
+                "The last predictions, each before its nearest training points, nearest first. In the form of [REG] "
+                "fig. 21, lower part.",
+                [Sheet(images, rows, names)],
+            )
+        )
+    reading = (
+        "Where the model is one with the data's exact denoiser, the rows are alike; where it generalizes, they part."
+    )
+    return [Section("Four trajectories from one noise", reading, figures)]
+
+
+def _entropy(run: GeometryRun) -> list[Section]:
+    if "entropy" not in run.bands:
+        return []
+    band = run.bands["entropy"]["mean"]
+    logs = torch.tensor(run.sigmas[: len(band)], dtype=torch.float64).log()
+    rate = torch.gradient(torch.tensor(band, dtype=torch.float64), spacing=(logs,))[0]
+    words = {"stage.entropy.first": "falls", "stage.entropy.last": "is 0"}
+    marks = [Mark(at, word) for name, word in words.items() if (at := run.value(name)) is not None]
+    figure = Figure(
+        "entropy",
+        "Left: entropy of the posterior over the data, which falls from log N (all points alike) to 0 (one point). "
+        "Right: its rate of change, per factor of e in sigma. The marks part the three stages. In the form of [REG] "
+        "fig. 9(c, f).",
+        [
+            run.panel("nats", [run.line("entropy", "")], marks=marks),
+            run.panel("nats per factor of e", [run.along(rate.tolist(), "")], marks=marks),
+        ],
+    )
+    rows = ("stage.entropy.first", "stage.entropy.last", "curved from sigma", "curved to sigma")
+    return [
+        Section(
+            "Three stages",
+            "First all data pull alike, then some do, in the end one: linear, nonlinear, linear.",
+            [figure],
+            tables=[run.table("stages", rows)],
+        )
+    ]
+
+
+def _likelihood(run: GeometryRun) -> list[Section]:
+    found = run.results.get("likelihood")
+    if not found:
+        return []
+    words = {"met": "assumption holds", "state": "density rises to the next state", "prediction": "to the prediction"}
+    lines = [
+        run.along(found["steps" if key == "met" else f"{key} steps"], word)
+        for key, word in words.items()
+        if ("steps" if key == "met" else f"{key} steps") in found
+    ]
+    panels = [Panel("sigma", "share of trajectories", lines, log_x=True, falling=True, from_zero=True)]
+    panels += [run.panel("nats / d", [run.line("log density", "")])] if "log density" in run.bands else []
+    figure = Figure(
+        "likelihood",
+        "Left: share of trajectories at each step where the prediction is nearer to the exact one than the state is, "
+        "which the theorem assumes, and where the blurred density rises. Right: log density at the states ([GEO] "
+        "theorem 1, fig. 4; [REG] prop. 3).",
+        panels,
+    )
+    rows = [[word, estimate(found[key])] for key, word in words.items() if key in found]
+    return [
+        Section(
+            "Does likelihood grow",
+            "Where the assumption holds, the density blurred with the step's own sigma cannot fall.",
+            [figure],
+            tables=[Table("likelihood-shares", ["share of steps", "mean ± standard error"], rows)],
+        )
+    ]
+
+
+def _gaussian(run: GeometryRun) -> Gaussian | None:
+    """The model, where it is a Gaussian; none where its data are no longer there."""
+    kind, _, name = str(run.config["model"]).partition(":")
+    if kind != "gaussian":
+        return None
+    try:
+        model = closed_form(kind, name)
+    except FanalError:
+        return None
+    return model if isinstance(model, Gaussian) and math.prod(model.shape) == run.d else None
+
+
+def _residuals(run: GeometryRun) -> list[Section]:
+    """The expected residual of a Gaussian's trajectories, by eigenvector and as a whole ([REG] prop. 4)."""
+    model = _gaussian(run)
+    if model is None:
+        return []
+    order = model.cov.values.argsort(descending=True)
+    values, mean = model.cov.values[order], model.cov.coordinates(model.mean[None])[0][order]
+    keep = run.kept(len(run.sigmas))
+    sigmas = torch.tensor([run.sigmas[i] for i in keep], dtype=torch.float64)
+    phi = residual(values, sigmas, run.sigmas[0]).square()
+    start = run.sigmas[0] ** 2 + mean.square()  # of the start's place along each eigenvector
+    total = (phi * start).sum(1)
+    if model.cov.rest is not None:
+        off = run.d - len(values)
+        rest = residual(model.cov.rest[None], sigmas, run.sigmas[0]).square()[:, 0]
+        total = total + rest * (
+            off * run.sigmas[0] ** 2 + (model.mean.square().sum() - mean.square().sum()).clamp_min(0)
+        )
+    at = [run.levels[i] for i in keep]
+    curve = Line("residual, expected", at, total.sqrt().tolist(), color=BLUE, dashed=True)
+    figure = Figure(
+        "residual",
+        "Measured trajectory deviation, and the root mean square residual of the closed form. In the form of [REG] "
+        "fig. 15, beside fig. 10(a).",
+        [run.panel("distance", [run.line("deviation", "deviation", color=RED), curve])],
+    )
+    some = [k for k in range(min(len(values), _MOST_RANKS)) if values[k] > 0]
+    inner = [i for i in range(len(keep)) if 0 < float(sigmas[i]) < run.sigmas[0]]
+    maps = []
+    for word, table in (("φ²", phi), ("h, expected", phi * start)):
+        grid = table[inner][:, some].T
+        log = grid.clamp_min(float(grid.max()) * 1e-6).log10()
+        cells = [[float(f"{v:.4g}") for v in row] for row in log.tolist()]
+        maps.append(
+            Heat("sigma", "eigenvalue", [at[i] for i in inner], [k + 1 for k in some], cells, f"log10 {word}",
+                 falling=True)
+        )  # fmt: skip
+    spectrum = Figure(
+        "residual-spectrum",
+        "How far exact trajectories are from their chord along each eigenvector, largest eigenvalue first: per unit "
+        "of the start, and for a start drawn at random. In the form of [REG] fig. 13 and 14.",
+        maps,
+    )
+    reading = "A Gaussian's trajectories have a closed form: the deviation is the residual, with one largest value."
+    return [Section("The law of the residual", reading, [figure, spectrum])]
+
+
+SECTIONS = (_weights, _score, _entropy, _likelihood, _residuals)
+"""In the order of the page."""

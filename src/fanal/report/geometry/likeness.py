@@ -1,0 +1,114 @@
+"""The section on how alike trajectories are, within and between models, and by chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fanal.report.geometry.run import GeometryRun, estimate
+from fanal.report.geometry.shape import curve_points
+from fanal.report.plots import Figure, Heat, Line, Panel, Space
+from fanal.report.study import Section, Table
+
+__all__ = ["SECTIONS"]
+
+_KEYS = ("procrustes", "curvature", "torsion")
+_MOST_WRITTEN = 8
+_NULLS = {"smooth": "random smooth curves", "forward": "forward noise paths"}
+
+
+def _cell(found: Mapping[str, Any], key: str, i: int, j: int) -> str:
+    value, error = found[key][i][j], found.get("se", {}).get(key)
+    se = None if error is None else error[i][j]
+    return estimate({"value": value, "se": se, "n": 2}, 3)
+
+
+def _rows(found: Mapping[str, Any]) -> list[list[str]]:
+    names = found["names"]
+    size = range(len(names))
+    pairs = [(i, i) for i in size] + [(i, j) for i in size for j in size if i < j]
+    rows = []
+    for i, j in pairs[: 3 * _MOST_WRITTEN]:
+        who = f"within {names[i]}" if i == j else f"{names[i]} and {names[j]}"
+        rows.append([who, *(_cell(found, key, i, j) for key in _KEYS)])
+    for key, word in _NULLS.items():
+        chance = found.get("nulls", {}).get(key, {})
+        if chance:
+            rows.append([f"by chance: {word}", *(estimate(chance[k], 3) if k in chance else "–" for k in _KEYS)])
+    return rows
+
+
+def _tables(found: Mapping[str, Any]) -> Figure:
+    names = list(found["names"])
+    heats = []
+    for key in _KEYS:
+        cells = [[None if v is None or not math.isfinite(v) else float(v) for v in row] for row in found[key]]
+        heats.append(Heat("", "", names, names, cells, key, written=len(names) <= _MOST_WRITTEN))
+    return Figure(
+        "regularity",
+        "How far curves of one group are from those of another, mean over pairs: residual of the best motion, and "
+        "distance of curvature and of torsion as functions of log sigma. 0: one curve; within a group on the diagonal.",
+        heats,
+    )
+
+
+def _forward(run: GeometryRun, found: Mapping[str, Any]) -> list[Figure]:
+    """Paths of noise alone: their projections, and the shares that their components explain."""
+    figures = []
+    if "forward" in run.tensors:
+        axes = ("sigma √d", "first component", "second component")
+        figures.append(
+            Figure(
+                "forward-paths",
+                "Forward noise paths from the same ends, projected as the trajectories are: cosines, which two by two "
+                "draw Lissajous curves ([REG] sec. 7).",
+                [Space(axes, curve_points(run, "forward"))],
+            )
+        )
+    chance = found.get("nulls", {}).get("forward", {})
+    counts = [k for k in range(1, 20) if f"explained by {k}" in chance]
+    if counts:
+        own = [k for k in counts if f"explained by {k}" in run.numbers]
+        law = [chance.get(f"explained by {k}, in many dimensions") for k in counts]
+        lines = [
+            _spectrum("trajectories", own, [run.numbers[f"explained by {k}"] for k in own]),
+            _spectrum("forward noise paths", counts, [chance[f"explained by {k}"] for k in counts]),
+        ]
+        if all(share is not None for share in law):
+            lines.append(Line("in many dimensions", counts, [100 * float(share) for share in law], dashed=True))
+        figures.append(
+            Figure(
+                "spectra",
+                "Share of the variance off the chord that k principal components explain: of trajectories, of noise "
+                "paths of the same dimension, and of noise paths in many dimensions.",
+                [Panel("components", "% explained", lines)],
+            )
+        )
+    return figures
+
+
+def _spectrum(name: str, counts: list[int], found: list[Mapping[str, Any]]) -> Line:
+    values = [math.nan if each["value"] is None else 100 * each["value"] for each in found]
+    errors = [0.0 if each["se"] is None else 100 * each["se"] for each in found]
+    return Line(name, counts, values, errors, points=True)
+
+
+def _regularity(run: GeometryRun) -> list[Section]:
+    found = run.results.get("regularity")
+    if not found:
+        return []
+    several = [_tables(found)] if len(found["names"]) > 1 else []
+    return [
+        Section(
+            "How alike, and how alike by chance",
+            "One shape for all: distances between trajectories well below those of curves that are smooth by chance. "
+            "Each figure is a mean over pairs of curves with its standard error.",
+            [*several, *_forward(run, found)],
+            tables=[Table("regularity-numbers", ["curves", *_KEYS], _rows(found))],
+        )
+    ]
+
+
+SECTIONS = (_regularity,)
+"""In the order of the page."""

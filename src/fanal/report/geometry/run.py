@@ -1,0 +1,116 @@
+"""A geometry run as its page reads it: curves over sigma, numbers, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fanal.metrics import Estimate
+from fanal.report.plots import Figure, Film, Line, Mark, Panel
+from fanal.report.study import Table
+
+__all__ = ["GeometryRun", "estimate", "estimated"]
+
+_MOST = 250
+"""States of a curve that are drawn; longer runs are thinned, both ends kept."""
+
+_ROUNDING = 1e-6
+
+_DRAWN = 30
+"""Trajectories that are drawn."""
+
+
+def estimated(found: Mapping[str, Any]) -> Estimate:
+    """Read a figure with its standard error as `run.json` holds it."""
+    value, se = (math.nan if found.get(key) is None else float(found[key]) for key in ("value", "se"))
+    return Estimate(value, se, int(found.get("n", 0)))
+
+
+def estimate(found: Mapping[str, Any], digits: int = 4) -> str:
+    """Return a figure with its standard error in words."""
+    return estimated(found).plain(digits)
+
+
+def _short(values: Iterable[float]) -> list[float]:
+    """Six digits, so that pages stay small."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _cut(line: Line, top: float) -> Line:
+    """A curve without its values that are 0 but for rounding, beside the largest of its panel."""
+    keep = [i for i, value in enumerate(line.y) if value > _ROUNDING * top]
+    spread = None if line.spread is None else [line.spread[i] for i in keep]
+    return dataclasses.replace(line, x=[line.x[i] for i in keep], y=[line.y[i] for i in keep], spread=spread)
+
+
+class GeometryRun:
+    """A run's curves, numbers and tensors.
+
+    Args:
+        record: its `run.json`.
+        tensors: its `geometry.safetensors`.
+    """
+
+    def __init__(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.config, self.results, self.tensors = record["config"], record["results"], tensors
+        self.sigmas = [float(sigma) for sigma in self.results["sigmas"]]
+        floor = min(sigma for sigma in self.sigmas if sigma > 0) / 2
+        self.levels = [sigma or floor for sigma in self.sigmas]  # a logarithmic axis has no 0
+        self.d = int(self.results["d"])
+        self.bands: Mapping[str, Any] = self.results["bands"]
+        self.numbers: Mapping[str, Any] = self.results["numbers"] | self.results["shape"]
+
+    def kept(self, count: int) -> list[int]:
+        """Places of the states that are drawn, of so many."""
+        return torch.linspace(0, count - 1, min(count, _MOST)).round().long().unique().tolist()
+
+    def line(
+        self, name: str, label: str, *, at: Sequence[float] | None = None, offset: int = 0, color: str | None = None
+    ) -> Line:
+        """A band by name over the levels, or over `at`; curves of turns begin one state later."""
+        band, levels = self.bands[name], self.levels if at is None else at
+        keep = self.kept(len(band["mean"]))
+        x = _short(levels[offset + i] for i in keep)
+        return Line(label, x, _short(band["mean"][i] for i in keep), _short(band["std"][i] for i in keep), color)
+
+    def along(self, values: Sequence[float], label: str, *, offset: int = 0, dashed: bool = False) -> Line:
+        """A curve without a band over the levels."""
+        keep = self.kept(len(values))
+        x = _short(self.levels[offset + i] for i in keep)
+        return Line(label, x, _short(float(values[i]) for i in keep), dashed=dashed)
+
+    def lines(self, *pairs: tuple[str, str]) -> list[Line]:
+        """Bands by name with their labels, those that were measured."""
+        return [self.line(name, label) for name, label in pairs if name in self.bands]
+
+    def panel(self, y: str, lines: Sequence[Line], *, log_y: bool = False, marks: Sequence[Mark] = ()) -> Panel:
+        """Curves over sigma in powers of ten, which falls as the run goes; no rounding where y is in powers too."""
+        lines = [_cut(line, max(map(max, (line.y for line in lines)))) for line in lines] if log_y else lines
+        return Panel("sigma", y, lines, marks, log_x=True, log_y=log_y, falling=True)
+
+    def drawn(self, name: str) -> Tensor:
+        """Tensors of the trajectories that are drawn, the first axis theirs."""
+        return self.tensors[name][:_DRAWN]
+
+    def value(self, name: str) -> float | None:
+        """A number's mean, where it was measured and is one."""
+        found = self.numbers.get(name, {}).get("value")
+        return None if found is None or not math.isfinite(found) else float(found)
+
+    def table(self, name: str, numbers: Sequence[str], *, what: str = "per trajectory", caption: str = "") -> Table:
+        """Those of the numbers that were measured."""
+        rows = [[each, estimate(self.numbers[each])] for each in numbers if each in self.numbers]
+        return Table(name, [what, "mean ± standard error"], rows, caption)
+
+    def film(self, name: str, caption: str, layers: Mapping[str, str]) -> list[Figure]:
+        """Pictures along the drawn trajectories, those that were kept."""
+        kept = {label: self.tensors[key] for label, key in layers.items() if key in self.tensors}
+        if not kept:
+            return []
+        labels = [f"sigma {float(sigma):.3g}" for sigma in self.tensors["strip_sigmas"]]
+        return [Figure(name, caption, [Film(kept, labels)])]

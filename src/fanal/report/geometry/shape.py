@@ -1,0 +1,252 @@
+"""Sections on a trajectory's own shape: how straight, how flat, how bent, how large."""
+
+from __future__ import annotations
+
+import math
+
+from fanal.report.geometry.run import GeometryRun, estimate, estimated
+from fanal.report.plots import BLUE, RED, Figure, Line, Panel, Space
+from fanal.report.study import Section, Table
+
+__all__ = ["SECTIONS", "curve_points"]
+
+
+def curve_points(run: GeometryRun, name: str) -> list[list[list[float]]]:
+    """Projected curves as points: sigma √d, and two components, which are far smaller."""
+    side = math.sqrt(run.d)
+    out = []
+    for curve in run.drawn(name):
+        keep = run.kept(len(curve))
+        across = curve[keep, 1:3].tolist()
+        out.append([[run.sigmas[i] * side, float(f"{u:.6g}"), float(f"{v:.6g}")]
+                    for i, (u, v) in zip(keep, across, strict=True)])  # fmt: skip
+    return out
+
+
+def _straightness(run: GeometryRun) -> list[Section]:
+    pair = [run.line("deviation", "from the line", color=RED), run.line("distance", "from the end", color=BLUE)]
+    flat = [
+        run.line("deviation", "from the line", at=run.sigmas, color=RED),
+        run.line("distance", "from the end", at=run.sigmas, color=BLUE),
+    ]
+    figure = Figure(
+        "deviation",
+        "Trajectory deviation (red) and distance from the final sample (blue); lines are means, bands one standard "
+        "deviation over trajectories; right: in powers of ten. In the form of [REG] fig. 3 and 16, [GEO] fig. 2b.",
+        [Panel("sigma", "distance", flat, falling=True), run.panel("distance", pair, log_y=True)],
+    )
+    rows = ("length / (sigma_max sqrt d)", "length / chord", "largest deviation / chord", "monotone")
+    return [
+        Section(
+            "How far from a straight line",
+            "Distance of each state from the line through both ends of its trajectory, and from its last state.",
+            [figure],
+            tables=[run.table("straightness", rows)],
+        )
+    ]
+
+
+def _explained(run: GeometryRun, prefix: str = "") -> list[str]:
+    out = []
+    while f"{prefix}explained by {len(out) + 1}" in run.numbers:
+        out.append(f"{prefix}explained by {len(out) + 1}")
+    return out
+
+
+def _dimensions(run: GeometryRun) -> list[Section]:
+    names = _explained(run)
+    rows = [["1 (the chord)", "–", estimate(run.numbers["mean error in 1-D"])]]
+    for k, name in enumerate(names):
+        rows.append([str(k + 2), estimate(run.numbers[name]), estimate(run.numbers[f"mean error in {k + 2}-D"])])
+    shares = [estimated(run.numbers[name]) for name in names]
+    errors = [estimated(run.numbers[f"mean error in {k + 1}-D"]) for k in range(len(names) + 1)]
+    counts = list(range(1, len(names) + 1))
+    figure = Figure(
+        "reconstruction",
+        "Left: mean distance of the states from their reconstruction in k dimensions, the chord counted. Right: share "
+        "of the variance off the chord that k principal components explain. Bars are standard errors. In the form of "
+        "[REG] fig. 4(b, c), 17 to 19.",
+        [
+            Panel("dimensions", "distance", [Line("", [*counts, len(names) + 1], [e.value for e in errors],
+                  [e.se for e in errors], points=True)], log_y=True),
+            Panel("components", "% explained", [Line("", counts, [100 * e.value for e in shares],
+                  [100 * e.se for e in shares], points=True)]),
+        ],
+    )  # fmt: skip
+    direct = ["direct, top 1", "direct, top 2", "direct, top 3"]
+    ratios = Table(
+        "pca-ratios",
+        ["model", "Top-1", "Top-2", "Top-3"],
+        [[str(run.config["model"]), *(_percent(run, name) for name in direct)]],
+        "Principal components of the trajectory itself, its chord not taken out, mean ± standard error. In the form of "
+        "[REG] table 7.",
+    )
+    caption = "Each trajectory rebuilt from its chord and the first principal components of what is off it."
+    return [
+        Section(
+            "In how many dimensions",
+            "How many principal components a trajectory needs beside its chord: two explain nearly all that is left.",
+            [figure],
+            tables=[
+                Table("dimensions", ["dimensions", "variance explained", "mean distance left"], rows, caption),
+                ratios,
+            ],
+        )
+    ]
+
+
+def _percent(run: GeometryRun, name: str) -> str:
+    found = estimated(run.numbers[name])
+    if math.isnan(found.value):
+        return "–"
+    error = "" if math.isnan(found.se) else f" ± {100 * found.se:.5f}"
+    return f"{100 * found.value:.5f}{error} %"
+
+
+def _boomerang(run: GeometryRun) -> list[Section]:
+    axes = ("sigma √d", "first component", "second component")
+    figure = Figure(
+        "boomerang",
+        "Trajectories in the space of their chord and of two principal components off it, turned onto each other. "
+        "The first axis is the noise level times √d. In the form of [REG] fig. 5.",
+        [Space(axes, curve_points(run, "aligned"))],
+    )
+    rows = ("procrustes residual / size", "procrustes residual across / size across")
+    return [
+        Section(
+            "The boomerang",
+            "All trajectories are one curve up to a motion, where their lines lie on each other.",
+            [figure],
+            tables=[run.table("alignment", rows, what="drawn trajectories")],
+        )
+    ]
+
+
+def _bending(run: GeometryRun) -> list[Section]:
+    inner = [i for i in run.kept(len(run.sigmas)) if run.sigmas[i] > 0]
+    at, panels = [run.sigmas[i] for i in inner], []
+    for name, log in (("curvature", True), ("torsion", False)):
+        values = run.drawn(name)[:, inner].nan_to_num()
+        lines = [
+            Line("", at, [float(f"{v:.5g}") for v in row], faint=True, color=BLUE if log else RED)
+            for row in values.tolist()
+        ]
+        panels.append(run.panel(f"{name} · sigma √d", lines, log_y=log))
+    figure = Figure(
+        "bending",
+        "Curvature and torsion of each drawn trajectory, times sigma √d: in radians while the noise level falls by a "
+        "factor of e. In the form of [REG] fig. 6; of an exact denoiser, of fig. 9(a, d).",
+        panels,
+    )
+    rows = ("curved from sigma", "curved to sigma", "fit error / length", "rebuilt residual / size")
+    return [
+        Section(
+            "Curvature and torsion",
+            "How sharply each drawn trajectory bends and twists: linear, then curved, then linear again; alike curves "
+            "mean that the trajectories are one curve up to a motion.",
+            [figure],
+            tables=[run.table("bending-stages", rows, what="drawn trajectories")],
+        )
+    ]
+
+
+def _turning(run: GeometryRun) -> list[Section]:
+    rotations = [run.line("rotation", "states", offset=1), run.line("denoised rotation", "predictions", offset=1)]
+    figure = Figure(
+        "turning",
+        "Left: cosine between each step's direction and the way to the end, in the form of [GEO] fig. 14. Right: angle "
+        "between successive steps ([REG] sec. 4.2.1).",
+        [run.panel("cosine", [run.line("angle", "")]), run.panel("radians", rotations)],
+    )
+    reading = "A cosine near 1 and an angle near 0 mean that the run goes straight."
+    return [Section("How it turns", reading, [figure], tables=[run.table("turning-least", ("least cosine",))])]
+
+
+def _sizes(run: GeometryRun) -> list[Section]:
+    shell = run.along([sigma * math.sqrt(run.d) for sigma in run.levels], "sigma √d", dashed=True)
+    sizes = run.lines(("magnitude", "states"), ("forward magnitude", "forward process"))
+    magnitude = Figure(
+        "magnitude",
+        "Norm of the states as the run goes, of the forward process where the data are known, of pure noise, of the "
+        "predictions. In the form of [GEO] fig. 2a.",
+        [run.panel("norm", [*sizes, shell, *run.lines(("denoised magnitude", "predictions"))], log_y=True)],
+    )
+    slope = Figure(
+        "slope",
+        "Norm of the noise prediction dx/dsigma over √d: 1 where the model sees plain noise; it shrinks in the last "
+        "stage. In the form of [REG] fig. 12; an exact denoiser as the model gives the optimal curve.",
+        [run.panel("‖dx/dsigma‖ / √d", [run.line("slope", "")])],
+    )
+    return [
+        Section(
+            "Sizes",
+            "States lie on a thin shell, which shrinks with the noise level, and move at an even speed.",
+            [magnitude, slope],
+        )
+    ]
+
+
+def _predictions(run: GeometryRun) -> list[Section]:
+    lines = run.lines(
+        ("denoised distance", "prediction to the end"),
+        ("distance", "state to the end"),
+        ("denoised deviation", "prediction from its line"),
+    )
+    figure = Figure(
+        "predictions",
+        "Distance from the final sample of the denoised predictions and of the states. In the form of [GEO] fig. 13.",
+        [run.panel("distance", lines, log_y=True)],
+    )
+    caption = (
+        "States, at unit size, above the model's predictions at the same noise level. In the form of "
+        "[REG] fig. 8 and [GEO] fig. 3, upper parts."
+    )
+    film = run.film("strips", caption, {"states": "strip_x", "predictions": "strip"})
+    rows = (
+        "denoised largest deviation / chord",
+        "predictions nearer to the end",
+        "predictions near the end from sigma",
+        "states near the end from sigma",
+        "prediction nearer to the end than the state",
+    )
+    return [
+        Section(
+            "The denoising trajectory",
+            "The predictions arrive long before the states do.",
+            [*film, figure],
+            tables=[run.table("arrival", rows)],
+        )
+    ]
+
+
+def _preserving(run: GeometryRun) -> list[Section]:
+    if "z deviation" not in run.bands:
+        return []
+    lines = [run.line("z deviation", "from the line", color=RED), run.line("z distance", "from the end", color=BLUE)]
+    figure = Figure(
+        "z-space",
+        "The same trajectories as z = x / √(1 + sigma²): distance from their own line and from their end, and on the "
+        "right their norm and their speed, over √d.",
+        [run.panel("distance", lines, log_y=True), run.panel("over √d", _speeds(run))],
+    )
+    rows = ("z length / chord", "z largest deviation / chord", *_explained(run, "z "))
+    return [
+        Section(
+            "In variance-preserving space",
+            "Scaled to unit size, trajectories are no longer straight: shape depends on the space it is seen in.",
+            [figure],
+            tables=[run.table("z-numbers", rows)],
+        )
+    ]
+
+
+def _speeds(run: GeometryRun) -> list[Line]:
+    side, keep = math.sqrt(run.d), run.kept(len(run.bands["z magnitude"]["mean"]))
+    band = run.bands["z magnitude"]
+    x = [run.levels[i] for i in keep]
+    norm = Line("norm", x, [band["mean"][i] / side for i in keep], [band["std"][i] / side for i in keep])
+    return [norm, *run.lines(("z slope", "speed"))]
+
+
+SECTIONS = (_straightness, _dimensions, _boomerang, _bending, _turning, _sizes, _predictions, _preserving)
+"""In the order of the page."""
