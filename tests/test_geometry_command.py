@@ -243,10 +243,12 @@ def test_stages_are_found_where_they_were_put():
 
 def test_the_command_prints_and_refuses(tmp_path):
     out = tmp_path / "run"
-    words = ("geometry", "mixture:ring8", "--steps", 6, "--window", 2, "--count", 3, "--out", out)
+    words = (*"geometry mixture:ring8 --steps 6 --window 2 --count 3 --against mixture:grid2 --out".split(), out)
     result = fanal(*words)
     assert result.exit_code == 0, result.output
     assert "largest deviation / chord" in result.output
+    assert "mixture:grid2" in result.output
+    assert "chance: forward" in result.output
     assert refused(fanal(*words), "overwrite")
     assert refused(fanal("geometry", "mixture:ring8", "--steps", 6, "--window", 4, "--out", tmp_path / "b"), "window")
     assert GeometryConfig("mixture:ring8", steps=6).window == 3
