@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from scipy import stats
 
@@ -14,11 +16,15 @@ import fanal as package
 from fanal.datasets import get
 from fanal.errors import FanalError
 from fanal.exact import Dataset
-from fanal.memorization import command, copied, neighbors, settling, threshold
+from fanal.memorization import command, copied, neighbors, settling, threshold, typical
 from fanal.memorization.command import AuditConfig, audit
+from fanal.nets import MLPConfig
+from fanal.objectives import LogNormal
 from fanal.preparation import prepare
+from fanal.recipes import Recipe
 from fanal.report import write_report
 from fanal.report.audit import verdict
+from fanal.training import train
 from fanal.trajectory import Trajectory
 from toys import fanal, record, refused
 
@@ -101,7 +107,7 @@ def test_exact_runs_settle_and_never_leave():
     x = package.noise(D.shape, range(9), 80.0).double()
     run = Trajectory.record(package.trace(D, x, package.schedules.polynomial(24), package.solvers.Heun()))
     found = settling(D, run)
-    assert bool(found.leave.isnan().all())
+    assert bool((found.leave.isnan() & found.apart.isnan()).all())
     assert float(found.gap.max()) < 1e-9
     assert not bool(found.cell.isnan().any() | found.collapse.isnan().any())
     levels, final = run.sigmas[:-1], D.nearest(run.x[-1])[1][:, 0]
@@ -192,6 +198,26 @@ def test_a_run_from_infinity_settles_at_finite_levels(tmp_path, monkeypatch):
     assert found["leave"]["share"] == 0
 
 
+def test_where_a_model_leaves_is_found_by_the_definition():
+    """A model that errs at the top only comes back; one that errs from sigma = 1 on stays apart from there."""
+    D = Dataset(normal(20, 6, seed=3))
+    x, sigmas = package.noise(D.shape, range(5), 80.0).double(), package.schedules.polynomial(24)
+
+    class Erring(package.Denoiser):
+        def __init__(self, low, high):
+            self.low, self.high = low, high
+
+        def __call__(self, x, sigma):
+            return D(x, sigma) + 0.3 * float(self.low <= float(sigma) <= self.high)
+
+    for (low, high), leave, apart in (((20.0, 80.0), 80.0, None), ((0.0, 1.0), 1.0, 1.0)):
+        run = Trajectory.record(package.trace(Erring(low, high), x, sigmas, package.solvers.Euler()))
+        found = settling(D, run)
+        inside = sigmas[:-1][(sigmas[:-1] <= leave)].max()
+        assert torch.allclose(found.leave, inside.expand(5))
+        assert bool(found.apart.isnan().all()) if apart is None else torch.equal(found.apart, found.leave)
+
+
 def test_a_level_that_cannot_be_set_leaves_nothing_behind(tmp_path):
     """It is told before any work, so that the next try may use the same place."""
     words = ("audit", "gaussian:digits8", "--data", "digits8", "--steps", 4, "--count", 4, "--traced", 0)
@@ -204,8 +230,6 @@ def test_a_level_that_cannot_be_set_leaves_nothing_behind(tmp_path):
 
 
 def test_a_stopped_audit_notices_other_data(tmp_path):
-    from PIL import Image
-
     place = tmp_path / "few"
     place.mkdir()
     pixels = (normal(60, 8, 8) * 40 + 128).clamp(0, 255).byte().numpy()
@@ -247,3 +271,84 @@ def test_the_command_tells_and_refuses(tmp_path):
 def test_a_network_that_saw_plenty_is_cleared(tmp_path):
     config = AuditConfig("digits8", "digits8", count=500, traced=0, label="each")
     assert verdict(record(audit(config, tmp_path / "cleared"))["results"]).startswith("No sign")
+
+
+def trained(place, data, count, width, iterations, batch):
+    """Write a network trained on the first samples of a set, without what keeps it from learning them by heart."""
+    recipe = Recipe(
+        data,
+        MLPConfig(width=width, depth=3, frequencies=(1.0, 2.0, 4.0)),
+        iterations,
+        batch=batch,
+        learning_rate=3e-3,
+        ema=0.99,
+        noise_levels=LogNormal(-0.3, 1.1),
+        train_count=count,
+        held_out_count=0,
+    )
+    train(recipe, place, sample_every=0)
+    return str(place)
+
+
+def test_a_network_of_few_points_is_caught_and_one_of_many_is_cleared(tmp_path):
+    """The same network, trained as long; no closed form."""
+    np.save(tmp_path / "normal.npy", normal(500, 10).float().numpy())
+    data = f"array:{tmp_path}/normal.npy"
+    found = {}
+    for count in (6, 400):
+        model = trained(tmp_path / f"of-{count}", data, count, width=128, iterations=500, batch=64)
+        config = AuditConfig(model, data, count=100, points=count, steps=10, traced=10, level=0.05)
+        found[count] = record(audit(config, tmp_path / f"audit-{count}"))["results"]
+    assert verdict(found[6]).startswith("The model replays")
+    assert found[6]["copies"]["low"] > 0.7
+    assert found[6]["training points copied"] == 6
+    assert verdict(found[400]).startswith("No sign")
+    assert found[400]["settling"]["apart"]["share"] > found[6]["settling"]["apart"]["share"]
+
+
+@pytest.mark.slow
+def test_a_network_of_64_digits_is_caught(tmp_path):
+    model = trained(tmp_path / "model", "digits8", 64, width=256, iterations=6000, batch=128)
+    config = AuditConfig(model, "digits8", count=200, points=64, traced=32)
+    results = record(audit(config, tmp_path / "run"))["results"]
+    assert verdict(results).startswith("The model replays")
+    assert results["copies"]["low"] > 0.75
+    assert results["training points copied"] > 48
+
+
+def test_typical_levels_have_intervals():
+    """By counting: the median of 200 runs of 25 lies in its interval 95 % of the time or more often."""
+    inside = 0
+    for seed in range(200):
+        found = typical(normal(25, seed=seed).exp())
+        inside += found["median low"] <= 1 <= found["median high"]
+    assert stats.binomtest(inside, 200, 0.95, "less").pvalue > 1e-3
+    found = typical(torch.tensor([1.0, 2.0, math.nan, math.nan]))
+    assert (found["share"], found["median low"]) == (0.5, None)
+    assert found["share low"] == pytest.approx(stats.beta.ppf(0.025, 2, 3))
+    nowhere = typical(torch.full((5,), math.nan))
+    assert (nowhere["median sigma"], nowhere["share"], nowhere["share high"]) == (None, 0, pytest.approx(0.5218, 1e-3))
+
+
+def test_the_closest_pairs_are_named(tmp_path):
+    """By the files of a folder, and by the rows of a mapped file, which are those that were copied."""
+    pixels = get("digits8").data("train", 60).x
+    levels = ((pixels + 1) * 127.5).round().byte().numpy()
+    (tmp_path / "few").mkdir()
+    for i, gray in enumerate(levels):
+        Image.fromarray(gray[0]).save(tmp_path / "few" / f"{i:02d}.png")
+    np.save(tmp_path / "few.npy", levels)
+    named = {
+        f"folder:{tmp_path}/few": lambda name: int(name[:2]),
+        f"array:{tmp_path}/few.npy": lambda name: int(name[4:]),
+    }
+    for data, number in named.items():
+        spec = data.partition(":")[2]
+        config = AuditConfig(f"data:{spec}", data, steps=5, count=10, traced=0, level=0.2, points=20)
+        out = audit(config, tmp_path / data[:5])
+        x, found = load_file(out / "samples.safetensors")["x"], record(out)["results"]["closest"]
+        assert len(found) == 10
+        for pair in found:
+            if pair["ratio"] < 0.05:
+                assert float((x[pair["sample"]] - pixels[number(pair["name"])]).abs().max()) < 0.02
+        assert sum(pair["ratio"] < 0.05 for pair in found) > 1

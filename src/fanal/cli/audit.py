@@ -20,9 +20,18 @@ Examples:\n
 """
 
 
+def _spread(found: dict[str, float | None], value: str, low: str, high: str, form: str, scale: float) -> str:
+    """A figure with the ends of its interval."""
+    middle, *ends = (
+        "–" if found[key] is None else form.format(scale * (found[key] or 0)) for key in (value, low, high)
+    )
+    return middle if found[value] is None else f"{middle} ({ends[0]} to {ends[1]})"
+
+
 def _show(folder: Path) -> None:
     """Print what was found."""
     from fanal.files import read_json
+    from fanal.memorization.settling import ENDS
     from fanal.report.audit import verdict
 
     results = read_json(folder / "run.json")["results"]
@@ -30,11 +39,11 @@ def _show(folder: Path) -> None:
     found = results["settling"]
     if found:
         rows = [
-            [name, "–" if found[name]["median sigma"] is None else f"{found[name]['median sigma']:.3g}",
-             f"{100 * found[name]['share']:.0f} %"]
-            for name in ("cell", "collapse", "leave")
+            [name, _spread(found[name], "median sigma", "median low", "median high", "{:.3g}", 1),
+             _spread(found[name], "share", "share low", "share high", "{:.0f} %", 100)]
+            for name in ENDS
         ]  # fmt: skip
-        table(["runs", "median sigma", "of runs"], rows, title="when runs settle")
+        table(["runs", "median sigma", "of runs"], rows, title=f"when {found['runs']} runs settle, 95 % intervals")
     say(f"page: {folder / 'report.html'}")
 
 

@@ -162,6 +162,14 @@ class Folder(Unjudged):
         """
         return self.levels(split, count, seed).data()
 
+    def names(self, split: str, seed: int = 0) -> list[str]:
+        """Return the names of the images of a split, in the order of `levels`.
+
+        Raises:
+            FanalError: the split is unknown.
+        """
+        return [self.files[i] for i in partition(np.array(self.labels, dtype=np.int64), check_split(split), seed)]
+
     def digest(self) -> str:
         """Return a hash of all bytes of the images as they are stored, of their names, and of the labels.
 

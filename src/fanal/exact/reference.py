@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from fanal.exact.streaming import Points, Rows
 if TYPE_CHECKING:
     from fanal.datasets import Dataset as Source
 
-__all__ = ["digest", "first_points", "labels_of", "reference"]
+__all__ = ["digest", "first_points", "labels_of", "names_of", "reference"]
 
 
 def first_points(
@@ -44,6 +45,26 @@ def first_points(
     kept = slice(0, most)
     values = levels.values[kept] if levels.values.dtype == np.uint8 else levels.take(kept)
     return values, None if levels.labels is None else levels.labels[kept]
+
+
+def names_of(source: Source, index: Sequence[int], most: int | None = None) -> list[str]:
+    """Return names of training points of `first_points`: files of a folder, rows of a mapped file, else numbers.
+
+    Args:
+        source: the data set.
+        index: the points.
+        most: as there.
+    """
+    from fanal.datasets import Folder, Mapped
+
+    if isinstance(source, Folder):
+        names = source.names("train")
+        return [names[i] for i in index]
+    if isinstance(source, Mapped):
+        rows = first_points(source, "train", most)[0]
+        assert isinstance(rows, Rows)
+        return [f"row {rows.index[i]}" for i in index]
+    return [str(i) for i in index]
 
 
 def reference(source: Source, network: Model, most: int | None = None) -> Dataset:

@@ -9,3 +9,4 @@ from fanal.memorization.copies import neighbors as neighbors
 from fanal.memorization.copies import threshold as threshold
 from fanal.memorization.settling import Settling as Settling
 from fanal.memorization.settling import settling as settling
+from fanal.memorization.settling import typical as typical

@@ -15,16 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from fanal import pictures
+from fanal.datasets import Dataset as Source
 from fanal.datasets import get
 from fanal.denoiser import Latent, Model, counters
 from fanal.errors import FanalError
 from fanal.exact import Dataset
-from fanal.exact.reference import digest, first_points, labels_of, reference
+from fanal.exact.reference import digest, first_points, labels_of, names_of, reference
 from fanal.exact.streaming import Points
 from fanal.files import write_atomically, write_tensors
 from fanal.generation import identity
 from fanal.memorization.copies import LEVEL, check_level, copied, neighbors, threshold
-from fanal.memorization.settling import settling
+from fanal.memorization.settling import ENDS, settling, typical
 from fanal.metrics.estimates import auc, mean
 from fanal.preparation import SampleConfig, Setup, prepare, sampling_of
 from fanal.runs import Progress, Run, cpu_threads, quiet
@@ -36,7 +37,8 @@ from fanal.trajectory import Trajectory
 __all__ = ["AuditConfig", "audit"]
 
 _GALLERY = 40  # pairs in the picture
-_MOST_HELD, _HELD_BLOCK = 10_000, 512
+_MOST_HELD = 10_000
+_LOOKED = 512  # states looked up together: one pass over the training points for all of them
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class AuditConfig:
         points: training points that are searched, the first ones; None: all.
         held: held-out points that set the threshold; None: all, at most 10,000.
         level: share of held-out points that the threshold calls copies.
-        traced: samples, the first ones, whose runs are followed for when they settle.
+        traced: samples, the first ones, whose runs are followed for when they settle: a random part, as seeds are.
         label, prompt, negative, guidance: conditions of all samples, as in `SampleConfig`.
         seed, allow_bin, block, device, threads: as in `SampleConfig`.
     """
@@ -95,38 +97,42 @@ class AuditConfig:
         return sampling_of(self)
 
 
-def _sets(config: AuditConfig, network: Model) -> tuple[Dataset, Points]:
-    """The training set, and held-out points."""
+def _sets(config: AuditConfig, network: Model) -> tuple[Source, Dataset, Points]:
+    """The data, the exact denoiser of the training points, and held-out points."""
     source = get(config.data)
     exact = reference(source, network, config.points)
     if len(exact) < 2:
         raise FanalError(f"{config.data} has one training point: copies are told from two or more")
     held = Points(first_points(source, "held out", config.held or _MOST_HELD)[0])
     check_level(held.count, config.level)
-    return exact, held
+    return source, exact, held
 
 
 def _block(config: AuditConfig, setup: Setup, exact: Dataset, rows: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Sample one block, look its neighbors up, and follow the runs that are traced."""
+    """Sample one block; runs that are traced are compared with the exact ones."""
     begin, model = time.perf_counter(), setup.bound(rows)
     seeds, start = setup.config.seeds()[rows.start : rows.stop], setup.start(rows)
     tensors: dict[str, Tensor] = {}
-    own = max(0, min(len(rows), config.traced - rows.start))
-    if own:
+    if rows.stop <= config.traced:
         run = Trajectory.record(trace(model, start, setup.sigmas, setup.solver, seeds))
         finite = slice(_finite(setup), None)  # states at infinite sigma lie nowhere among the points
-        x, kept = run.x[-1], (run.sigmas[finite], run.x[finite, :own], run.denoised[finite, :own])
-        first = Trajectory(*kept)
-        found = settling(exact, first, labels=_first(labels_of(exact, model, len(rows)), own))
+        x, kept = run.x[-1], Trajectory(run.sigmas[finite], run.x[finite], run.denoised[finite])
+        found = settling(exact, kept, labels=labels_of(exact, model, len(rows)))
         curves = {"gap": found.gap.T, "entropy": found.entropy.T}  # samples first, as in all blocks
-        ends = {"cell": found.cell, "collapse": found.collapse, "leave": found.leave}
+        ends = {name: getattr(found, name) for name in ENDS}
         tensors |= {f"settling.{name}": value for name, value in (curves | ends).items()}
     else:
         x = sample(model, start, setup.sigmas, setup.solver, seeds)
-    near = neighbors(exact, x)
-    tensors |= {"x": x.float(), "ratio": near.ratio, "distance": near.distance, "index": near.index}
     spent = {key: sum(getattr(count, key) for count in counters(model)) for key in ("calls", "evaluations")}
-    return tensors, {"seconds": time.perf_counter() - begin, **spent}
+    return tensors | {"x": x.float()}, {"seconds": time.perf_counter() - begin, **spent}
+
+
+def _looked(exact: Dataset, x: Tensor, device: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The training points around some states."""
+    begin = time.perf_counter()
+    found = neighbors(exact, x.reshape(len(x), *exact.shape).to(device))
+    tensors = {"ratio": found.ratio, "distance": found.distance, "index": found.index}
+    return tensors, {"seconds": time.perf_counter() - begin}
 
 
 def _finite(setup: Setup) -> int:
@@ -134,28 +140,43 @@ def _finite(setup: Setup) -> int:
     return int(bool(torch.isinf(setup.sigmas[0])))
 
 
-def _first(labels: Tensor | None, count: int) -> Tensor | None:
-    return None if labels is None else labels[:count]
+def _spans(start: int, stop: int, size: int) -> list[range]:
+    return [range(a, min(a + size, stop)) for a in range(start, stop, size)]
 
 
-def _whole(blocks: list[tuple[dict[str, Tensor], dict[str, Any]]]) -> dict[str, Tensor]:
-    names = {name for tensors, _ in blocks for name in tensors}
-    return {name: torch.cat([t[name] for t, _ in blocks if name in t]) for name in sorted(names)}
+class _Stages:
+    """The stages of an audit: each is done part by part, shows its progress, and is timed."""
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        self.seconds: dict[str, float] = {}
+        self.network = {"calls": 0, "evaluations": 0}
+
+    def all(
+        self, what: str, spans: list[range], work: Callable[[range], tuple[dict[str, Tensor], dict[str, Any]]]
+    ) -> dict[str, Tensor]:
+        """Return the tensors of all parts of a stage, put together."""
+        stage = what.replace(" ", "-")
+        done = [
+            self.run.block(i, lambda rows=spans[i]: work(rows), stage=stage)
+            for i in self.progress(range(len(spans)), what)
+        ]
+        self.seconds[what] = math.fsum(notes["seconds"] for _, notes in done)
+        for key in self.network:
+            self.network[key] += sum(notes.get(key, 0) for _, notes in done)
+        return {name: torch.cat([tensors[name] for tensors, _ in done]) for name in (done[0][0] if done else ())}
 
 
 def _settled(whole: dict[str, Tensor], config: AuditConfig, setup: Setup) -> dict[str, Any]:
-    """Where runs settle, as figures, with the curves behind them."""
+    """Where runs settle, as figures with 95 % intervals, and the curves behind them."""
     if not config.traced:
         return {}
-    out: dict[str, Any] = {}
-    for name in ("cell", "collapse", "leave"):
-        values = whole[f"settling.{name}"]
-        known = values[~values.isnan()]
-        middle = float(known.median()) if len(known) else None
-        out[name] = {"median sigma": middle, "share": len(known) / len(values)}
+    out: dict[str, Any] = {name: typical(whole[f"settling.{name}"]) for name in ENDS}
     for name in ("gap", "entropy"):
         values = whole[f"settling.{name}"]
-        out[name] = {"mean": values.mean(0).tolist(), "std": values.std(0).nan_to_num().tolist()}
+        std = values.std(0).nan_to_num()
+        se = (std / math.sqrt(len(values))).tolist()
+        out[name] = {"mean": values.mean(0).tolist(), "std": std.tolist(), "se": se}
     return {"runs": config.traced, "sigmas": plain_sigmas(setup.sigmas[_finite(setup) : -1]), **out}
 
 
@@ -181,17 +202,46 @@ def _results(
     }
 
 
-def _gallery(whole: dict[str, Tensor], exact: Dataset, decode: Callable[[Tensor], Tensor]) -> Image.Image:
-    """The samples with the smallest ratios above their nearest training points, in rows of ten."""
+def _closest(whole: dict[str, Tensor]) -> Tensor:
+    """The samples with the smallest ratios, in rows of ten."""
     columns = min(10, len(whole["ratio"]))
     order = whole["ratio"].argsort()[: _GALLERY // columns * columns]
-    order = order[: len(order) // columns * columns]
+    return order[: len(order) // columns * columns]
+
+
+def _pairs(whole: dict[str, Tensor], source: Source, most: int | None) -> list[dict[str, Any]]:
+    """The pairs of the gallery, with the names of the training points' files, or their rows in a file of many."""
+    order = _closest(whole)
+    names = names_of(source, whole["index"][order].tolist(), most)
+    return [
+        {"sample": b, "point": int(whole["index"][b]), "name": name, "ratio": float(whole["ratio"][b])}
+        for b, name in zip(order.tolist(), names, strict=True)
+    ]
+
+
+def _gallery(whole: dict[str, Tensor], exact: Dataset, decode: Callable[[Tensor], Tensor]) -> Image.Image:
+    """The closest samples above their nearest training points, in rows of ten."""
+    order, columns = _closest(whole), min(10, len(whole["ratio"]))
     near = exact.points.rows(whole["index"][order][:, None], "cpu", torch.float32)[:, 0]
     pairs = [decode(part.reshape(len(order), *exact.shape)) for part in (whole["x"][order], near)]
     if len(exact.shape) == 1:
         return pictures.beside([pictures.grid(part) for part in pairs])
     rows = [part[a : a + columns] for a in range(0, len(order), columns) for part in pairs]
     return pictures.grid(torch.cat(rows), columns=columns)
+
+
+def _sampled(stages: _Stages, config: AuditConfig, setup: Setup, exact: Dataset) -> dict[str, Tensor]:
+    """All samples, those whose runs are followed first, with their neighbors."""
+    edges = (("runs followed", 0, config.traced), ("samples", config.traced, config.count))
+    first, rest = (
+        stages.all(what, _spans(a, b, config.block), lambda rows: _block(config, setup, exact, rows))
+        for what, a, b in edges
+    )
+    x = torch.cat([part["x"] for part in (first, rest) if part])
+    near = stages.all(
+        "neighbors", _spans(0, len(x), _LOOKED), lambda rows: _looked(exact, x[rows.start : rows.stop], config.device)
+    )
+    return first | {"x": x} | near
 
 
 def audit(config: AuditConfig, out: str | Path, *, overwrite: bool = False, progress: Progress = quiet) -> Path:
@@ -208,42 +258,32 @@ def audit(config: AuditConfig, out: str | Path, *, overwrite: bool = False, prog
     """
     sampling = config.sampling()
     setup, _ = prepare(sampling)
-    exact, held_out = _sets(config, setup.network)
-    spans = [range(a, min(a + config.block, config.count)) for a in range(0, config.count, config.block)]
+    source, exact, held_out = _sets(config, setup.network)
     head = dataclasses.asdict(config)
     decides = identity(sampling, setup.network) | {"data": digest(exact.points, held_out)}
     with cpu_threads(config.threads), Run(out, "audit", head, identity=decides, overwrite=overwrite) as run:
-        parts = [slice(a, a + _HELD_BLOCK) for a in range(0, held_out.count, _HELD_BLOCK)]
-        known = [
-            run.block(i, lambda part=parts[i]: (_looked(exact, held_out, part, config.device), {}), stage="held")
-            for i in progress(range(len(parts)), "held-out points")
-        ]
-        held = {name: torch.cat([tensors[name] for tensors, _ in known]) for name in ("ratio", "distance")}
-        blocks = [
-            run.block(i, lambda rows=spans[i]: _block(config, setup, exact, rows))
-            for i in progress(range(len(spans)), "samples")
-        ]
-        whole = _whole(blocks)
+        stages = _Stages(run, progress)
+        held = stages.all("held-out points", _spans(0, held_out.count, _LOOKED), lambda rows: _looked(
+            exact, held_out.block(slice(rows.start, rows.stop), torch.float32), config.device
+        ))  # fmt: skip
+        whole = _sampled(stages, config, setup, exact)
         kept = {name: whole[name] for name in ("x", "ratio", "distance", "index")}
-        write_tensors(run.path("samples.safetensors"), kept | {f"held.{k}": v for k, v in held.items()})
+        tensors = kept | {f"held.{name}": held[name] for name in ("ratio", "distance")}
+        write_tensors(run.path("samples.safetensors"), tensors)
         network = setup.network
         decode = network.decode if isinstance(network, Latent) else lambda x: x
         picture = _gallery(whole, exact, decode)
         write_atomically(run.path("pairs.png"), lambda part: picture.save(part, "PNG"))
         run.describe(
             {
-                "network": {key: sum(notes[key] for _, notes in blocks) for key in ("calls", "evaluations")},
-                "seconds": math.fsum(notes["seconds"] for _, notes in blocks),
-                "results": _results(config, setup, whole, held, len(exact)),
+                "network": stages.network,
+                "seconds": math.fsum(stages.seconds.values()),
+                "stages": stages.seconds,
+                "results": _results(config, setup, whole, held, len(exact))
+                | {"closest": _pairs(whole, source, config.points)},
             }
         )
         from fanal.report import write_report
 
         write_report(run.part)
         return run.finish()
-
-
-def _looked(exact: Dataset, held: Points, rows: slice, device: str) -> dict[str, Tensor]:
-    x = held.block(rows, torch.float32, device)
-    found = neighbors(exact, x.reshape(len(x), *held.shape))
-    return {"ratio": found.ratio, "distance": found.distance}

@@ -13,7 +13,7 @@ from torch import Tensor
 from fanal.errors import FanalError
 from fanal.exact import Dataset
 
-__all__ = ["LEVEL", "Neighbors", "Share", "check_level", "copied", "neighbors", "threshold"]
+__all__ = ["LEVEL", "Neighbors", "Share", "check_level", "copied", "neighbors", "proportion", "threshold"]
 
 LEVEL = 0.01
 """Share of held-out points that are called copies by default: the false alarms that are accepted."""
@@ -126,6 +126,17 @@ def threshold(held: Float[Tensor, " h"], level: float = LEVEL) -> float:
     return float(held.double().sort().values[check_level(len(held), level) - 1])
 
 
+def proportion(count: int, total: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share (Clopper & Pearson 1934).
+
+    Args:
+        count: hits.
+        total: tries, at least 1.
+    """
+    interval = stats.binomtest(count, total).proportion_ci(0.95, "exact")
+    return float(interval.low), float(interval.high)
+
+
 def copied(ratio: Float[Tensor, " b"], held: Float[Tensor, " h"], level: float = LEVEL) -> Share:
     """Return the share of samples whose ratio lies below the threshold of the held-out points, with its interval.
 
@@ -144,9 +155,9 @@ def copied(ratio: Float[Tensor, " b"], held: Float[Tensor, " h"], level: float =
         raise FanalError("there is no sample to look at")
     rank, total = check_level(len(held), level), len(ratio)
     count = int((ratio.double() < threshold(held, level)).sum())
-    interval = stats.binomtest(count, total).proportion_ci(0.95, "exact")
+    low, high = proportion(count, total)
     p = float(stats.betabinom.sf(count - 1, total, rank, len(held) - rank + 1))
     real = rank / (len(held) + 1)
-    share, low, high = count / total, float(interval.low), float(interval.high)
+    share = count / total
     beyond, least, most = (max(0.0, (value - real) / (1 - real)) for value in (share, low, high))
     return Share(count, total, real, len(held), share, low, high, beyond, least, most, min(p, 1.0))
