@@ -25,7 +25,7 @@ from fanal.nets import Preconditioned, UNetConfig
 from fanal.schedules import polynomial
 from fanal.seeding import noise
 from fanal.solvers import Euler
-from toys import blurred
+from toys import blurred, tiny
 
 SIGMAS, SEEDS = (0.5, 2.0), range(48)
 
@@ -226,3 +226,55 @@ def test_the_ladder_takes_a_probe_of_its_own_network_alone():
 def test_what_makes_no_sense_is_refused(make, words):
     with pytest.raises(FanalError, match=words):
         make()
+
+
+def test_under_guidance_the_condition_is_read(tmp_path):
+    """Both halves of a guided batch go through the network; the activations are those of the conditional one."""
+    tiny(tmp_path / "net", classes=3)
+    x, layers = pictures(4)[0], activations.layers_of(fanal.load(str(tmp_path / "net")))
+    told, guided = (fanal.load(str(tmp_path / "net"), labels=[0, 1, 2, 0], guidance=w) for w in (1.0, 2.5))
+    one, both = (activations.looks(model, x, SIGMAS, layers) for model in (told, guided))
+    width = one.shape[1] // len(SIGMAS)
+    heads = [0, width]  # how far the prediction is from x; it is the guided one's
+    rest = [i for i in range(one.shape[1]) if i not in heads]
+    assert torch.allclose(both[:, rest], one[:, rest], atol=1e-5)
+    assert not torch.allclose(both[:, heads], one[:, heads])
+
+
+class Blocks(nn.Module):
+    """Stages as pipelines have them: one that gives a tuple, one with tokens first, and none in a list."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.stages = kind
+
+    def forward(self, x, sigma):
+        stages = self.stages.values() if isinstance(self.stages, nn.ModuleDict) else self.stages
+        for stage in stages:
+            out = stage(x)
+        return x * 0.9 + 0 * out[0].sum()
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return (x, x.mean())
+
+
+class Tokens(nn.Module):
+    def forward(self, x):
+        return x.flatten(2).transpose(1, 2)
+
+
+class Scalar(nn.Module):
+    def forward(self, x):
+        return x.flatten(1).mean(1)
+
+
+def test_stages_of_other_kinds_of_networks_are_read():
+    x = noise((3, 4, 4), range(5), 1.0)
+    wanted = torch.cat([x.flatten(2).mean(2), x.flatten(2).amax(2), x.flatten(2).std(2, unbiased=False)], 1).double()
+    for net in (Blocks(nn.ModuleList([Pair(), Tokens()])), Blocks(nn.ModuleDict({"a": Pair(), "b": Tokens()}))):
+        seen = activations.looks(net, x, (1.0,), activations.layers_of(net))
+        assert torch.allclose(seen[:, 1:], torch.cat([wanted, wanted], 1), atol=1e-6)
+    with pytest.raises(FanalError, match=r"'stages.0' gives no channels"):
+        activations.looks(Blocks(nn.ModuleList([Scalar()])), x, (1.0,), ("stages.0",))

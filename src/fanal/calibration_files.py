@@ -110,7 +110,7 @@ def read_calibration(path: str | Path) -> Saved:
         saved = Saved(
             model=value["model"],
             fingerprint=value["fingerprint"],
-            calibration=_with_probe(Calibration.from_dict(value["calibration"]), place),
+            calibration=Calibration.from_dict(value["calibration"]),
             conditions=dict(value["conditions"]),
             risk=_numbers(value["risk"]),
             wrong=_truths(value["wrong"]),
@@ -121,7 +121,7 @@ def read_calibration(path: str | Path) -> Saved:
     lengths = {len(part) for part in (saved.risk, saved.wrong) if part is not None}
     if not texts or len(lengths) > 1:
         raise FanalError(f"{place} is damaged (model, fingerprint, risk or wrong): calibrate again")
-    return saved
+    return dataclasses.replace(saved, calibration=_with_probe(saved.calibration, place))
 
 
 def _numbers(value: Any) -> Tensor | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fanal.calibration_files import Saved, read_calibration, write_calibration
 from fanal.cards import wrong_of
 from fanal.config import build_detector
-from fanal.denoiser import Counted, Denoiser, evaluations, take
+from fanal.denoiser import Denoiser, evaluations, take
 from fanal.detecting import chosen, wanted_of
 from fanal.errors import FanalError
 from fanal.files import read_tensors
@@ -37,6 +37,7 @@ __all__ = ["Settled", "first_samples", "settle"]
 Say = Callable[[str], None]
 Rates = dict[str, float]
 
+_APART = 2**20
 _CONDITIONS = ("label", "prompt", "captions", "negative", "guidance")
 
 
@@ -182,7 +183,11 @@ def _measured(run: Run, setup: Setup, about: dict[str, Any], fingerprint: str, p
         card = Calibration.from_dict(about["calibration"])
         why = f"does not fit ({'; '.join(_differences(setup, about, card))})"
     say(f"the card's calibration {why}: calibrating on other seeds, {config.calibrate} samples")
-    seeds = range(FIRST_SEED, FIRST_SEED + config.calibrate)
+    # one that was fitted before may have been so on the first of the calibration seeds
+    first = FIRST_SEED + (
+        0 if isinstance(detector, Fitting) or describe(detector)["detector"] not in FITTED else _APART
+    )
+    seeds = range(first, first + config.calibrate)
 
     def start(rows: range) -> Tensor:
         sigma = float(setup.sigmas[0])
@@ -217,9 +222,9 @@ def _fit(
     detector: Fitting, model: Denoiser, tensors: Mapping[str, Tensor], wrong: Tensor
 ) -> tuple[Detector, Float[Tensor, " b"], int]:
     """Fit to labelled samples: the detector, the risk of each by a fit to the others, and what was asked for it."""
-    counted = Counted(model)
-    found, risk = detector.fit(counted, tensors, wrong)
-    return found, risk, evaluations(counted)
+    before = evaluations(model)  # what a run binds counts
+    found, risk = detector.fit(model, tensors, wrong)
+    return found, risk, evaluations(model) - before
 
 
 def _watch(
@@ -368,9 +373,9 @@ def _judged(
     if "risk" in known:
         return detector, known["risk"], 0
     assert isinstance(detector, LinearProbe)
-    counted, blocks = Counted(model), torch.arange(len(codes)).split(config.block)
-    risk = torch.cat([detector.judge(take(counted, rows), known["x"][rows]) for rows in blocks])
-    return detector, risk, evaluations(counted)
+    before, blocks = evaluations(model), torch.arange(len(codes)).split(config.block)
+    risk = torch.cat([detector.judge(take(model, rows), known["x"][rows]) for rows in blocks])
+    return detector, risk, evaluations(model) - before
 
 
 def _known(record: dict[str, Any], folder: Path, detector: Detector | Fitting) -> dict[str, Tensor] | None:

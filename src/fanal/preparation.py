@@ -19,7 +19,7 @@ from fanal.denoiser import Model, Native
 from fanal.errors import FanalError, is_number, unknown_name
 from fanal.files import read_json, read_tensors
 from fanal.hallucination import Repair
-from fanal.hallucination.calibration import FLAG
+from fanal.hallucination.hints import FLAG, HINTS
 from fanal.loading import PIPELINES, Conditions, bind, card, open_network
 from fanal.sampling import Solver
 from fanal.schedules import check_sigmas, jump
@@ -353,7 +353,8 @@ def prepare(config: SampleConfig, network: Model | None = None) -> tuple[Setup, 
     judged = DATASETS.get(about.get("data", ""))
     fits = judged is not None and judged.verdicts and judged.shape == tuple(network.shape)
     dataset = judged if fits else None
-    hints = about.get("repair", {})  # the data's scale, where the defaults do not fit
+    # the data's scale, where the defaults do not fit
+    hints = HINTS.get(about.get("data", ""), {}).get("repair", {}) | about.get("repair", {})
     repairs: dict[str, Repair] = {}
     for name, text in zip(config.methods(), config.guard, strict=False):  # "none" has no method
         try:

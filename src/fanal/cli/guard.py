@@ -18,6 +18,9 @@ Examples:\n
   fanal guard edm:edm-ffhq-64x64-uncond-vp.pkl --calibration ffhq.json --seed 1 --device cuda --out more-faces\n
   fanal guard ./my-model --run earlier-run --repair none --out scores\n
   fanal guard ./my-model --run earlier-run --labels earlier-run/labels.json --catch 0.9 --out labeled\n
+  fanal guard hands32 --count 256 --repair ladder --out climbed\n
+  fanal guard ./my-model --labels earlier-run/labels.json --repair ladder --seed 1 --save judge.json --out mended\n
+  fanal guard shapes32 --detector combined:parts=variance+undecided --flag 0.3 --repair none --out two\n
   fanal guard shapes32 --solver rods:rho=0.1,window=12..28 --repair none --out robust
 """
 
@@ -29,15 +32,20 @@ def guard(
     repair: Annotated[
         list[str] | None,
         typer.Option(
-            help="What is done with flagged samples: redo, renoise or fresh, with fields as in redo:kappa=0.1, or "
-            "none; may be given twice. Default: redo."
+            help="What is done with flagged samples: redo, renoise, fresh or ladder, with fields as in "
+            "redo:kappa=0.1, or none; may be given twice. Default: redo."
         ),
     ] = None,
     detector: Annotated[
-        str | None, typer.Option(help="What watches: variance, path_length, … Default: the card's, else variance.")
+        str | None,
+        typer.Option(
+            help="What watches: variance, path_length, …, with fields as in rods_index:v=score,window=0.2..1.5; probe "
+            "or combined, fitted to labels or a rule, or with file=PATH. Default: what the ladder needs, else the "
+            "card's, else variance."
+        ),
     ] = None,
     flag: Annotated[
-        float | None, typer.Option(help="Share of samples to flag; default: the card's, else 0.35.")
+        float | None, typer.Option(help="Share of samples to flag; default: the ladder's, else the card's, else 0.35.")
     ] = None,
     catch: Annotated[
         float | None, typer.Option(help="Share of the wrong samples to flag instead, where labels or a rule know them.")
@@ -50,7 +58,10 @@ def guard(
         Path | None, typer.Option(help="Calibration file, or run folder with one: nothing is calibrated.")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Label file of fanal label, beside its run: sets the threshold.")
+        Path | None,
+        typer.Option(
+            help="Label file of fanal label, beside its run: sets the threshold, and fits what must be fitted."
+        ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the calibration to this file too.")] = None,
     run: Annotated[

@@ -121,7 +121,8 @@ class LinearProbe:
         seen = looks(denoiser, x, self.sigmas, self.layers)
         if seen.shape[1] != len(self.weight):
             raise FanalError(f"the probe has {len(self.weight)} weights, the network gives {seen.shape[1]} numbers")
-        return ((seen - self.center) / self.scale) @ self.weight + self.bias
+        # no matrix product: its last bits depend on where the weights lie in memory
+        return ((seen - self.center) / self.scale * self.weight).sum(1) + self.bias
 
     def threshold(self, flag: float) -> float:
         """Return the log odds that a share `flag` of the calibration samples exceeds.
