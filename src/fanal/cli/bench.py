@@ -209,6 +209,99 @@ def gits(
         _compare(config, out, overwrite)
 
 
+@app.command(
+    "support",
+    epilog="Examples:\n\n  fanal bench support --quick --out quick\n\n  "
+    "fanal bench support --studies hunt --out hunt\n\n  "
+    "fanal bench support --studies hallucination --model ./shapes-told --samples 1024 --out guided",
+)
+def support(
+    studies: Annotated[
+        str | None,
+        typer.Option(
+            help="What to study, with commas: grid, forms, targets, errors, limit, noise, interval, hunt, "
+            "hallucination.  [default: all; the last needs --model]"
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few samples, scales and steps: seconds.")] = False,
+    count: Annotated[int | None, typer.Option(help="Samples of each cell.  [default: 128]", min=2)] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Conditional model of data with a rule, for the study hallucination.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples of each setting of that study.", min=8)] = 512,
+    steps: Annotated[int, typer.Option(help="Steps of its runs.", min=5)] = 20,
+    near: Annotated[
+        float, typer.Option(help="Distance that counts as on the support, in units of the support's size.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-support"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+) -> None:
+    """Measure how far guided runs end from the support: form, scale, steps, process, score; hunt for counter-examples.
+
+    When it is stopped, the same command goes on where it was.
+    """
+    with errors_shown(resumable=True):
+        import dataclasses
+
+        from fanal.bench.support import SupportConfig
+        from fanal.bench.support_studies import Sizes
+
+        sizes = Sizes.quick() if quick else Sizes()
+        sizes = sizes if count is None else dataclasses.replace(sizes, count=count)
+        config = SupportConfig(model=model, samples=samples, steps=steps, sizes=sizes, near=near, seed=seed)
+        if studies is not None:
+            config = dataclasses.replace(config, studies=_listed(studies))
+        _compare(config, out, overwrite)
+
+
+@app.command(
+    "overlay",
+    epilog="Examples:\n\n  fanal bench overlay --quick --out quick\n\n  "
+    "fanal bench overlay --law two-bumps --steps 160 --budgets 5,10,20,40,80,160 --out bumps\n\n  "
+    "fanal bench overlay --out bench-overlay",
+)
+def overlay(
+    law: Annotated[str, typer.Option(help="Law of the data, as in fanal pde: ring, two-bumps or box.")] = "ring",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the density and of the particles that are shown.  [default: 80]")
+    ] = None,
+    cells: Annotated[int | None, typer.Option(help="Cells of the density, per axis.  [default: 80]")] = None,
+    count: Annotated[int | None, typer.Option(help="Particles.  [default: 2000]")] = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="Steps to compare, with commas.  [default: 5,10,20,40,80]")
+    ] = None,
+    iterations: Annotated[
+        str | None,
+        typer.Option(help="Iterations of training to compare, with commas.  [default: 100,400,1600,4000]"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few cells, particles and iterations: seconds.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of draws, noise and training.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-overlay"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+) -> None:
+    """Solve one reverse diffusion three ways, as a density, as particles and with a network, over each other.
+
+    The run folder holds run.json, tables.md and report.html, an animated page that opens offline. When it is stopped,
+    the same command goes on where it was.
+    """
+    with errors_shown(resumable=True):
+        import dataclasses
+
+        from fanal.bench.overlay import OverlayConfig
+        from fanal.bench.overlay import overlay as solve
+
+        given: dict[str, Any] = {"steps": steps, "cells": cells, "count": count}
+        given = {"law": law, "seed": seed} | {name: value for name, value in given.items() if value is not None}
+        for name, text in (("budgets", budgets), ("iterations", iterations)):
+            if text is not None:
+                given[name] = _numbers(text, f"--{name}")
+        config = dataclasses.replace(OverlayConfig.quick() if quick else OverlayConfig(), **given)
+        folder = solve(config, out, overwrite=overwrite, progress=progress, say=say)
+        say((folder / "tables.md").read_text(encoding="utf-8"))
+        say(f"page: {folder / 'report.html'}")
+
+
 def _compare(config: Comparison, out: Path, overwrite: bool) -> None:
     """Run a comparison and print its tables."""
     from fanal.bench.plans import compare
@@ -297,8 +390,8 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str, option: str = "--calls") -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part)
     except ValueError:
-        raise FanalError(f"--calls takes whole numbers with commas, such as 6,12,24, got {text!r}") from None
+        raise FanalError(f"{option} takes whole numbers with commas, such as 6,12,24, got {text!r}") from None

@@ -13,6 +13,7 @@ from fanal.files import read_json
 from fanal.report.audit import audit_page
 from fanal.report.encode import encode_page
 from fanal.report.geometry import geometry_page
+from fanal.report.guide import guide_page
 from fanal.report.paper import write_all
 from fanal.report.sampling import sampling_page
 from fanal.report.study import Page
@@ -26,6 +27,7 @@ PAGES: dict[str, Callable[[Path, Mapping[str, Any]], Page]] = {
     "geometry": geometry_page,
     "audit": audit_page,
     "encode": encode_page,
+    "guide": guide_page,
 }
 """What makes the page of a run, by the command that wrote it."""
 

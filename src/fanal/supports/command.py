@@ -25,7 +25,7 @@ from fanal.schedules import plain_sigmas
 from fanal.seeding import noise
 from fanal.summary import as_json
 from fanal.supports.forms import Scores, exact, guided
-from fanal.supports.landing import figures
+from fanal.supports.landing import FARTHEST, Capped, figures
 from fanal.supports.processes import process
 from fanal.supports.targets import Target, target
 
@@ -146,7 +146,8 @@ def _block(setup: _Guided, rows: range) -> tuple[dict[str, Tensor], dict[str, An
     keep = max(0, min(len(rows), _DRAWN - rows.start))
     paths, states, predictions = [x[:keep]], [], []
     with torch.no_grad():
-        for transition in trace(setup.denoiser, x, setup.sigmas, setup.solver, seeds):
+        capped = Capped(setup.denoiser, FARTHEST * goal.size)
+        for transition in trace(capped, x, setup.sigmas, setup.solver, seeds):
             states.append(goal.distances(transition.x)[0])
             predictions.append(goal.distances(transition.step.denoised)[0])
             x = transition.step.x_next
@@ -211,9 +212,8 @@ def guide(config: GuideConfig, out: str | Path, *, overwrite: bool = False, prog
         spent = sum(notes["evaluations"] for _, notes in blocks)
         seconds = sum(notes["seconds"] for _, notes in blocks)
         network = {"evaluations": spent, "per sample": spent / config.count}
-        record = {"network": network, "seconds": seconds, "results": _results(setup, whole)}
-        run.describe(record)
-        from fanal.report.guide import guide_page
+        run.describe({"network": network, "seconds": seconds, "results": _results(setup, whole)})
+        from fanal.report import write_report
 
-        guide_page(run.part, {**run.head, **record}).write(run.path("report.html"))
+        write_report(run.part)
         return run.finish()

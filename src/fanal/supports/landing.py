@@ -9,16 +9,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fanal.denoiser import Denoiser
+from fanal.denoiser import Denoiser, Wrapper
 from fanal.metrics.estimates import rate
 from fanal.sampling import Solver, sample
 from fanal.summary import as_json
 from fanal.supports.targets import Target
 
-__all__ = ["QUANTILES", "Landing", "figures", "land"]
+__all__ = ["FARTHEST", "QUANTILES", "Capped", "Landing", "figures", "land"]
+
+FARTHEST = 1e6
+"""Sizes of the support that a prediction may be away from 0; what is cut there has blown up."""
 
 QUANTILES = (0.5, 0.9, 0.99)
 """Of the distances; the worst case is told beside them."""
+
+
+class Capped(Wrapper):
+    """Cuts predictions to a longest length, so that a run that blows up ends far away and not as NaN.
+
+    Args:
+        denoiser: D.
+        longest: the length.
+    """
+
+    def __init__(self, denoiser: Denoiser, longest: float) -> None:
+        super().__init__(denoiser)
+        self.longest = longest
+
+    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
+        """Return D, or its direction times the longest length."""
+        denoised = self.denoiser(x, sigma)
+        return torch.renorm(denoised.flatten(1), 2, 0, self.longest).reshape(x.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +62,7 @@ class Landing:
 
 
 def land(goal: Target, denoiser: Denoiser, x: Tensor, sigmas: Tensor, solver: Solver, seeds: Iterable[int]) -> Landing:
-    """Run to the end of the grid and measure.
+    """Run to the end of the grid and measure; predictions are cut at `FARTHEST` sizes.
 
     Args:
         goal: whose supports count.
@@ -54,7 +75,7 @@ def land(goal: Target, denoiser: Denoiser, x: Tensor, sigmas: Tensor, solver: So
     Raises:
         FanalError: as `fanal.sample`.
     """
-    end = sample(denoiser, x, sigmas, solver, seeds)
+    end = sample(Capped(denoiser, FARTHEST * goal.size), x, sigmas, solver, seeds)
     return Landing(end, *goal.distances(end))
 
 

@@ -200,7 +200,7 @@ class Polyline(_Law):
         # A segment's density: uniform along it, a point mass across.
         mass = log_mass(along, level, torch.zeros_like(along), lengths)
         across = -off / (2 * level**2) - (points.shape[1] - 1) / 2 * torch.log(2 * math.pi * level**2)
-        return mass + across - math.log(float(self.lengths.sum())), along
+        return mass + across - self.lengths.sum().log().to(points), along
 
     def __call__(self, x: Float[Tensor, "b *d"], sigma: Tensor, /) -> Float[Tensor, "b *d"]:
         """Return the posterior mean."""

@@ -1,0 +1,205 @@
+"""Tables and plots of `fanal bench support`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fanal.bench.plots import Line, Panel
+from fanal.bench.schedule_tables import markdown
+from fanal.metrics import Estimate
+
+__all__ = ["panels", "tables"]
+
+_LEAST = 1e-9
+_KEYS = ("target", "form", "process", "score")
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    return Estimate(**row).percent()
+
+
+def _cells(own: Sequence[Mapping[str, Any]]) -> str:
+    """One line per target, form, process and score; columns are scale and steps: 99 % quantile / worst case."""
+    columns = sorted({(cell["scale"], cell["steps"]) for cell in own})
+    groups: dict[tuple[str, ...], dict[tuple[float, int], Mapping[str, Any]]] = {}
+    for cell in own:
+        groups.setdefault(tuple(cell[key] for key in _KEYS), {})[cell["scale"], cell["steps"]] = cell
+    varied = [k for k in range(len(_KEYS)) if len({names[k] for names in groups}) > 1] or [2]
+    rows = []
+    for names, by_column in groups.items():
+        row = [names[k] for k in varied]
+        for at in columns:
+            cell = by_column.get(at)
+            row.append("–" if cell is None else f"{_short(cell['whole']['q99'])} / {_short(cell['whole']['worst'])}")
+        rows.append(row)
+    return markdown([*(_KEYS[k] for k in varied), *(f"w {scale:g}, {steps}" for scale, steps in columns)], rows)
+
+
+def _failures(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        [
+            ", ".join(row["broken"]) or "none",
+            str(row["cells"]),
+            str(row["failing"]),
+            _short(row["worst"]),
+            "{target}, {process}, {score}, w {scale:g}, {steps} steps".format(**row["where"]),
+        ]
+        for row in rows
+    ]
+    return markdown(["assumptions broken", "cells", "failing", "worst distance", "where"], lines)
+
+
+def _fits(found: Mapping[str, Any]) -> str:
+    if "delta" not in found:
+        return f"too few cells for a fit: {found['used']}\n"
+    rows = [[name, Estimate(**found[name]).plain(2)] for name in ("delta", "scale", "step")]
+    text = markdown(["distance grows with", "exponent"], rows)
+    return text + (
+        f"\n{found['used']} cells; the residual of the logarithm is {found['residual']:.2f}; {found['blown up']} "
+        "further cells have blown up or are at rounding.\n"
+    )
+
+
+def _needed(rows: Sequence[Mapping[str, Any]]) -> str:
+    steps = sorted({int(count) for row in rows for count in row["off"]})
+    lines = []
+    for row in rows:
+        off = {int(count): value["value"] for count, value in row["off"].items()}
+        shares = [f"{100 * off[count]:.0f} %" for count in steps]
+        lines.append([row["target"], f"{row['scale']:g}", str(row["from"] or "–"), *shares])
+    return markdown(["target", "w", "on the support from", *(f"off, {count}" for count in steps)], lines)
+
+
+def _noise(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        [
+            str(row["steps"]),
+            _percent(row["random"]["off"]),
+            _short(row["random"]["worst"]),
+            _short(row["distances"][0]),
+            "–" if row["widest bad offset"] is None else _short(row["widest bad offset"]),
+        ]
+        for row in rows
+    ]
+    head = ["steps", "off, random noise", "worst", "on the line of symmetry", "widest offset that ends off"]
+    return markdown(head, lines)
+
+
+def _interval(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        [
+            f"{own['target']}, w {own['scale']:g}",
+            f"{own['low']:.2g} to {own['high']:.2g}",
+            row["guided"],
+            f"{row['calls']:.1f}",
+            Estimate(**row["error"]).plain(3),
+            _percent(row["part"]["off"]),
+            _percent(row["whole"]["off"]),
+        ]
+        for own in rows
+        for row in own["rows"]
+    ]
+    head = ["target", "nonlinear", "guided", "predictions", "from guided everywhere", "off S_c", "off S"]
+    return markdown(head, lines)
+
+
+def _hunt(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        worst = row["worst"]
+        lines.append(
+            [
+                row["process"],
+                str(row["steps"]),
+                str(row["tried"]),
+                _percent(row["off"]),
+                _short(row["random"]),
+                _short(row["climbed"]),
+                f"{worst['scale']:.3g}",
+                _percent(worst["off close by"]),
+                str(worst["cured from"] or "–"),
+            ]
+        )
+    head = ["process", "steps", "tried", "off", "farthest", "climbed to", "its w", "off close by", "on it from steps"]
+    return markdown(head, lines)
+
+
+def _hallucination(found: Mapping[str, Any]) -> str:
+    rows = []
+    names = list(found["rows"][0].get("diversity", {}))
+    for row in found["rows"]:
+        where = row["where"]
+        if where in found["windows"]:
+            where += " {:.2g} to {:.2g}".format(*found["windows"][where])
+        diversity = [
+            Estimate(**row["diversity"][name]).plain(2) if name in row.get("diversity", {}) else "–" for name in names
+        ]
+        asked = _percent(row["asked"]) if "asked" in row else "–"
+        rows.append(
+            [f"{row['scale']:g}", where if row["scale"] != 1 else "no guidance", str(row["n"]), _percent(row["wrong"]),
+             _percent(row["change"]), asked, Estimate(**row["spread"]).plain(2), *diversity,
+             f"{row['evaluations']:.0f}"]
+        )  # fmt: skip
+    head = ["w", "where", "samples", "wrong", "change", "class as asked", "spread", *names, "predictions"]
+    return markdown(head, rows)
+
+
+_PARTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "failures": ("Failures by the assumptions that they break (classifier-free guidance, distance to S)", _failures),
+    "fits": ("How the distance to S_c grows: exponents of its 90 % quantile", _fits),
+    "needed": ("Steps that are needed: share of samples off S_c", _needed),
+    "noise": ("Initial noise that ends off S_c (circle, w = 30, DDIM)", _noise),
+    "interval": ("Guidance in the nonlinear interval alone", _interval),
+    "hunt": ("The hunt: distances from S over its size", _hunt),
+    "hallucination": ("Guided hallucination", _hallucination),
+}
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    text = ""
+    for name, own in results["cells"].items():
+        text += f"\n{name}: distance to S, 99 % quantile / worst case, by scale and steps\n\n{_cells(own)}"
+    for key, (title, write) in _PARTS.items():
+        if key in results:
+            text += f"\n{title}\n\n{write(results[key])}"
+    return text.lstrip("\n")
+
+
+def _against_steps(own: Sequence[Mapping[str, Any]], title: str) -> Panel:
+    """Worst distance to S against steps, one line per process, score and scale that occur."""
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in own:
+        lines.setdefault(f"{cell['target']}, {cell['process']}, {cell['score']}, w {cell['scale']:g}", []).append(cell)
+    drawn = []
+    for name, cells in lines.items():
+        ordered = sorted(cells, key=lambda cell: cell["steps"])
+        worst = [max(cell["whole"]["worst"], _LEAST) for cell in ordered]
+        drawn.append(Line(name, [cell["steps"] for cell in ordered], worst, [None] * len(ordered)))
+    return Panel(title, drawn, "steps", "worst distance to S")
+
+
+def panels(results: Mapping[str, Any]) -> list[Panel]:
+    """Return the plots: worst distance against steps of each study, and of the hunt."""
+    out = [
+        _against_steps([cell for cell in own if cell["form"] == "classifier-free"], name)
+        for name, own in results["cells"].items()
+    ]
+    if "hunt" in results:
+        lines = [
+            Line(
+                f"{name}, {what}",
+                [row["steps"] for row in results["hunt"] if row["process"] == name],
+                [max(row[what], _LEAST) for row in results["hunt"] if row["process"] == name],
+                [None] * sum(row["process"] == name for row in results["hunt"]),
+            )
+            for name in dict.fromkeys(row["process"] for row in results["hunt"])
+            for what in ("random", "climbed")
+        ]
+        out.append(Panel("hunt", lines, "steps", "farthest distance to S over its size"))
+    return out

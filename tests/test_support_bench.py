@@ -1,0 +1,322 @@
+"""`fanal guide` and `fanal bench support`: figures against runs made by hand, fits and searches with known answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fanal as package
+from fanal.bench.plans import compare
+from fanal.bench.support import SupportConfig
+from fanal.bench.support_cells import Grid
+from fanal.bench.support_guided import deciding
+from fanal.bench.support_hunt import Suspect, climb, final_distance, retried, search
+from fanal.bench.support_network import Drawn, network_scores, train_network
+from fanal.bench.support_results import broken, failures, fits, needed
+from fanal.bench.support_studies import Sizes, nonlinear
+from fanal.errors import FanalError
+from fanal.guidance import ClassifierFree
+from fanal.schedules import polynomial
+from fanal.seeding import noise
+from fanal.solvers import Euler
+from fanal.supports import target
+from fanal.supports.command import GuideConfig, guide
+from fanal.supports.targets import chain
+from toys import fanal, record, refused, tiny
+
+
+def t(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory):
+    return guide(GuideConfig(scale=5.0, steps=6, count=20, block=7), tmp_path_factory.mktemp("guide") / "run")
+
+
+def test_guide_measures_the_run_that_it_names(guided):
+    goal, seeds = target("circle"), range(20)
+    x = noise((2,), seeds, 80.0, dtype=torch.float64)
+    end = package.sample(ClassifierFree(goal.part, goal.whole, 5.0), x, polynomial(6), Euler(), seeds)
+    kept, told = load_file(guided / "guide.safetensors"), record(guided)
+    assert torch.allclose(kept["x"], end, atol=1e-12)
+    part, whole = goal.distances(end)
+    assert torch.allclose(kept["part"], part, atol=1e-12)
+    assert told["results"]["whole"]["worst"] == pytest.approx(float(whole.max()))
+    assert told["results"]["part"]["q50"] == pytest.approx(float(torch.quantile(part, 0.5)))
+    assert told["results"]["part"]["seed"] == int(part.argmax())
+    assert told["network"]["per sample"] == 12  # two predictions in each of six steps
+    assert kept["paths"].shape == (20, 7, 2)
+    course = told["results"]["course"]["states"]["worst"]
+    assert course[0] == pytest.approx(float(goal.distances(x)[0].max()))
+    assert course[-1] == told["results"]["part"]["worst"]
+
+
+def test_guide_does_not_depend_on_blocks(guided, tmp_path):
+    other = guide(GuideConfig(scale=5.0, steps=6, count=20, block=20), tmp_path / "one")
+    assert torch.equal(load_file(other / "guide.safetensors")["x"], load_file(guided / "guide.safetensors")["x"])
+
+
+def test_guide_says_what_it_found(tmp_path):
+    out = tmp_path / "bad"
+    result = fanal("guide", "--support", "outlier", "--count", "8", "--steps", "3", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "0.0 ± " in result.output.replace("\n", " ")  # none ends on the condition
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for word in ("three points in a row", "support of p(x|c)", "Where samples end", "On the way"):
+        assert word in page
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--support", "sqare"], "square"),
+        (["--process", "mariyama"], "process"),
+        (["--form", "reward", "--support", "spheres"], "differentiates"),
+        (["--model", "digits8", "--error", "0.1"], "not both"),
+        (["--model", "digits8"], "shape"),
+        (["--form", "negative", "--window", "0.1", "1"], "window"),
+        (["--label", "3"], "own condition"),
+        (["--scale", "nan"], "finite"),
+    ],
+)
+def test_guide_refuses(options, word, tmp_path):
+    refused(fanal("guide", "--count", "4", "--steps", "3", *options, "--out", tmp_path / "no"), word)
+
+
+def test_guide_takes_a_trained_model(tmp_path):
+    tiny(tmp_path / "model", shape=(1, 8, 8), classes=10)
+    config = GuideConfig(
+        support="digits8", label=3, model=str(tmp_path / "model"), scale=2.0, steps=3, count=4, window=(0.1, 5.0)
+    )
+    out = guide(config, tmp_path / "run")
+    x = load_file(out / "guide.safetensors")["x"]
+    bare = package.load(str(tmp_path / "model"))
+    told = package.load(str(tmp_path / "model"), labels=3)
+    start = noise((1, 8, 8), range(4), 80.0)
+    end = package.sample(ClassifierFree(told, bare, 2.0, (0.1, 5.0)), start, polynomial(3), Euler(), range(4))
+    torch.testing.assert_close(x, end, rtol=1e-4, atol=1e-4)
+    assert target("digits8", 3).distances(x)[0].tolist() == pytest.approx(
+        load_file(out / "guide.safetensors")["part"].tolist(), rel=1e-6
+    )
+
+
+def test_the_comparison_measures_and_goes_on_where_it_was(tmp_path):
+    few = Grid(scales=(1.0, 30.0), steps=(3,))
+    sizes = dataclasses.replace(Sizes.quick(), count=6, grid=few, limit=few)
+    config = SupportConfig(studies=("grid", "limit", "noise", "interval"), sizes=sizes)
+
+    def stop(items, what):
+        for i in items:
+            if i == 2:
+                raise KeyboardInterrupt
+            yield i
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path / "run", progress=stop)
+    heard = []
+    out = compare(config, tmp_path / "run", say=heard.append)
+    assert heard == ["resuming: 2 blocks are there already"]
+    told = record(out)["results"]
+    goal = target("circle")
+    x = noise((2,), range(6), 80.0, dtype=torch.float64)
+    end = package.sample(ClassifierFree(goal.part, goal.whole, 30.0), x, polynomial(3), Euler())
+    cell = next(cell for cell in told["cells"]["grid"] if cell["scale"] == 30)
+    assert cell["whole"]["worst"] == pytest.approx(float(goal.distances(end)[1].max()))
+    assert cell["calls"] == 6
+    assert {row["guided"] for row in told["interval"][0]["rows"]} >= {"everywhere", "nowhere", "nonlinear interval"}
+    own = {row["guided"]: row for row in told["interval"][0]["rows"]}
+    assert own["everywhere"]["error"]["value"] == 0
+    assert own["nowhere"]["calls"] == 40
+    assert own["everywhere"]["calls"] == 80
+    assert "Steps that are needed" in (out / "tables.md").read_text(encoding="utf-8")
+
+
+def cell(**own):
+    plain = {"target": "circle", "form": "classifier-free", "process": "ddim", "score": "exact", "scale": 1.0,
+             "steps": 20}  # fmt: skip
+    fine = {"q50": 0.0, "q90": 0.0, "q99": 0.0, "worst": 0.0, "off": {"value": 0.0, "se": 0.1, "n": 9}}
+    return {**plain, "part": fine, "whole": fine, **own}
+
+
+def test_fits_find_the_exponents_that_distances_were_made_with():
+    cells = []
+    for k, (delta, scale, steps) in enumerate(
+        (d, w, n) for d in (0.003, 0.01, 0.03) for w in (1.0, 3.0, 10.0) for n in (10, 40, 160)
+    ):
+        distance = 0.05 * delta**1.0 * scale**0.5 * (1 / steps) ** 0.25 * (1 + 1e-3 * (-1) ** k)
+        own = {"q50": 0, "q90": distance, "q99": distance, "worst": distance}
+        cells.append(cell(score=f"error:{delta}", scale=scale, steps=steps, part=own))
+    blown = cell(score="error:0.3", scale=30.0, part={"q50": 0, "q90": 4e5, "q99": 4e5, "worst": 4e5})
+    found = fits([*cells, blown, cell()])
+    assert (found["used"], found["blown up"]) == (27, 1)
+    for name, wanted in (("delta", 1.0), ("scale", 0.5), ("step", 0.25)):
+        assert found[name]["value"] == pytest.approx(wanted, abs=3e-3)
+        assert found[name]["se"] < 2e-3
+    assert "delta" not in fits(cells[:4])
+
+
+def test_failures_are_counted_by_what_they_break():
+    off = {"q50": 9.0, "q90": 9.0, "q99": 9.0, "worst": 9.0, "off": {"value": 0.5, "se": 0.1, "n": 9}}
+    assert broken(cell()) == ()
+    assert broken(cell(scale=30.0)) == ("step size",)
+    assert broken(cell(scale=30.0, steps=1000)) == ()
+    every = cell(score="error:0.1", process="maruyama", target="outlier")
+    assert broken(every) == ("exact scores", "exponential integrator", "support geometry")
+    assert broken(cell(process="sde2")) == ("order 1",)
+    rows = {
+        tuple(row["broken"]): row for row in failures([cell(), cell(process="maruyama", whole=off), cell(steps=30)])
+    }
+    assert (rows[()]["cells"], rows[()]["failing"]) == (2, 0)
+    assert (rows[("exponential integrator",)]["failing"], rows[("exponential integrator",)]["worst"]) == (1, 9.0)
+
+
+def test_steps_needed_are_those_after_the_last_failure():
+    shares = {10: 0.5, 20: 0.0, 40: 0.1, 80: 0.0, 160: 0.0}
+    off = {n: {**cell()["part"], "off": {"value": share, "se": 0.1, "n": 9}} for n, share in shares.items()}
+    rows = needed([cell(steps=n, part=part) for n, part in off.items()])
+    assert rows[0]["from"] == 80
+
+
+def test_the_nonlinear_interval_is_where_a_path_turns():
+    """A straight way in, a quarter of a circle, a straight way out."""
+    corner = torch.linspace(0, math.pi / 2, 21, dtype=torch.float64)
+    turn = torch.stack([corner.sin(), 1 - corner.cos()], 1)
+    ways = torch.linspace(0.2, 3, 10, dtype=torch.float64)
+    into = torch.stack([-ways.flip(0), torch.zeros(10)], 1)
+    out = torch.stack([torch.ones(10), 1 + ways], 1)
+    path = torch.cat([into, turn, out])[:, None]
+    sigmas = torch.arange(len(path), 0, -1, dtype=torch.float64)
+    low, high = nonlinear(path, sigmas)
+    assert float(sigmas[30]) - 1 <= low <= float(sigmas[28])
+    assert float(sigmas[12]) <= high <= float(sigmas[10]) + 1
+    with pytest.raises(FanalError, match="straight"):
+        nonlinear(into[:, None], sigmas[:10])
+
+
+def test_the_deciding_window_is_where_predictions_part():
+    sigmas = torch.cat([package.schedules.logsnr(40, 0.01, 100.0, zero=False), torch.zeros(1).double()])
+    middle = sigmas[:-1].log().abs() < 1.0
+    low, high = deciding(middle.double(), sigmas)
+    assert math.exp(-1.3) < low < math.exp(-0.6)
+    assert math.exp(0.6) < high < math.exp(1.3)
+
+
+def suspect():
+    corners = t([-0.8, -0.3], [-0.2, 0.4], [0.3, -0.1], [0.9, 0.5])
+    return Suspect(corners, 1, 2, t(0.4, -0.9), 4.0, 0.0)
+
+
+def test_final_distances_have_the_gradients_that_differences_give():
+    own, step = suspect(), 1e-6
+
+    def value(corners, unit, scale):
+        goal = chain("chain", corners, 1, 2, "")
+        # at five steps, stopped above 0: the last step would project onto the support
+        denoiser = ClassifierFree(goal.part, goal.whole, scale)
+        x = 80 * unit[None]
+        for transition in package.trace(denoiser, x, polynomial(5, 0.5, 80.0, zero=False), Euler()):
+            x = transition.step.x_next
+        return (x - goal.whole.project(x)).norm()
+
+    corners, unit, scale = own.corners.requires_grad_(), own.unit.requires_grad_(), t(4.0).requires_grad_()
+    value(corners, unit, scale).backward()
+    with torch.no_grad():
+        for tensor in (corners, unit, scale):
+            assert tensor.grad is not None
+            for k in range(tensor.numel()):
+                ends = []
+                for sign in (1, -1):
+                    moved = tensor.detach().clone()
+                    moved.view(-1)[k] += sign * step
+                    parts = [moved if each is tensor else each for each in (corners, unit, scale)]
+                    ends.append(float(value(*parts)))
+                assert float(tensor.grad.view(-1)[k]) == pytest.approx(
+                    (ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-6
+                )
+
+
+def test_climbing_ends_farther_and_is_told_as_it_is():
+    found, every = search(4, 16, 3, Euler(), seed=5)
+    assert len(every) == 64
+    assert found[0].distance == pytest.approx(float(every.max()))
+    start = found[0]
+    best = climb(start, 3, Euler(), iterations=6)
+    assert best.distance >= start.distance
+    goal = best.goal()
+    with torch.no_grad():
+        again = float(final_distance(goal, 80 * best.unit[None], best.scale, 3, Euler())[0] / goal.size)
+    assert again == pytest.approx(best.distance, rel=1e-9)
+    told = retried(best, 3, Euler(), 0.01)
+    assert told["finer"][3] == pytest.approx(best.distance, rel=1e-9)
+    assert set(told["finer"]) == {3, 6, 12, 24, 48, 96, 192}
+
+
+def test_a_network_learns_the_points_of_a_target():
+    goal = target("circle")
+    drawn = Drawn(goal).data("train", 600)
+    assert drawn.labels is not None
+    assert float((drawn.labels == 0).double().mean()) == pytest.approx(1 / 3, abs=0.08)  # 4 standard errors
+    assert float(goal.part.distance(drawn.x[drawn.labels == 0].double()).max()) < 1e-6
+    assert float(goal.part.distance(drawn.x[drawn.labels == 1].double()).min()) > 1e-6
+    x, level = noise((2,), range(64), 1.4, dtype=torch.float64), t(1.0)[0]
+    right, errors = goal.part(x, level), []
+    for iterations in (1, 150):
+        scores = network_scores(goal, train_network(goal, iterations))
+        errors.append(float((scores.told(x, level) - right).square().mean()))
+    assert errors[1] < 0.5 * errors[0]
+    assert not torch.equal(scores.told(x, level), scores.free(x, level))
+    with pytest.raises(FanalError, match="drawn"):
+        Drawn(target("outlier"))
+
+
+@pytest.mark.parametrize(
+    ("own", "word"),
+    [
+        ({"studies": ()}, "nothing to do"),
+        ({"studies": ("hnut",)}, "hunt"),
+        ({"studies": ("hallucination",)}, "--model"),
+        ({"samples": 2}, "at least 8"),
+        ({"near": 0.0}, "positive"),
+    ],
+)
+def test_comparisons_that_cannot_be_made_are_refused(own, word):
+    with pytest.raises(FanalError, match=word):
+        SupportConfig(**own)
+
+
+def test_guided_hallucination_needs_a_model_with_classes_and_a_rule():
+    for model in ("grid2", "digits8"):
+        with pytest.raises(FanalError, match="class labels"):
+            SupportConfig(studies=("hallucination",), model=model).plan()
+
+
+def test_guided_hallucination_counts_wrong_samples_on_the_same_noise(tmp_path):
+    """On a network of random weights: calls by setting, every sample judged, changes that are differences of rates."""
+    card = {"recipe": {"data": "shapes32"}}
+    tiny(tmp_path / "model", shape=(1, 32, 32), classes=7, card=card)
+    config = SupportConfig(studies=("hallucination",), model=str(tmp_path / "model"), samples=8, steps=6)
+    told = record(compare(config, tmp_path / "run"))["results"]["hallucination"]
+    rows = {(row["scale"], row["where"]): row for row in told["rows"]}
+    assert set(rows) == {(1.0, "everywhere")} | {
+        (scale, where) for scale in (2.0, 4.0, 8.0) for where in ("everywhere", "turning", "deciding")
+    }
+    assert rows[1.0, "everywhere"]["evaluations"] == 6
+    assert rows[4.0, "everywhere"]["evaluations"] == 12
+    assert 6 < rows[4.0, "deciding"]["evaluations"] <= 12
+    plain = rows[1.0, "everywhere"]["wrong"]["value"]
+    for row in rows.values():
+        assert row["n"] == 8
+        assert sum(row["verdicts"]) == 8
+        assert row["wrong"]["value"] - plain == pytest.approx(row["change"]["value"])
+
+
+def test_the_page_of_a_guided_run_is_written_again(guided):
+    before = (guided / "report.html").read_text(encoding="utf-8")
+    (guided / "report.html").unlink()
+    assert fanal("report", guided).exit_code == 0
+    assert (guided / "report.html").read_text(encoding="utf-8") == before
