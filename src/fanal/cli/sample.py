@@ -40,8 +40,8 @@ def sample(
     guard: Annotated[
         list[str] | None,
         typer.Option(
-            help="Repair flagged samples: redo, renoise or fresh, with fields as in redo:kappa=0.1; may be given "
-            "twice. none flags only."
+            help="Repair flagged samples: redo, renoise, fresh or ladder, with fields as in redo:kappa=0.1; may be "
+            "given twice. none flags only."
         ),
     ] = None,
     flag: Annotated[
