@@ -69,7 +69,7 @@ def test_the_page_moves_and_tells_the_figures(run, results):
     assert "sliders" in page
     assert f"{results['floor']['sliced W2']['value']:.4f}" in page
     assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="https?:', page)
-    assert f"{results['steps']['ode']['8']['twins']['value']:.4f}" in (run / "tables.md").read_text(encoding="utf-8")
+    assert f"{results['steps']['ode']['8']['twins']['value']:.5f}" in (run / "tables.md").read_text(encoding="utf-8")
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):

@@ -15,9 +15,9 @@ PARTS: Mapping[str, str] = {"steps": "steps", "training": "iterations"}
 """What particles are compared against, with the name of its numbers."""
 
 
-def entry(figure: Mapping[str, Any] | None) -> str:
+def entry(figure: Mapping[str, Any] | None, digits: int = 4) -> str:
     """Return a figure with its standard error; a dash where there is none."""
-    return "–" if figure is None else f"{figure['value']:.4f} ± {figure['se']:.4f}"
+    return "–" if figure is None else f"{figure['value']:.{digits}f} ± {figure['se']:.{digits}f}"
 
 
 def between(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -40,7 +40,7 @@ def course(results: Mapping[str, Any], part: str) -> tuple[list[str], list[list[
         part: one of `PARTS`.
     """
     rows = [
-        [way, name, str(own["calls"]), *(entry(own.get(kind)) for kind in (*KINDS, "twins"))]
+        [way, name, str(own["calls"]), *(entry(own[kind]) for kind in KINDS), entry(own.get("twins"), 5)]
         for way, found in results[part].items()
         for name, own in found.items()
     ]

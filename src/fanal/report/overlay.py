@@ -19,8 +19,8 @@ from fanal.report.study import Page, Section, Table, study
 __all__ = ["overlay_page"]
 
 _SHOWN = 400
-_LEAST = 1e-6  # the lowest value on an axis in powers of ten
 _WAYS = {"sde": "exact step (SDE)", "ode": "Heun (ODE)"}
+_COLORS = {"sde": COLORS[0], "ode": COLORS[1]}
 _AXES = {"sliced W2": "sliced W2", "MMD²": "MMD²", "twins": "distance from twins"}
 
 
@@ -33,16 +33,16 @@ def _moving(tensors: Mapping[str, Tensor]) -> str:
     def traces(i: int) -> list[Any]:
         z = tensors["density"][i].numpy().T.astype(np.float32)
         out: list[Any] = [go.Heatmap(x=centers, y=centers, z=z, colorscale="Blues", showscale=False, zmin=0)]
-        for (key, name), color in zip(names.items(), (COLORS[1], COLORS[3]), strict=True):
+        for (key, name), color in zip(names.items(), (COLORS[1], COLORS[2]), strict=True):
             x, y = tensors[key][i, :_SHOWN].numpy().T.astype(np.float32)
-            marker = {"color": color, "size": 4, "opacity": 0.75}
+            marker = {"color": color, "size": 5, "opacity": 0.8}
             out.append(go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker))
         return out
 
     times = tensors["times"].tolist()
     figure = go.Figure(traces(0))
-    figure.update_xaxes(range=[-3.5, 3.5])
-    figure.update_yaxes(range=[-3.5, 3.5], scaleanchor="x")
+    figure.update_xaxes(range=[-3.5, 3.5], constrain="domain")
+    figure.update_yaxes(range=[-3.5, 3.5], constrain="domain", scaleanchor="x")
     frames = [go.Frame(data=traces(i), name=str(i)) for i in range(len(times))]
     return slider(figure, frames, [f"t = {t:.3g}" for t in times], "ways", 640)
 
@@ -56,8 +56,10 @@ def _curves(results: Mapping[str, Any], part: str) -> Figure:
             kept = {float(name): own[kind] for name, own in found.items() if kind in own}
             if kept:
                 values, errors = ([v[key] for v in kept.values()] for key in ("value", "se"))
-                lines.append(Line(_WAYS[way], list(kept), [max(v, _LEAST) for v in values], errors, points=True))
-        panels.append(Panel(axis, _AXES[kind], lines, _marks(results["floor"], kind), log_x=True, log_y=True))
+                lines.append(Line(_WAYS[way], list(kept), values, errors, _COLORS[way], points=True))
+        # MMD² is unbiased, so that it may be negative, which has no place on an axis in powers of ten.
+        marks, log = _marks(results["floor"], kind), kind != "MMD²"
+        panels.append(Panel(axis, _AXES[kind], lines, marks, log_x=True, log_y=log))
     return Figure(f"by-{part}", f"Distances at the end, against {axis}.", panels)
 
 
@@ -100,7 +102,7 @@ def overlay_page(folder: Path, record: Mapping[str, Any]) -> Page:
         Section(
             "Density, particles, network",
             "The density of the reverse equation in blue, particles with the exact score in red, particles with the "
-            "network in yellow, all from the same start; the slider goes from noise to data.",
+            "network in green, all from the same start; the slider goes from noise to data.",
             [_moving(tensors)],
         ),
         Section(
