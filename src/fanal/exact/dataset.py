@@ -289,14 +289,17 @@ class Dataset(Denoiser):
     def nearest(self, x: Float[Tensor, "b *d"], k: int = 1) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
         """Return distance and index of the k nearest points, nearest first; equal ones in any order.
 
-        Float32 queries look among `rerank` more candidates than asked for, which are measured by direct differences.
+        Candidates are measured by direct differences: for float32 queries all those that rounding could have put among
+        the k nearest, up to `rerank` more.
 
         Raises:
             FanalError: k is not positive, or x has another shape.
         """
         query = self._query(x, 1.0)
-        part = self._head_in_parts(query, closest(self.points, query, min(_check_k(k) + self.rerank, len(self))))
+        top, index = closest(self.points, query, min(_check_k(k) + self.rerank, len(self)))
         k = min(k, len(self))
+        near = top >= top[:, k - 1 : k] - (2 * _SAFETY * self._noise(query))[:, None]
+        part = self._head_in_parts(query, index[:, : int(near.sum(1).max())])
         return (-2 * part.top[:, :k]).clamp_min(0).sqrt(), part.index[:, :k]
 
     def _head_in_parts(self, query: Query, index: Tensor) -> Sums:

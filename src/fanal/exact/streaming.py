@@ -87,22 +87,28 @@ class Points:
         self, rows: slice | np.ndarray | Tensor, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Return some points, (n, d)."""
+        return self._numbers(self._read(rows), dtype, device)
+
+    def _read(self, rows: slice | np.ndarray | Tensor) -> Tensor:
+        """Some points as they are stored, (n, d)."""
         if isinstance(self.source, Tensor):
             part = self.source[rows]
         else:
             index = rows.numpy() if isinstance(rows, Tensor) else rows
             part = torch.from_numpy(np.array(self.source[index]))  # a copy: a mapped file cannot be written to
-        part = part.reshape(len(part), self.dim).to(device, dtype)
-        return part / 127.5 - 1 if self.bytes else part
+        return part.reshape(len(part), self.dim)
+
+    def _numbers(self, part: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        part = part.to(device, dtype)
+        return part.div_(127.5).sub_(1) if self.bytes else part  # bytes were copied by their conversion
 
     def rows(self, index: Int[Tensor, "b k"], device: torch.device | str, dtype: torch.dtype) -> Float[Tensor, "b k d"]:
         """Return the points of an index table."""
         flat = index.flatten().cpu()
         order = flat.argsort()  # a mapped file is read from its start to its end
-        part = self.block(flat[order], dtype, device)
-        out = torch.empty_like(part)
-        out[order.to(out.device)] = part
-        return out.reshape(*index.shape, self.dim)
+        part = self._read(flat[order])
+        part = part[order.argsort().to(part.device)]  # as they were asked for, while they are small
+        return self._numbers(part, dtype, device).reshape(*index.shape, self.dim)
 
 
 def _kind(value: object) -> str:
@@ -225,8 +231,8 @@ def stream(points: Points, query: Query, keep: int = 0, entropy: bool = False) -
     )
 
 
-def closest(points: Points, query: Query, keep: int) -> Int[Tensor, "b k"]:
-    """Return the `keep` nearest points of each sample, nearest first, by one pass with one matrix product.
+def closest(points: Points, query: Query, keep: int) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+    """Return `l + ‖x‖²/2sigma²` of the `keep` nearest points of each sample, and these, by one matrix product.
 
     Args:
         points: the data.
@@ -240,7 +246,7 @@ def closest(points: Points, query: Query, keep: int) -> Int[Tensor, "b k"]:
     for rows in points.spans():
         raw, _ = _logits(points, query, rows, space)
         top, index = _merge(top, index, raw, rows.start, keep)
-    return index
+    return top, index
 
 
 def _merge(top: Tensor, index: Tensor, raw: Tensor, start: int, keep: int) -> tuple[Tensor, Tensor]:
