@@ -15,6 +15,8 @@ from fanal.report.study import Page, Section, Table, study
 
 __all__ = ["audit_page", "verdict"]
 
+_MOST_NAMED, _ENDS = 20, "In brackets the ends of 95 % intervals."
+
 SURE = 1e-3
 """Probability below which more copies than chance are called so."""
 
@@ -100,8 +102,8 @@ def _settling(results: Mapping[str, Any]) -> list[Section]:
         "leave": "prediction first differs from the exact one at",
     }
     rows = [
-        [word, "–" if found[name]["median sigma"] is None else f"{found[name]['median sigma']:.3g}",
-         _percent(found[name]["share"])]
+        [word, _between(found[name], "median sigma", "median", "{:.3g}", 1),
+         _between(found[name], "share", "share", "{:.0f} %", 100)]
         for name, word in words.items()
     ]  # fmt: skip
     return [
@@ -110,9 +112,24 @@ def _settling(results: Mapping[str, Any]) -> list[Section]:
             "Against sigma, which falls as a run goes: how far the prediction is from that of the exact denoiser of "
             "the training set, which could only replay it, and the entropy of the posterior over training points.",
             [figure],
-            tables=[Table("settling", [f"of {found['runs']} runs", "median sigma", "of runs"], rows)],
+            tables=[Table("settling", [f"of {found['runs']} runs", "median sigma", "of runs"], rows, _ENDS)],
         )
     ]
+
+
+def _between(found: Mapping[str, Any], key: str, ends: str, form: str, scale: float) -> str:
+    """A figure with the ends of its 95 % interval, where they are known."""
+    values = [found.get(name) for name in (key, f"{ends} low", f"{ends} high")]
+    middle, low, high = ("–" if value is None else form.format(scale * value) for value in values)
+    return middle if values[1] is None and values[2] is None else f"{middle} ({low} to {high})"
+
+
+def _closest(results: Mapping[str, Any]) -> list[Table]:
+    """Which training points the closest samples are near, by name."""
+    found = results.get("closest", [])
+    rows = [[str(each["sample"]), str(each["name"]), f"{each['ratio']:.3g}"] for each in found[:_MOST_NAMED]]
+    caption = "The closest samples first; distance to the nearest training point over that to the ones after it."
+    return [Table("closest", ["sample", "training point", "ratio"], rows, caption)]
 
 
 def _marks(found: Mapping[str, Any]) -> list[Mark]:
@@ -136,7 +153,9 @@ def audit_page(folder: Path, record: Mapping[str, Any]) -> Page:
         "Samples with the smallest ratios, each above (for points: beside) its nearest training point.",
         [Picture(folder / "pairs.png", "samples and their nearest training points")],
     )
-    pairs = Section("The closest pairs", "What is nearest to a copy, whether it is one or not.", [gallery])
+    pairs = Section(
+        "The closest pairs", "What is nearest to a copy, whether it is one or not.", [gallery], _closest(results)
+    )
     lines = [
         f"{config['count']} samples of {config['model']} against {results['points']} training points of "
         f"{config['data']}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -270,13 +271,12 @@ def write_all(
 
     plain: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "png": {"Software": None}, "svg": {"Date": None}}
     written = []
-    for figure in figures:
-        sheet = canvas(figure)
-        for kind in formats:
-            target, extra = folder / f"{figure.name}.{kind}", {"metadata": plain[kind], "dpi": 200}
-            with mpl.rc_context(_LOOK):
-                write_atomically(target, lambda part, k=kind, s=sheet, e=extra: s.savefig(part, format=k, **e))
-            written.append(target)
+    for figure, kind in itertools.product(figures, formats):
+        sheet = canvas(figure)  # anew for each file: a layout depends on what was drawn before
+        target, extra = folder / f"{figure.name}.{kind}", {"metadata": plain[kind], "dpi": 200}
+        with mpl.rc_context(_LOOK):
+            write_atomically(target, lambda part, k=kind, s=sheet, e=extra: s.savefig(part, format=k, **e))
+        written.append(target)
     for table in tables:
         target, text = folder / f"{table.name}.tex", _tabular(table)
         write_atomically(target, lambda part, text=text: part.write_text(text, encoding="utf-8"))

@@ -11,12 +11,14 @@ from fanal.exact import Gaussian
 from fanal.exact.named import closed_form
 from fanal.geometry.gaussian import residual
 from fanal.report.geometry.run import GeometryRun, estimate
-from fanal.report.plots import BLUE, RED, Figure, Heat, Line, Mark, Panel, Sheet
+from fanal.report.plots import BLUE, COLORS, RED, Figure, Heat, Line, Mark, Panel, Sheet
 from fanal.report.study import Section, Table
 
 __all__ = ["SECTIONS"]
 
 _MOST_RANKS = 1000
+_RANKS = ("largest", "second", "third", "fourth", "fifth")
+_BIAS = 1e-10
 
 
 def _weights(run: GeometryRun) -> list[Section]:
@@ -157,8 +159,30 @@ def _entropy(run: GeometryRun) -> list[Section]:
         Section(
             "Three stages",
             "First all data pull alike, then some do, in the end one: linear, nonlinear, linear.",
-            [figure],
+            [figure, *_coefficients(run)],
             tables=[run.table("stages", rows)],
+        )
+    ]
+
+
+def _coefficients(run: GeometryRun) -> list[Figure]:
+    """The largest weights of single points of the data, over the drawn runs."""
+    found = run.tensors.get("point_weights")
+    if found is None:
+        return []
+    keep = run.kept(found.shape[1])
+    at = [run.levels[i] for i in keep]
+    lines = [
+        Line(_RANKS[k], at, (own[keep, k] + _BIAS).log10().tolist(), color=COLORS[k % len(COLORS)], faint=True)
+        for own in found.double()
+        for k in range(min(found.shape[2], len(_RANKS)))
+    ]
+    return [
+        Figure(
+            "coefficients",
+            "The largest weights of data points in the exact prediction at the states of the drawn runs, plus 1e-10: "
+            "from 1/N each to one point alone. In the form of [REG] fig. 9(e).",
+            [run.panel("log10 weight", lines)],
         )
     ]
 
