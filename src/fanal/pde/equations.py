@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,11 +12,14 @@ from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
 from fanal.pde.fokker_planck import Drift
 from fanal.pde.grid import Array, Grid
+from fanal.pde.laws import noise_of, place
 
 __all__ = [
     "Score",
     "brownian",
     "ornstein_uhlenbeck",
+    "radial",
+    "radial_score",
     "reverse",
     "reverse_ode",
     "score_of_densities",
@@ -62,32 +64,57 @@ def reverse_ode(score: Score, end: float, forward: Drift = ornstein_uhlenbeck) -
     return lambda x, s: -forward(x, end - s) + score(x, end - s)
 
 
-def score_of_denoiser(denoiser: Denoiser, process: str = "ou") -> Score:
+def radial(drift: Drift, dimension: int, diffusion: float = 1.0) -> Drift:
+    """Return the drift of the distance r = |x| in so many dimensions, `b(r) + a(d − 1)/r`.
+
+    The density of the distance, `r^{d−1}` times the density of x times the area of the unit sphere, obeys the equation
+    on one axis with this drift, for any d: nothing overflows where `r^d` would.
+
+    Args:
+        drift: b, outward, at distances (n, 1).
+        dimension: d.
+        diffusion: a.
+    """
+    return lambda r, time: drift(r, time) + diffusion * (dimension - 1) / r
+
+
+def radial_score(score: Score, dimension: int) -> Score:
+    """Return `∂ log ρ/∂r` of the density of x from that of the distance's density, `score − (d − 1)/r`.
+
+    Args:
+        score: of the density of r, as `score_of_densities` reads it off a solution.
+        dimension: d.
+    """
+    return lambda r, time: score(r, time) - (dimension - 1) / r
+
+
+def score_of_denoiser(denoiser: Denoiser, process: str = "ou", dimension: int | None = None) -> Score:
     """Return the score of a denoiser in the paper's variables.
 
-    For Ornstein–Uhlenbeck, `x_t = e^{−t}·(x0 + sigma·n)` with `sigma = sqrt(e^{2t} − 1)`; for Brownian motion
-    `x_t = x0 + sigma·n` with `sigma = sqrt(2t)`. The score of x_t is `(D − x)/sigma²` at the scaled point, over the
-    scale.
+    With scale and sigma of `noise_of`, `x_t = scale·(x0 + sigma·n)`: the score of x_t is `(D − x)/sigma²` at the scaled
+    point, over the scale.
 
     Args:
         denoiser: D(x, sigma).
         process: "ou" or "brownian".
+        dimension: for the score along the radius of a law that no rotation changes: the coordinates of a sample; None:
+            points are samples.
 
     Raises:
         FanalError: the process is neither.
     """
-    if process not in ("ou", "brownian"):
-        raise FanalError(f"process is ou or brownian, got {process!r}")
+    noise_of(1.0, process)
 
     def score(points: Array, time: float) -> Array:
         if not time > 0:
             raise FanalError(f"a score exists for times above 0, got {time:.4g}")
-        scale = math.exp(-time) if process == "ou" else 1.0
-        sigma = math.sqrt(math.expm1(2 * time)) if process == "ou" else math.sqrt(2 * time)
-        x = torch.from_numpy(points / scale)
+        scale, sigma = noise_of(time, process)
+        axes = points.shape[1]
+        shape = getattr(denoiser, "shape", (dimension or axes,))
+        x = place(points / scale, shape, dimension is not None)
         with torch.no_grad():
             found = (denoiser(x, torch.tensor(sigma, dtype=torch.float64)) - x) / sigma**2
-        return found.numpy() / scale
+        return found.double().reshape(len(points), -1)[:, :axes].cpu().numpy() / scale
 
     return score
 

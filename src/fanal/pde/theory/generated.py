@@ -1,0 +1,253 @@
+"""[PDE] sec. 3: the past of the forward process is the future of the reverse one, and what that makes of q(·, T*)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import stats
+
+from fanal.pde import equations
+from fanal.pde.distances import kl, tv, w2
+from fanal.pde.fokker_planck import evolve
+from fanal.pde.grid import Array, Grid
+from fanal.pde.laws import Law, averages, law
+from fanal.pde.theory.findings import SAFETY, Finding, differences, point, refined, score_of_law, smooth
+
+__all__ = [
+    "any_start",
+    "convergence",
+    "explicit_kernel",
+    "factors",
+    "generated",
+    "homogeneity",
+    "past_is_future",
+    "shifted_bumps",
+    "support",
+    "vanishing",
+]
+
+CELLS, REACH, END = 200, 6.0, 1.0
+
+
+def shifted_bumps(offset: float) -> Law:
+    """Return the two bumps, moved: centered data (0) and others approach the normal law at different rates."""
+    import torch
+
+    from fanal.exact import Mixture
+
+    means = torch.tensor([[-1.5 + offset], [1.0 + offset]], dtype=torch.float64)
+    std = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    return Law("two-bumps, moved", Mixture(means, [0.4, 0.6], std=std), 5.0)
+
+
+def _grid(cells: int) -> Grid:
+    return Grid.even(-REACH, REACH, cells)
+
+
+def _kernel(x: Array, y: Array, time: float) -> Array:
+    """`ρ(x, t | y, 0)` for all pairs, (len(x), len(y)) ([PDE] eq. 2.12)."""
+    return stats.norm.pdf(x[:, None], math.exp(-time) * y[None], math.sqrt(-math.expm1(-2 * time)))
+
+
+def past_is_future(factor: float = 1.0) -> Finding:
+    """Theorem 1, (3.4): `ρ(x, t1 | y, t2) = q(x, T* − t1 | y, T* − t2)`, for three y.
+
+    The left side is Bayes' rule with the forward kernel; the right one the reverse equation, started at the point y.
+
+    Args:
+        factor: of the score; 1 but for tests that must fail.
+    """
+    own, t1, t2, starts = law("two-bumps"), 0.2, 0.8, (-1.32, 0.0, 1.08)
+    drift = equations.reverse(score_of_law(own, factor), END)
+
+    def solve(cells: int) -> Array:
+        grid = _grid(cells)
+        return np.stack([smooth(grid, point(grid, y), drift, END - t2, END - t1, cells // 2) for y in starts])
+
+    def past(y: float, points: Array) -> Array:
+        ahead = _kernel(np.array([y]), points[:, 0], t2 - t1)[0]
+        return ahead * own.density(points, t1) / own.density(np.array([[y]]), t2)
+
+    grid = _grid(CELLS // 2)
+    wanted = np.stack([averages(grid, lambda x, y=y: past(y, x)) for y in starts])
+    error, tolerance = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
+    says = "where X was at t1, given that it is at y at t2, is where the reverse process from y will be"
+    return Finding("3.4, theorem 1", says, "largest total variation for three y", error, tolerance, {})
+
+
+def homogeneity() -> Finding:
+    """(3.3): the forward transition depends on the time between alone; the reverse transition does not."""
+    own, grid, x0 = law("two-bumps"), _grid(CELLS), 1.08
+    drift = equations.reverse(score_of_law(own), END)
+    first, second = (
+        smooth(grid, point(grid, x0), equations.ornstein_uhlenbeck, a, a + 0.4, CELLS // 4) for a in (0.0, 0.5)
+    )
+    early, late = (smooth(grid, point(grid, x0), drift, a, a + 0.4, CELLS // 4) for a in (0.0, 0.5))
+    says = "forward transitions depend on the time between alone; those of the reverse do not"
+    values = {"reverse, total variation": tv(grid, early, late)}
+    error = tv(grid, first, second) if values["reverse, total variation"] > 0.1 else math.inf
+    return Finding("3.3", says, "forward, total variation between two starts", error, 1e-12, values)
+
+
+def explicit_kernel(factor: float = 1.0) -> Finding:
+    """Cor. 3.1, (3.13), (3.18): from a point x the reverse ends in `ρ0(y)·N(x; e^{−T*}y, …)`, normalized.
+
+    Args:
+        factor: of the score; 1 but for tests that must fail.
+    """
+    own, starts = law("two-bumps"), (-1.32, 0.72)
+    drift = equations.reverse(score_of_law(own, factor), END)
+
+    def solve(cells: int) -> Array:
+        grid = _grid(cells)
+        return np.stack([smooth(grid, point(grid, x), drift, 0.0, END, cells) for x in starts])
+
+    def ends(x: float, points: Array) -> Array:
+        return _kernel(np.array([x]), points[:, 0], END)[0] * own.density(points, 0.0)
+
+    grid = _grid(CELLS // 2)
+    wanted = np.stack([averages(grid, lambda y, x=x: ends(x, y)) for x in starts])
+    wanted /= wanted.sum(1, keepdims=True) * grid.widths[0][0]
+    error, tolerance = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
+    says = "from one point x, the reverse ends in the data's density times a normal factor, normalized"
+    return Finding("3.13, 3.18, cor. 3.1", says, "largest total variation for two x", error, tolerance, {})
+
+
+def factors(own: Law, start: Array, x: Array, y: Array, end: float) -> Array:
+    """Return the factor of (3.19), `∫ ρ(x, T*|y, 0) q0(x)/ρ(x, T*) dx`, at points y.
+
+    Args:
+        own: the data's law.
+        start: q0 at points x.
+        x: evenly spaced points that hold q0 and ρ(·, T*).
+        y: where.
+        end: T*.
+    """
+    ratio = start / own.density(x[:, None], end)
+    return (x[1] - x[0]) * ratio @ _kernel(x, y, end)
+
+
+def generated(own: Law, start: Array, x: Array, grid: Grid, end: float) -> Array:
+    """Return `q(·, T*)` of (3.19) in cells: the data's density times `factors`."""
+    return averages(grid, lambda y: own.density(y, 0.0) * factors(own, start, x, y[:, 0], end))
+
+
+def any_start(factor: float = 1.0) -> Finding:
+    """Cor. 3.2, (3.19): from any q0 the reverse ends in the data's density times a factor.
+
+    Args:
+        factor: of the score; 1 but for tests that must fail.
+    """
+    own = law("two-bumps")
+    starts = {"normal": (0, 1), "far": (1.5, 0.5), "wide": (0, 1.5)}
+    drift = equations.reverse(score_of_law(own, factor), END)
+
+    def solve(cells: int) -> Array:
+        grid, times = _grid(cells), np.linspace(0, END, cells + 1)
+        begin = [averages(grid, lambda x, q=q: stats.norm.pdf(x[:, 0], *q)) for q in starts.values()]
+        return np.stack([evolve(grid, q, drift, times, scheme="trapezoid")[-1] for q in begin])
+
+    grid, x = _grid(CELLS // 2), np.linspace(-REACH, REACH, 2001)
+    wanted = np.stack([generated(own, stats.norm.pdf(x, *q), x, grid, END) for q in starts.values()])
+    error, tolerance = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
+    far = {f"TV from the data, {n}": tv(grid, q, own.cells(grid)) for n, q in zip(starts, wanted, strict=True)}
+    says = "from any q0, the reverse ends in the data's density times ∫ ρ(x, T*|y, 0)·q0(x)/ρ(x, T*) dx"
+    return Finding("3.19, cor. 3.2", says, "largest total variation for three q0", error, tolerance, far)
+
+
+_EDGE_CELLS = 240
+_EDGE_TIMES = (4.0**-2, 4.0**-3, 4.0**-4)
+
+
+def _edge_grid(cells: int) -> Grid:
+    """Cells that are fine at the edges of the box [−1, 1], and nested: those of half as many are pairs of them."""
+    inner, outer = cells // 8, 3 * cells // 8
+    near = np.sinh(4 * np.linspace(0, 1, inner + 1)) / math.sinh(4)
+    far = 5 * np.sinh(4 * np.linspace(0, 1, outer + 1)) / math.sinh(4)
+    right = np.concatenate([1 - near[::-1], 1 + far[1:]])
+    return Grid((np.concatenate([-right[:0:-1], right]),))
+
+
+def _outside_found(cells: int, factor: float = 1.0) -> Array:
+    """Mass outside of [−1, 1] of the reverse that starts from N(0, 1) at T* = 1, at three times."""
+    own, grid, steps = law("box"), _edge_grid(cells), cells // 4 * 4
+    score = equations.score_of_denoiser(own.denoiser)
+    drift = equations.reverse(lambda x, t: factor * score(x, t), END)
+    times = END - 4.0 ** -np.linspace(0, 4, steps + 1)
+    begin = averages(grid, lambda x: stats.norm.pdf(x[:, 0]))
+    found = evolve(grid, begin, drift, times, scheme="trapezoid")
+    out = np.abs(grid.centers[0]) > 1
+    return np.array([(found[k] * grid.widths[0])[out].sum() for k in (steps // 2, 3 * steps // 4, steps)])
+
+
+def _outside_wanted() -> Array:
+    """The same of (3.19), with `ρ(·, t)` as the data: the past of ρ(·, t) is as good a start as that of ρ0."""
+    own, x, out = law("box"), np.linspace(-9, 9, 1801), []
+    ratio = stats.norm.pdf(x) / own.density(x[:, None], END)
+    for t in _EDGE_TIMES:
+        grid = Grid.even(1.0, 1.0 + 12 * math.sqrt(t), 600)
+        q = averages(grid, lambda y, t=t: own.density(y, t) * (0.01 * ratio @ _kernel(x, y[:, 0], END - t)))
+        out.append(2 * grid.mass(q))
+    return np.array(out)
+
+
+def support(factor: float = 1.0) -> Finding:
+    """Cor. 3.3: what is generated lies where the data lie; at t > 0, what is outside is the blur of (3.19) alone.
+
+    The data are uniform on [−1, 1], q0 is normal and T* = 1.
+
+    Args:
+        factor: of the score; 1 but for tests that must fail.
+    """
+    error, tolerance = differences(lambda cells: _outside_found(cells, factor), _outside_wanted(), _EDGE_CELLS, 2)
+    values = {
+        f"outside at t = {t:.4f}": float(v) for t, v in zip(_EDGE_TIMES, _outside_found(_EDGE_CELLS), strict=True)
+    }
+    says = "the generated law has no mass outside of the data's support: before the end, only the blur"
+    return Finding("cor. 3.3", says, "largest error of the mass outside, at three t", error, tolerance, values)
+
+
+def vanishing() -> Finding:
+    """Cor. 3.3: the mass outside a box falls to 0 as `√t`; corrections to the power fall by half from t to t/4."""
+    masses = _outside_found(_EDGE_CELLS)
+    powers = np.log(masses[:-1] / masses[1:]) / math.log(4)
+    left = SAFETY * abs(float(powers[1] - powers[0]))
+    says = "the mass outside of a box falls to 0 as √t"
+    power = float(powers[1])
+    return Finding("cor. 3.3", says, "error of the power", abs(power - 0.5), left, {"power": power})
+
+
+def convergence(offset: float) -> Finding:
+    """Remark after cor. 3.2: from N(0, 1), `q(·, T*)` approaches the data exponentially, at twice the forward rate.
+
+    With `η = e^{−T*}`, `q0/ρ(·, T*) = 1 − mηx + O(η²)`, and (3.19) takes the mean of x, which is ηy: the first order is
+    gone. So TV and W2 fall as `η²` and KL as `η⁴`; for centered data, m = 0, as `η⁴` and `η⁸`.
+
+    Args:
+        offset: m, the data's mean.
+    """
+    own, grid, x = shifted_bumps(offset), _grid(1600), np.linspace(-9, 9, 1801)
+    data, ends = own.cells(grid), (1.5, 2.0, 2.5)
+    rows = []
+    for end in ends:
+        q = generated(own, stats.norm.pdf(x), x, grid, end)
+        rows.append([tv(grid, data, q), kl(grid, data, q / grid.mass(q)), w2(grid, data, q)])
+    rates = -np.diff(np.log(rows), axis=0) / 0.5
+    wanted = np.array([2.0, 4.0, 2.0]) * (1 if offset else 2)
+    errors = np.abs(rates[-1] / wanted - 1)
+    left = np.abs(np.diff(rates, axis=0)[0] / wanted) / math.expm1(0.5)  # corrections fall by e^{−1/2} per window
+    worst = int((errors / left).argmax())
+    names = ("TV", "KL", "W2")
+    values = {f"rate of {name}": float(rate) for name, rate in zip(names, rates[-1], strict=True)}
+    for end, row in zip(ends, rows, strict=True):
+        values |= {f"{name} at T* = {end:g}": value for name, value in zip(names, row, strict=True)}
+    says = "q(·, T*) from N(0, 1) approaches the data as e^(−2T*), KL as e^(−4T*); centered data twice as fast"
+    return Finding(
+        f"3.19, remark, mean {offset:g}",
+        says,
+        f"relative error of the rate of {names[worst]}",
+        float(errors[worst]),
+        SAFETY * float(left[worst]),
+        values,
+    )

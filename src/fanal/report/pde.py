@@ -1,0 +1,289 @@
+"""The page of `fanal pde`: densities under a slider, with their mass, their sign and their error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+from fanal.files import read_json, read_tensors
+from fanal.pde.laws import RADIAL
+from fanal.report.plots import COLORS, INK, Figure, Line, Mark, Panel
+from fanal.report.study import Page, Section, Table, study
+
+__all__ = ["densities_page", "headlines"]
+
+_FRAMES = 40
+_NAMES = {
+    "forward": "forward",
+    "truth": "closed form",
+    "stable": "stable reverse",
+    "ode": "deterministic reverse",
+    "unstable": "unstable reverse",
+}
+_GRID, _CLEAR = "rgba(128,136,148,0.25)", "rgba(0,0,0,0)"
+
+Array = NDArray[np.float64]
+
+
+def _frames(count: int, most: int = _FRAMES) -> list[int]:
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
+
+
+def _slider(figure: go.Figure, frames: Sequence[go.Frame], labels: Sequence[str], name: str, height: int) -> str:
+    """A figure that a slider, or a button, takes from frame to frame."""
+    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    steps = [
+        {"args": [[frame.name], still], "label": label, "method": "animate"}
+        for frame, label in zip(frames, labels, strict=True)
+    ]
+    moving = {"frame": {"duration": 120, "redraw": True}, "transition": {"duration": 0}, "fromcurrent": True}
+    play = {"label": "play", "method": "animate", "args": [None, moving]}
+    figure.frames = list(frames)
+    figure.update_layout(
+        height=height,
+        margin={"l": 60, "r": 15, "t": 60, "b": 40},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        legend={"orientation": "h", "y": 1.12},
+        paper_bgcolor=_CLEAR,
+        plot_bgcolor=_CLEAR,
+        sliders=[{"steps": steps, "x": 0.09, "len": 0.91, "pad": {"t": 30}}],
+        updatemenus=[{"type": "buttons", "buttons": [play], "x": 0.0, "y": 0, "yanchor": "top", "pad": {"t": 40}}],
+    )
+    axis: Any = {"gridcolor": _GRID, "zerolinecolor": _GRID}
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    config = {"displaylogo": False, "responsive": True}
+    return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config, auto_play=False)
+
+
+class _Run:
+    """A run's densities and figures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.record = read_json(folder / "run.json")
+        self.results = self.record["results"]
+        tensors, _ = read_tensors(folder / "densities.safetensors")
+        self.arrays: dict[str, Array] = {key: value.numpy() for key, value in tensors.items()}
+        self.times: Array = self.arrays["times"]
+        self.centers = [self.arrays[f"centers.{k}"] for k in range(len(self.results["cells"]))]
+        self.exact = self.record["config"]["process"] == "ou"
+        self.ways = [way for way in ("stable", "ode") if way in self.arrays]
+
+    @property
+    def axis(self) -> str:
+        """What the one axis is."""
+        return "distance from 0" if self.record["config"]["law"] in RADIAL else "x"
+
+    def at(self, name: str, index: int) -> Array | None:
+        """Density of a solution at the forward time of an index; none where a way back does not get there."""
+        if name in ("forward", "truth"):
+            return self.arrays[name][index]
+        return self.arrays[name][len(self.times) - 1 - index] if index else None
+
+    def shown(self) -> list[str]:
+        """Solutions in the order they are drawn."""
+        return ["forward", *(["truth"] if self.exact else []), *self.ways]
+
+    def told(self, index: int) -> str:
+        """Mass and least density of all solutions at a time, for the title."""
+        volume = float(np.prod([c[1] - c[0] for c in self.centers]))
+        parts = []
+        for name in (n for n in self.shown() if n != "truth"):
+            p = self.at(name, index)
+            if p is not None:
+                off = float(p.sum()) * volume - 1
+                parts.append(f"{_NAMES[name]}: mass 1 {'+' if off >= 0 else '−'} {abs(off):.0e}, least {p.min():.0e}")
+        return "; ".join(parts)
+
+
+def _lines(page: _Run) -> str:
+    """Curves on one axis."""
+    x = page.centers[0]
+    kept = _frames(len(page.times))
+
+    def traces(index: int) -> list[go.Scatter]:
+        out = []
+        for k, name in enumerate(page.shown()):
+            p = page.at(name, index)
+            line: dict[str, Any] = {"color": COLORS[k], "width": 2, "dash": "dash" if name == "truth" else "solid"}
+            out.append(go.Scatter(x=x, y=np.full_like(x, np.nan) if p is None else p, name=_NAMES[name], line=line))
+        return out
+
+    figure = go.Figure(traces(kept[0]))
+    top = 1.05 * max(float(page.arrays[name].max()) for name in page.shown())
+    figure.update_yaxes(range=[-0.03 * top, top], title="density")
+    figure.update_xaxes(title=page.axis)
+    return _animated(page, figure, kept, traces, 460)
+
+
+def _animated(page: _Run, figure: go.Figure, kept: Sequence[int], traces: Any, height: int) -> str:
+    """Frames at forward times, the title telling mass and sign."""
+
+    def title(index: int) -> dict[str, Any]:
+        return {"title": {"text": page.told(index), "font": {"size": 12}, "y": 0.98}}
+
+    frames = [go.Frame(data=traces(i), name=str(i), layout=title(i)) for i in kept]
+    figure.update_layout(title(kept[0]))
+    return _slider(figure, frames, [f"t = {page.times[i]:.3g}" for i in kept], "densities", height)
+
+
+def _maps(page: _Run) -> str:
+    """Pictures on two axes, side by side, each frame on its own scale."""
+    names = [name for name in page.shown() if name != "truth"]
+    kept = _frames(len(page.times), 25)
+
+    def traces(index: int) -> list[go.Heatmap]:
+        x, y = (c.astype(np.float32) for c in page.centers)
+        out = []
+        for k, name in enumerate(names):
+            p = page.at(name, index)
+            z = np.zeros((len(y), len(x)), np.float32) if p is None else p.T.astype(np.float32)
+            axes = {"xaxis": f"x{k + 1}", "yaxis": f"y{k + 1}"}
+            out.append(go.Heatmap(x=x, y=y, z=z, colorscale="Viridis", showscale=False, zmin=0, **axes))
+        return out
+
+    figure = make_subplots(1, len(names), subplot_titles=[_NAMES[name] for name in names])
+    figure.add_traces(traces(kept[0]))
+    for k in range(len(names)):
+        figure.update_yaxes(scaleanchor=f"x{k + 1}", row=1, col=k + 1)
+    return _animated(page, figure, kept, traces, 480)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "infinite" if value is None else f"{value:.{digits}g}"
+
+
+def _moving(page: _Run) -> Section:
+    return Section(
+        "Densities",
+        "All solutions at one forward time under the slider; a way back passes the same times from right to left. "
+        "The title says how much mass each has, and its smallest value.",
+        [_lines(page) if len(page.centers) == 1 else _maps(page)],
+    )
+
+
+def _densities(page: _Run) -> Section:
+    rows = []
+    for name in ("forward", *page.ways):
+        own = page.results[name]
+        end = own["end"]
+        rows.append(
+            [
+                _NAMES[name],
+                f"{own['mass error']:.1e}",
+                f"{own['least density']:.1e}",
+                _number(own["largest tv"]),
+                *(_number(end[key]) if key in end else "–" for key in ("tv", "kl", "w2")),
+            ]
+        )
+    against = "the closed form" if page.exact else "the forward solution"
+    head = ["solution", "largest mass error", "least density", "largest TV", "TV at its end", "KL", "W2"]
+    return Section(
+        "Mass, sign and distance",
+        f"Distances are from {against}: total variation at any time, and three distances at a solution's end, which "
+        "for a way back is the early time.",
+        [_errors(page), *([_snapshots(page)] if len(page.centers) == 1 else [])],
+        [Table("solutions", head, rows)],
+    )
+
+
+def _errors(page: _Run) -> Figure:
+    floor = float(page.times[1]) / 2
+    lines = []
+    for name in ("forward", *page.ways):
+        values = page.results[name]["tv"]
+        at = page.times if name == "forward" else page.times[:0:-1]
+        lines.append(Line(_NAMES[name], [max(float(t), floor) for t in at], [max(v, 1e-17) for v in values]))
+    return Figure(
+        "errors",
+        "Total variation from what each solution should be at that time; ways back go from right to left.",
+        [Panel("t", "total variation", lines, log_x=True, log_y=True)],
+    )
+
+
+def _snapshots(page: _Run) -> Figure:
+    """Still curves at a few times, which papers can print."""
+    x = page.centers[0].tolist()
+    panels = []
+    for index in _frames(len(page.times), 4)[::-1]:
+        lines = []
+        for k, name in enumerate(page.shown()):
+            p = page.at(name, index)
+            if p is not None:
+                lines.append(Line(_NAMES[name], x, p.tolist(), color=COLORS[k], dashed=name == "truth"))
+        panels.append(Panel(page.axis, f"density at t = {page.times[index]:.3g}", lines))
+    return Figure("snapshots", "The same densities at four forward times.", panels)
+
+
+def _unstable(page: _Run) -> Section:
+    found, times = page.results["unstable"], page.arrays["unstable.times"].tolist()
+    growth = page.arrays["unstable.growth"].tolist()
+    measured = Line("difference from the true density", times, growth)
+    # The line of the theory ends where the measured one does.
+    slope = [max(growth[-1] * float(np.exp(found["theory"] * (s - times[-1]))), 1e-18) for s in times]
+    rows = [[f"wave {w['wave']}", _number(w["theory"], 6), _number(w["measured"], 6)] for w in found["waves"]]
+    rows += [["shortest wave of the grid, 4/h²", _number(found["theory"], 6), _number(found["rate"], 6)]]
+    marks = [] if found["lost"] is None else [Mark(found["lost"], "lost")]
+    panel = Panel("s", "difference", [measured, Line("rate 4/h²", times, slope, dashed=True)], marks, log_y=True)
+    return Section(
+        "The unstable reverse",
+        "Run backwards as it stands, the equation makes each wave grow, the shortest fastest: soon rounding is larger "
+        f"than the density. Largest growth rate of the grid's matrix: {found['fastest']:.6g}.",
+        [Figure("growth", "Size of the difference from the density that it should follow.", [panel])],
+        [Table("rates", ["wave", "rate in theory", "rate measured"], rows)],
+    )
+
+
+def headlines(record: dict[str, Any]) -> list[str]:
+    """What a run found, in a few sentences.
+
+    Args:
+        record: its `run.json`.
+    """
+    results = record["results"]
+    solved = [results[name] for name in ("forward", "stable", "ode") if name in results]
+    lines = [
+        f"Mass is kept to {max(own['mass error'] for own in solved):.0e}, and no density is below "
+        f"{min(own['least density'] for own in solved):.0e}."
+    ]
+    for name in ("stable", "ode"):
+        if name in results:
+            end = results[name]["end"]
+            lines.append(
+                f"The {_NAMES[name]} ends {_number(end['tv'])} in total variation from where it should"
+                + (f", {_number(end['w2'])} in W2." if "w2" in end else ".")
+            )
+    if "particles" in results:
+        own = results["particles"]
+        verb = "agree" if own["agree"] else "do NOT agree"
+        lines.append(
+            f"{own['count']:,} exact particles {verb} with the forward density at the end (Kolmogorov–Smirnov, "
+            f"p = {own['p-value']:.3g}, level {own['level']:g})."
+        )
+    if "unstable" in results:
+        own = results["unstable"]
+        lines.append(
+            f"The unstable reverse grows at rate {_number(own['rate'], 4)}, in theory {_number(own['theory'], 4)}"
+            + ("." if own["lost"] is None else f", and is lost at s = {own['lost']:.3g}.")
+        )
+    return lines
+
+
+def densities_page(folder: Path) -> Page:
+    """Return the page of a run of `fanal pde`.
+
+    Args:
+        folder: the run.
+
+    Raises:
+        FanalError: the run cannot be read.
+    """
+    run = _Run(folder)
+    sections = [_moving(run), _densities(run)] + ([_unstable(run)] if "unstable" in run.results else [])
+    return study(f"pde: {run.record['config']['law']}", headlines(run.record), sections, run.record)
