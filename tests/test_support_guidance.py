@@ -216,3 +216,17 @@ def test_mistakes_are_told():
         with pytest.raises(FanalError, match=word):
             call()
     assert set(FORMS) >= {"autoguidance", "negative", "inverse"}
+
+
+@pytest.mark.parametrize("name", ["circle", "square", "segments"])
+@pytest.mark.parametrize("sigma", [0.002, 0.1, 80.0])
+def test_denoisers_have_the_derivatives_that_differences_give_at_any_noise(name, sigma):
+    """Deep inside, far outside and in between, as gradient guidance and the search for counter-examples need them."""
+    law, level = target(name).whole, t(sigma)[0]
+    x = torch.cat([noise((2,), range(12), 1.0, dtype=torch.float64), 80 * noise((2,), range(4), dtype=torch.float64)])
+    point, way = x.clone().requires_grad_(), noise((2,), range(16, 32), dtype=torch.float64)
+    (own,) = torch.autograd.grad((law(point, level) * way).sum(), point)
+    step = 1e-6 * max(sigma, 0.1)
+    for axis in torch.eye(2, dtype=torch.float64):
+        ends = [(law(x + sign * step * axis, level) * way).sum(1) for sign in (1, -1)]
+        assert torch.allclose((own * axis).sum(1), (ends[0] - ends[1]) / (2 * step), rtol=1e-3, atol=2e-5)

@@ -56,8 +56,9 @@ def truncated_mean(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tenso
     """
     a, b, mirrored = _ends(x, sigma, low, high)
     drop = -torch.expm1(a**2 - b**2)  # 1 − e^(a² − b²): both ends' densities, relative to the nearer one's
-    near = (torch.erf(b) - torch.erf(a)) * torch.exp(torch.where(a > 0.5, 0, a**2))
-    shift = math.sqrt(2 / math.pi) * drop / torch.where(a > 0.5, _far(a, b), near)
+    # Deep inside e^(a²) overflows: its inverse has a derivative.
+    inner = torch.exp(-torch.where(a > 0.5, 0, a**2))
+    shift = math.sqrt(2 / math.pi) * drop * inner / torch.where(a > 0.5, _far(a, b), torch.erf(b) - torch.erf(a))
     middle = torch.where(mirrored, -shift, shift)
     return torch.minimum(torch.maximum(x + sigma * middle, low), high)
 
