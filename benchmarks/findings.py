@@ -10,21 +10,25 @@ repeated once it is there. Tables come from the folders' run.json alone.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fanal.encoding import EncodeConfig, encode_run
-from fanal.files import read_json
+from fanal.files import read_json, read_tensors
 from fanal.geometry.command import GeometryConfig, geometry
-from fanal.metrics.estimates import Estimate
+from fanal.metrics.estimates import Estimate, mean
 
 SEED, COUNT, DRAWN, ENCODED = 5, 128, 48, 32
 LEVELS = (60.0, 20.0, 10.0, 5.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Noise levels at which the score's deviation is told."""
 
-Row = list[str]
+COSINES = (10.0, 1.0, 0.1, 0.01)
+NEARER = "nearer to the end than the state"
+DISTANCES = {"states": "distance", "predictions": "denoised distance", "z": "z distance"}
+BENDS = (40.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.3, 0.1, 0.03)
 
 
 def runs(out: Path) -> dict[str, GeometryConfig]:
@@ -89,6 +93,7 @@ class Told:
         record = read_json(folder / "run.json")
         self.name, self.model, self.results = name, str(record["config"]["model"]), record["results"]
         self.sigmas = [float(sigma) for sigma in self.results["sigmas"]]
+        self.curvature = read_tensors(folder / "geometry.safetensors")[0]["curvature"]
 
     def number(self, name: str) -> Estimate | None:
         """A figure per trajectory, or of the drawn ones."""
@@ -105,6 +110,20 @@ class Told:
         levels = range(len(band["mean"]))
         i = min(levels, key=lambda k: abs(math.log(max(self.sigmas[k], 1e-9) / sigma)))
         return f"{band['mean'][i]:.3f} ± {band['se'][i]:.3f}"
+
+    def rises(self, name: str) -> str:
+        """Number of steps at which a curve's mean rises, above rounding, and where the largest of them is."""
+        told = self.results["bands"][name]["mean"]
+        steps = [(b - a, self.sigmas[i]) for i, (a, b) in enumerate(itertools.pairwise(told)) if b - a > 1e-4 * told[0]]
+        if not steps:
+            return "never rises"
+        risen = sum(up for up, _ in steps) / told[0]
+        return f"rises at {len(steps)} of {len(told) - 1} steps, by {risen:.1%} of the first"
+
+    def bend(self, sigma: float) -> str:
+        """Mean curvature of the drawn trajectories times sigma √d, ± standard error, near a level."""
+        i = min(range(len(self.sigmas) - 1), key=lambda k: abs(math.log(self.sigmas[k] / sigma)))
+        return mean(self.curvature[:, i]).plain(3)
 
 
 def _cell(found: Estimate | None, digits: int) -> str:
@@ -215,42 +234,17 @@ def tables(out: Path) -> None:
     """Print the tables of the runs that are there."""
     told = [Told(name, out / name) for name in runs(out) if (out / name / "run.json").is_file()]
     print("\n".join(command(t.name, runs(out)[t.name], out) for t in told))
-    table(
-        "straight?",
-        told,
-        [
-            ("d", lambda t: str(t.results["d"])),
-            *_numbers(
-                **{
-                    "length / (sigma_max √d)": ("length / (sigma_max sqrt d)", 4),
-                    "deviation / chord": ("largest deviation / chord", 4),
-                    "least cosine": ("least cosine", 4),
-                    "predictions' deviation / chord": ("denoised largest deviation / chord", 3),
-                }
-            ),
-        ],
-    )
-    table(
-        "monotone?",
-        told,
-        [
-            (head, lambda t, n=name: _percent(t.number(n), 2))
-            for head, name in (
-                ("states nearer", "steps nearer to the end"),
-                ("predictions nearer", "predictions nearer to the end"),
-                ("z nearer", "z steps nearer to the end"),
-                ("prediction nearer than the state", "prediction nearer to the end than the state"),
-            )
-        ],
-    )
-    table(
-        "faster?",
-        told,
-        _numbers(
-            states_from=("states near the end from sigma", 4),
-            predictions_from=("predictions near the end from sigma", 4),
-        ),
-    )
+    straight = {
+        "length / (sigma_max √d)": ("length / (sigma_max sqrt d)", 4),
+        "deviation / chord": ("largest deviation / chord", 4),
+        "predictions' deviation / chord": ("denoised largest deviation / chord", 3),
+    }
+    cosines: list[Column] = [(f"cosine at {sigma:g}", lambda t, s=sigma: t.at("angle", s)) for sigma in COSINES]
+    table("straight?", told, [("d", lambda t: str(t.results["d"])), *_numbers(**straight), *cosines])
+    table("monotone?", told, [(head, lambda t, n=name: t.rises(n)) for head, name in DISTANCES.items()])
+    near = {name: (f"{name} near the end from sigma", 3) for name in ("states", "predictions")}
+    nearer: Column = ("prediction nearer than the state", lambda t: _percent(t.number(f"prediction {NEARER}"), 2))
+    table("faster?", told, [*_numbers(**near), nearer])
     _score(told)
     _likelihood(told)
     table("table 7", told, [(f"Top-{k}", lambda t, k=k: _spread(t.number(f"direct, top {k}"))) for k in (1, 2, 3)])
@@ -260,12 +254,14 @@ def tables(out: Path) -> None:
         [(f"explained by {k}", lambda t, k=k: _percent(t.number(f"explained by {k}"))) for k in (1, 2, 3, 4)]
         + _numbers(**{f"error in {k}-D": (f"mean error in {k}-D", 3) for k in (1, 2, 3, 4, 5)}),
     )
+    table("curvature", told, [(f"{sigma:g}", lambda t, s=sigma: t.bend(s)) for sigma in BENDS])
     table(
         "stages",
         told,
         _numbers(
             curved_from=("curved from sigma", 2),
             curved_to=("curved to sigma", 2),
+            counted_to=("kept to sigma", 2),
             posterior_from=("stage.entropy.first", 2),
             posterior_to=("stage.entropy.last", 2),
             rebuilt_residual=("rebuilt residual / size", 4),

@@ -95,6 +95,15 @@ def test_steps_that_go_away_are_counted():
     assert bool(found["states near the end from sigma"].isnan())
 
 
+def test_predictions_that_rest_at_the_end_do_not_go_away_from_it(data):
+    """The exact denoiser's, which are one point from some level on, to rounding."""
+    found = geometry.measure(run(data, 80 * normal(8, 5, seed=9).float(), fanal.schedules.polynomial(60)))
+    late = found.curves["denoised distance"][45:]
+    assert float(late.max()) < 1e-5
+    rising = (found.curves["denoised distance"].diff(dim=0)[:40] > 1e-3).double().mean(0)
+    assert torch.allclose(found.numbers["predictions nearer to the end"], 1 - rising * 40 / 59, atol=1 / 59)
+
+
 def test_shares_sum_to_one_and_rebuild_the_run(data):
     found = run(data, 80 * normal(3, 5, seed=7), GRID)
     table = geometry.shares(GRID)

@@ -81,6 +81,20 @@ def test_errors_are_those_of_repeated_draws():
     assert sum(each.se for each in both) / 60 == pytest.approx(spread, rel=0.35)
 
 
+def test_what_jitters_at_the_end_does_not_count():
+    """Two shapes that differ only where less than half of their deviation is left to go."""
+    base = curves(4, bend=3.0)
+    kept = regularity.kept_levels(base, SIGMAS, 64)
+    largest = (base[:, :, 1:] - base[:, :1, 1:]).norm(dim=2).amax(1).mean()
+    assert 8 * float(SIGMAS[kept - 1]) >= float(largest) / 2 > 8 * float(SIGMAS[kept])
+    spoiled = base.clone()
+    spoiled[:, kept + 4 :, 1:] += 0.01 * normal(4, 41 - kept - 4, 2, seed=9)
+    found = geometry.apart(shapes(base), shapes(spoiled))
+    assert found["curvature"].value < 1e-6
+    late = [float(geometry.frenet(curve, 3).curvature[:, kept + 4 :].max()) for curve in (base, spoiled)]
+    assert late[1] > 3 * late[0]
+
+
 def test_a_table_has_within_on_its_diagonal():
     groups = {"a": shapes(curves()), "b": shapes(curves(bend=30.0)), "one": shapes(curves(1))}
     found = regularity.table(groups)["procrustes"]

@@ -14,7 +14,7 @@ from fanal.errors import FanalError
 from fanal.geometry import frames, nulls, subspace
 from fanal.metrics.estimates import Estimate
 
-__all__ = ["MEASURES", "Shapes", "apart", "shapes", "smooth_null", "table"]
+__all__ = ["MEASURES", "Shapes", "apart", "kept_levels", "shapes", "smooth_null", "table"]
 
 MEASURES = ("procrustes", "curvature", "torsion")
 """How two curves are compared."""
@@ -27,15 +27,31 @@ class Shapes:
     Attributes:
         across: (B, N+1, 2), the way across the chord, centered and of unit Frobenius norm.
         curvature: (B, M), times sigma √d, at the M positive levels.
-        torsion: (B, M), times sigma √d, and times curvature over its largest value, so that twists count where a curve
-            bends; on a straight piece torsion is noise.
-        weight: (M,), of each level: its share of the range of log sigma.
+        torsion: (B, M), times sigma √d.
+        levels: (M,), log sigma, decreasing.
+        kept: how many of the levels count for curvature and torsion, see `kept_levels`.
     """
 
     across: Float[Tensor, "b n 2"]
     curvature: Float[Tensor, "b m"]
     torsion: Float[Tensor, "b m"]
-    weight: Float[Tensor, " m"]
+    levels: Float[Tensor, " m"]
+    kept: int
+
+
+def kept_levels(curve: Float[Tensor, "b n 3"], sigmas: Float[Tensor, " n"], d: int) -> int:
+    """Return how many levels come before the way that is left, sigma √d, is half of the largest deviation.
+
+    Below them a network's predictions still jitter while the curve has all but ended: there its direction turns, and
+    nothing moves. Shapes are compared and stages are found above.
+
+    Args:
+        curve: position along the chord and two components.
+        sigmas: their levels, decreasing.
+        d: dimension of the samples.
+    """
+    off = (curve[:, :, 1:] - curve[:, :1, 1:]).double().norm(dim=2).amax(1).mean()  # the first state is on the chord
+    return max(int((sigmas * math.sqrt(d) >= float(off) / 2).sum()), 3)
 
 
 def shapes(curve: Float[Tensor, "b n 3"], sigmas: Float[Tensor, " n"], d: int, window: int) -> Shapes:
@@ -58,9 +74,10 @@ def shapes(curve: Float[Tensor, "b n 3"], sigmas: Float[Tensor, " n"], d: int, w
     found, inner = frames.frenet(curve, window), sigmas > 0
     unit = sigmas.double() * math.sqrt(d)
     curvature = (found.curvature * unit)[:, inner]
-    torsion = (found.torsion.nan_to_num() * unit)[:, inner] * curvature / curvature.amax(1, keepdim=True)
-    weight = torch.gradient(sigmas[inner].double().log().neg())[0]
-    return Shapes(across / size[:, None, None], curvature, torsion, weight / weight.sum())
+    torsion = (found.torsion.nan_to_num() * unit)[:, inner]
+    levels = sigmas[inner].double().log()
+    kept = min(kept_levels(curve, sigmas, d), len(levels))
+    return Shapes(across / size[:, None, None], curvature, torsion, levels, kept)
 
 
 def _procrustes(a: Tensor, b: Tensor) -> Tensor:
@@ -79,12 +96,21 @@ def _distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     return torch.where(mean > 0, (off / mean.where(mean > 0, torch.ones_like(mean))).sqrt(), 0.0)
 
 
+def _bends(group: Shapes, kept: int) -> tuple[Tensor, Tensor]:
+    """Curvature at the kept levels, and torsion times curvature over its largest: a straight piece has no twist."""
+    curvature = group.curvature[:, :kept]
+    return curvature, group.torsion[:, :kept] * curvature / curvature.amax(1, keepdim=True)
+
+
 def _pairs(a: Shapes, b: Shapes) -> dict[str, Tensor]:
     """Distances of every curve of one group from every one of another, by measure, (B, C) each."""
-    mirrored = [_distance(a.torsion, sign * b.torsion, a.weight) for sign in (1, -1)]  # a mirror changes its sign
+    kept = min(a.kept, b.kept)
+    weight = torch.gradient(-a.levels[:kept])[0]
+    (bend, twist), (other, turned) = _bends(a, kept), _bends(b, kept)
+    mirrored = [_distance(twist, sign * turned, weight) for sign in (1, -1)]  # a mirror changes its sign
     return {
         "procrustes": _procrustes(a.across, b.across),
-        "curvature": _distance(a.curvature, b.curvature, a.weight),
+        "curvature": _distance(bend, other, weight),
         "torsion": torch.minimum(*mirrored),
     }
 
@@ -107,7 +133,8 @@ def apart(a: Shapes, b: Shapes | None = None) -> dict[str, Estimate]:
 
     `procrustes` is the residual of the best rotation or reflection across the chord, for shapes of unit size ([REG] eq.
     13): 0 for one shape, at most √2. `curvature` and `torsion` are distances of those functions of log
-    sigma over the root mean square of their norms.
+    sigma over the root mean square of their norms, at the levels that count (`kept_levels`); torsion counts by how much
+    the curve bends.
 
     Args:
         a: a group.
@@ -117,7 +144,7 @@ def apart(a: Shapes, b: Shapes | None = None) -> dict[str, Estimate]:
         FanalError: the two have other levels.
     """
     other = a if b is None else b
-    if a.across.shape[1:] != other.across.shape[1:] or not torch.allclose(a.weight, other.weight, rtol=1e-5):
+    if a.across.shape[1:] != other.across.shape[1:] or not torch.allclose(a.levels, other.levels, atol=1e-5):
         raise FanalError("curves are compared level by level: both groups need the same grid of sigmas")
     return {name: _mean(table, b is None) for name, table in _pairs(a, other).items()}
 

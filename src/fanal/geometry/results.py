@@ -38,7 +38,8 @@ def _shape(curve: Tensor, sigmas: Tensor, d: int, window: int) -> tuple[dict[str
     # Per unit of length a run bends most in its last, tiny steps; as sigma falls by a factor of e it moves by sigma √d.
     unit = sigmas * math.sqrt(d)
     curvature, torsion = frenet.curvature * unit, frenet.torsion * unit
-    borders = stages.by_curvature(curvature.T, sigmas)
+    kept = regularity.kept_levels(curve, sigmas, d)
+    borders = stages.by_curvature(curvature[:, :kept].T, sigmas[:kept])
     tensors = {"aligned": turned, "length": frenet.length, "curvature": curvature, "torsion": torsion}
     across = torch.linalg.matrix_norm(turned[:, :, 1:] - common[:, 1:]) / torch.linalg.matrix_norm(common[:, 1:])
     results = {
@@ -46,6 +47,7 @@ def _shape(curve: Tensor, sigmas: Tensor, d: int, window: int) -> tuple[dict[str
         "procrustes residual across / size across": mean(across),
         "fit error / length": mean(frenet.error.mean(1) / frenet.length[:, -1]),
         "rebuilt residual / size": _rebuilt(curve, frenet),
+        "kept to sigma": Estimate(float(sigmas[kept - 1]), 0.0, len(curve)),
         "curved from sigma": mean(borders.first[~borders.first.isnan()]),
         "curved to sigma": mean(borders.last[~borders.last.isnan()]),
     }
