@@ -73,13 +73,73 @@ def test_a_run_tells_errors_and_leaves_noise(tmp_path):
 
 def test_one_law_has_one_code(tmp_path):
     """Two models of the same data agree on codes, far better than on those of other images."""
-    config = EncodeConfig("gaussian:digits8", "digits8", steps=(12,), count=8, other="gaussian:digits8,rank=63")
+    config = EncodeConfig("gaussian:digits8", "digits8", steps=(12,), count=8, other=("gaussian:digits8,rank=63",))
     (row,) = record(encode_run(config, tmp_path / "run"))["results"]["table"]
     assert row["codes apart"]["value"] < 0.1 * row["codes of other images apart"]["value"]
 
 
+def test_predictions_bound_how_far_codes_come_apart(law):
+    """Exactly where a constant difference has nothing to pull it back; from above where the second law is exact."""
+    x, sigmas = normal(7, 5, seed=4), package.schedules.polynomial(400, zero=False)
+    point, step = Gaussian(torch.zeros(5), 0.0), torch.tensor([0.3, 0.0, -0.4, 0.0, 0.0], dtype=torch.float64)
+    moved, heun = Gaussian(step, 0.0), package.solvers.Heun()
+    apart = encoding.predictions_apart(moved, point, x, sigmas, heun)
+    want = 0.5 / math.sqrt(5) * float(1 / sigmas[-1] - 1 / sigmas[0])
+    assert torch.allclose(apart, torch.full((7,), want, dtype=torch.float64), rtol=1e-6)
+    codes = [encode(D, x, sigmas, heun) / sigmas[0] for D in (moved, point)]
+    assert torch.allclose((codes[0] - codes[1]).square().mean(1).sqrt(), apart, rtol=1e-4)
+    other = Gaussian(law.mean + 0.1, torch.tensor([3.0, 1.2, 0.5, 0.2, 0.03], dtype=torch.float64))
+    for first, second in ((law, other), (other, law)):
+        bound = encoding.predictions_apart(first, second, x, sigmas, heun)
+        codes = [encode(D, x, sigmas, heun) / sigmas[0] for D in (first, second)]
+        distance = (codes[0] - codes[1]).square().mean(1).sqrt()
+        assert bool((distance <= bound * 1.001).all())
+        assert float(distance.min()) > 1e-3
+
+
+def test_a_learned_code_is_the_exact_one(tmp_path):
+    """The embedded network of grid2 and the law it learned from, from image to noise."""
+    config = EncodeConfig("grid2", "grid2", steps=(40,), count=64, block=64, other=("mixture:grid2", "gaussian:grid2"))
+    pairs = {tuple(p["models"]): p for p in record(encode_run(config, tmp_path / "run"))["results"]["pairs"]}
+    learned, fitted = pairs["grid2", "mixture:grid2"], pairs["grid2", "gaussian:grid2"]
+    assert learned["codes apart"]["value"] < 0.25 * learned["codes of other images apart"]["value"]
+    assert learned["codes apart"]["value"] < learned["predictions apart"]["value"]
+    assert learned["codes apart"]["value"] < 0.5 * fitted["codes apart"]["value"]  # a law of other data: another code
+    assert "predictions apart" not in pairs["mixture:grid2", "gaussian:grid2"]
+
+
+def test_round_trips_by_solver(tmp_path):
+    """With the evaluations that each took; a solver is measured as if it were alone."""
+    config = EncodeConfig("gaussian:digits8", "digits8", steps=(8, 16), count=6, block=4, also=("euler", "dpmpp"))
+    rows = record(encode_run(config, tmp_path / "run"))["results"]["solvers"]
+    found = {(row["solver"], row["steps"]): row for row in rows}
+    assert len(found) == 6
+    assert (found["heun", 8]["evaluations"], found["euler", 16]["evaluations"]) == (2 * 2 * 8, 2 * 16)
+    for solver in ("heun", "euler", "dpmpp"):
+        assert found[solver, 16]["round trip"]["value"] < found[solver, 8]["round trip"]["value"]
+    alone = EncodeConfig("gaussian:digits8", "digits8", steps=(8,), count=6, block=6, solver="euler")
+    (row,) = record(encode_run(alone, tmp_path / "alone"))["results"]["table"]
+    assert row["round trip"]["value"] == pytest.approx(found["euler", 8]["round trip"]["value"], rel=1e-4)
+
+
+def test_noise_makes_images_states_of_the_smallest_sigma(tmp_path):
+    """Their codes then have the entries of unit noise, where those of clean images fall short."""
+    spreads = {}
+    for noisy in (True, False):
+        config = EncodeConfig(
+            "gaussian:digits8,rank=20", "digits8", steps=(24,), count=64, block=64, sigma_min=0.3, noisy=noisy, seed=3
+        )
+        out = encode_run(config, tmp_path / str(noisy))
+        (row,) = record(out)["results"]["table"]
+        spreads[noisy] = row["norm / sqrt d"]["value"]
+    added = load_file(tmp_path / "True" / "noise.safetensors")["x"] - get("digits8").data("held out", 64).x
+    assert torch.allclose(added, package.noise((1, 8, 8), range(3_000_000, 3_000_064), 0.3), atol=1e-6)
+    assert abs(spreads[True] - 1) < 0.05
+    assert spreads[False] < 0.9
+
+
 def test_one_image_has_no_other_to_compare_with(tmp_path):
-    config = EncodeConfig("gaussian:digits8", "digits8", steps=(4,), count=1, other="gaussian:digits8,rank=32")
+    config = EncodeConfig("gaussian:digits8", "digits8", steps=(4,), count=1, other=("gaussian:digits8,rank=32",))
     (row,) = record(encode_run(config, tmp_path / "run"))["results"]["table"]
     assert row["codes of other images apart"]["n"] == 0
     assert row["codes apart"]["n"] == 1
@@ -96,10 +156,10 @@ def test_a_pipeline_keeps_its_own_grid():
 def test_a_final_zero_changes_nothing():
     config = EncodeConfig("gaussian:digits8", "digits8", steps=(5,), count=2)
     setup, _ = prepare(config.sampling(5))
-    data = get("digits8").data("held out", 2)
-    plain, _ = encoding._work(config, [setup], [], data, range(2))
+    plan = encoding._Plan(config, get("digits8").data("held out", 2), [setup], [], [])
+    plain, _ = encoding._work(plan, range(2))
     zero = dataclasses.replace(setup, sigmas=torch.cat([setup.sigmas, torch.zeros(1, dtype=torch.float64)]))
-    ended, _ = encoding._work(config, [zero], [], data, range(2))
+    ended, _ = encoding._work(dataclasses.replace(plan, setups=[zero]), range(2))
     assert torch.equal(plain["back.5"], ended["back.5"])
 
 
@@ -112,5 +172,7 @@ def test_the_command_encodes_each_class_and_refuses(tmp_path):
     assert refused(fanal(*words[:-4], "--steps", "1", "--out", tmp_path / "b"), ">= 2")
     wrong = fanal("encode", "digits8", "--data", "hands32", "--out", tmp_path / "c")
     assert refused(wrong, "hands32", "shape")
+    assert refused(fanal(*words[:-4], "--also", "heun", "--out", tmp_path / "b"), "solver", "once")
+    assert refused(fanal(*words[:-4], "--other", "digits8", "--out", tmp_path / "b"), "model", "once")
     wrong = fanal("encode", "hands32", "--data", "hands32", "--label", "data", "--out", tmp_path / "d")
     assert refused(wrong, "no classes")

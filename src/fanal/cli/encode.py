@@ -16,6 +16,8 @@ Examples:\n
   fanal encode hands32 --data hands32 --out codes\n
   fanal encode ./my-model --data folder:PHOTOS --count 64 --steps 20,40,80 --out photo-codes\n
   fanal encode shapes32 --data shapes32 --other shapes32-long --out two-models\n
+  fanal encode grid2 --data grid2 --other mixture:grid2 --count 256 --out learned-and-exact\n
+  fanal encode hands32 --data hands32 --also euler --also ipndm --steps 20,40,80 --out by-solver\n
   fanal encode digits8 --data digits8 --label data --out digit-codes
 """
 
@@ -31,11 +33,21 @@ def _show(folder: Path) -> None:
     """Print the errors by steps."""
     from fanal.files import read_json
 
-    rows = read_json(folder / "run.json")["results"]["table"]
+    results = read_json(folder / "run.json")["results"]
+    rows = results["table"]
     names = [name for name in rows[0] if name != "steps"]
     cells = [[str(row["steps"]), *(_figure(row[name]) for name in names)] for row in rows]
     table(["steps", *names], cells, title="root mean square per entry, each figure ± one standard error")
-    say(f"picture: {folder / 'samples.png'}")
+    if len(results["solvers"]) > len(rows):
+        found = [[one["solver"], str(one["steps"]), f"{one['evaluations']:g}", _figure(one["round trip"])]
+                 for one in results["solvers"]]  # fmt: skip
+        table(["solver", "steps", "evaluations per image", "round trip"], found)
+    if results["pairs"]:
+        measured = ("codes apart", "predictions apart", "codes of other images apart")
+        found = [[" and ".join(pair["models"]), *(_figure(pair[name]) if name in pair else "" for name in measured)]
+                 for pair in results["pairs"]]  # fmt: skip
+        table(["models", *measured], found)
+    say(f"page: {folder / 'report.html'}")
 
 
 def encode(
@@ -47,15 +59,24 @@ def encode(
     steps: Annotated[str, typer.Option(help="Numbers of intervals, with commas; codes are those of the last.")] = (
         "10,20,40"
     ),
-    other: Annotated[str | None, typer.Option(help="A second model, whose codes of the same images are compared.")] = (
-        None
-    ),
+    other: Annotated[
+        list[str] | None,
+        typer.Option(help="Another model, whose codes of the same images are compared; may be given again."),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="Another solver, whose round trips are measured too; may be given again."),
+    ] = None,
+    noisy: Annotated[
+        bool, typer.Option("--noisy", help="Add the noise of the smallest sigma to the images first.")
+    ] = False,
     solver: options.Solver = "heun",
     schedule: options.Schedule = None,
     sigma_min: options.SigmaMin = None,
     sigma_max: options.SigmaMax = None,
     label: Annotated[str | None, typer.Option(help="Class of all images by number, or data: each one's own.")] = None,
     prompt: options.Prompt = None,
+    seed: options.Seed = 0,
     allow_bin: options.AllowBin = False,
     block: options.Block = 32,
     overwrite: options.Overwrite = False,
@@ -64,7 +85,8 @@ def encode(
 ) -> None:
     """Encode images to noise by the equation run upwards, decode them again, and tell what is lost.
 
-    The run folder holds noise.safetensors (unit noise), samples.png (images, codes, what comes back) and run.json.
+    The run folder holds noise.safetensors (unit noise), samples.png (images, codes, what comes back), run.json and
+    report.html.
 
     When it is stopped, the same command goes on where it was.
     """
@@ -80,7 +102,10 @@ def encode(
             data=data,
             split=split,
             steps=tuple(int(part) for part in numbers),
-            other=other,
+            other=tuple(other or ()),
+            also=tuple(also or ()),
+            noisy=noisy,
+            seed=seed,
             solver=solver,
             schedule=schedule,
             sigma_min=sigma_min,
