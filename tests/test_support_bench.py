@@ -148,12 +148,12 @@ def test_fits_find_the_exponents_that_distances_were_made_with():
     for k, (delta, scale, steps) in enumerate(
         (d, w, n) for d in (0.003, 0.01, 0.03) for w in (1.0, 3.0, 10.0) for n in (10, 40, 160)
     ):
-        distance = 0.05 * delta**1.0 * scale**0.5 * (1 / steps) ** 0.25 * (1 + 1e-3 * (-1) ** k)
+        distance = 4.0 * delta**1.0 * scale**0.5 * (1 / steps) ** 0.25 * (1 + 1e-3 * (-1) ** k)
         own = {"q50": 0, "q90": distance, "q99": distance, "worst": distance}
         cells.append(cell(score=f"error:{delta}", scale=scale, steps=steps, part=own))
     blown = cell(score="error:0.3", scale=30.0, part={"q50": 0, "q90": 4e5, "q99": 4e5, "worst": 4e5})
     found = fits([*cells, blown, cell()])
-    assert (found["used"], found["blown up"]) == (27, 1)
+    assert (found["used"], found["left out"]) == (27, 1)
     for name, wanted in (("delta", 1.0), ("scale", 0.5), ("step", 0.25)):
         assert found[name]["value"] == pytest.approx(wanted, abs=3e-3)
         assert found[name]["se"] < 2e-3
@@ -303,7 +303,7 @@ def test_guided_hallucination_counts_wrong_samples_on_the_same_noise(tmp_path):
     told = record(compare(config, tmp_path / "run"))["results"]["hallucination"]
     rows = {(row["scale"], row["where"]): row for row in told["rows"]}
     assert set(rows) == {(1.0, "everywhere")} | {
-        (scale, where) for scale in (2.0, 4.0, 8.0) for where in ("everywhere", "turning", "deciding")
+        (scale, where) for scale in (2.0, 4.0, 8.0) for where in ("everywhere", "turning", "deciding", "core")
     }
     assert rows[1.0, "everywhere"]["evaluations"] == 6
     assert rows[4.0, "everywhere"]["evaluations"] == 12

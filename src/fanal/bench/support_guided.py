@@ -30,7 +30,8 @@ __all__ = ["Subject", "deciding", "guided_blocks", "guided_results"]
 _TUNING = 2**41  # seeds that the interval is chosen on
 _BLOCK, _REAL = 64, 1000
 _SCALES = (1.0, 2.0, 4.0, 8.0)
-_WHERE = ("everywhere", "turning", "deciding")
+_WHERE = ("everywhere", "turning", "deciding", "core")
+_CORE = (0.25, 0.75)  # shares of the deciding between which its core lies
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +77,17 @@ def _start(subject: Subject, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     return noise(subject.model.shape, seeds, subject.model.sigma_max), labels
 
 
-def deciding(differences: Tensor, sigmas: Tensor) -> Window:
-    """Return where the condition matters: from 5 % to 95 % of `∫ ‖D_c − D_u‖ d log sigma`, as runs fall through it.
+def deciding(differences: Tensor, sigmas: Tensor, shares: tuple[float, float] = NONLINEAR) -> Window:
+    """Return where the condition matters: between two shares of `∫ ‖D_c − D_u‖ d log sigma`, as runs fall through it.
 
     Args:
         differences: (N,), mean distance of both predictions at the start of each interval.
         sigmas: (N + 1,), the grid; it may end at 0.
+        shares: of the integral, at the window's begin and end.
     """
     ends = torch.where(sigmas[1:] > 0, sigmas[1:], sigmas[:-1])
     share = (differences * (sigmas[:-1] / ends).log()).cumsum(0)
-    first, last = (int((share >= level * share[-1]).nonzero()[0]) for level in NONLINEAR)
+    first, last = (int((share >= level * share[-1]).nonzero()[0]) for level in shares)
     return float(ends[last]), float(sigmas[first])
 
 
@@ -98,7 +100,11 @@ def _windows(subject: Subject, steps: int, count: int) -> dict[str, Window]:
         run = Trajectory.record(trace(subject.guided(labels, 1.0, None), x, grid, Euler()))
         free = [subject.guided(labels, 0.0, None)(x, sigma) for x, sigma in zip(run.x[:-1], run.sigmas, strict=False)]
     apart = (run.denoised - torch.stack(free)).flatten(2).norm(dim=2).mean(1).double()
-    return {"turning": nonlinear(run.x.double(), run.sigmas), "deciding": deciding(apart, run.sigmas)}
+    return {
+        "turning": nonlinear(run.x.double(), run.sigmas),
+        "deciding": deciding(apart, run.sigmas),
+        "core": deciding(apart, run.sigmas, _CORE),
+    }
 
 
 def _present(subject: Subject, x: Tensor) -> Tensor | None:

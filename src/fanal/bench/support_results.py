@@ -14,6 +14,7 @@ __all__ = ["ASSUMPTIONS", "broken", "failures", "fits", "needed", "results_of"]
 
 _RATIO = math.log(80.0 / 0.002)  # of the grids' ends
 _SAFE = 1.0  # w·h above which a step is called long
+_POWER = (3e-4, 0.5)  # distances that exact scores do not reach, and that have not blown up
 
 ASSUMPTIONS = ("exact scores", "exponential integrator", "order 1", "support geometry", "step size")
 """What a cell may break: its scores are exact; its process is an exponential integrator; of order 1, so that it does
@@ -55,21 +56,21 @@ def failures(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def fits(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Fit `log q90 = a + b·log δ + c·log w + e·log(1/steps)` to the distances from the support of the condition.
 
-    Only cells whose distances are below the support's size are used, where the law is one; the others have blown up.
+    Only distances between what exact scores reach, 3e-4, and half of the circle's radius are used.
 
     Returns:
-        Slopes with standard errors by name, the number of cells used and blown up, and the residual's deviation.
+        Slopes with standard errors by name, the number of cells used and left out, and the residual's deviation.
     """
     own = [cell for cell in cells if cell["score"].startswith("error:") and cell["form"] == "classifier-free"]
-    used = [cell for cell in own if 1e-8 < cell["part"]["q90"] < 0.5]
+    used = [cell for cell in own if _POWER[0] < cell["part"]["q90"] < _POWER[1]]
     names = ("delta", "scale", "step")
     if len(used) < len(names) + 3:
-        return {"used": len(used), "blown up": len(own) - len(used)}
+        return {"used": len(used), "left out": len(own) - len(used)}
     rows = [[1.0, math.log(_delta(c)), math.log(c["scale"]), math.log(1 / c["steps"])] for c in used]
     design, goal = np.array(rows), np.log([c["part"]["q90"] for c in used])
     solved, _, rank, _ = np.linalg.lstsq(design, goal, rcond=None)
     if rank < design.shape[1]:
-        return {"used": len(used), "blown up": len(own) - len(used)}
+        return {"used": len(used), "left out": len(own) - len(used)}
     left = goal - design @ solved
     variance = float(left @ left) / (len(used) - design.shape[1])
     errors = np.sqrt(np.diag(variance * np.linalg.inv(design.T @ design)))
@@ -77,7 +78,7 @@ def fits(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         name: {"value": float(solved[1 + k]), "se": float(errors[1 + k]), "n": len(used)}
         for k, name in enumerate(names)
     }
-    return {"used": len(used), "blown up": len(own) - len(used), "residual": math.sqrt(variance), **slopes}
+    return {"used": len(used), "left out": len(own) - len(used), "residual": math.sqrt(variance), **slopes}
 
 
 def _delta(cell: Mapping[str, Any]) -> float:

@@ -24,7 +24,6 @@ from fanal.summary import as_json
 from fanal.supports.forms import FORMS, exact
 from fanal.supports.landing import figures, land
 from fanal.supports.processes import PROCESSES, process
-from fanal.supports.targets import TARGETS
 from fanal.trajectory import Trajectory
 
 __all__ = ["NONLINEAR", "Block", "Sizes", "blocks_of", "nonlinear"]
@@ -71,7 +70,7 @@ class Sizes:
     )
     targets: Grid = field(
         default_factory=lambda: Grid(
-            targets=(*TARGETS, "digits8:3"),
+            targets=("circle", "square", "segments", "spheres", "outlier", "digits8:3"),
             processes=("ddim", "ddpm", "exponential3", "maruyama"),
             scales=(3.0, 30.0, 100.0),
             steps=(5, 20, 50),
@@ -178,25 +177,31 @@ def _limit(sizes: Sizes, first: int, near: float) -> list[Block]:
     return _cells("limit", sizes.limit, sizes, first, near)
 
 
-def _bad_noise(sizes: Sizes, first: int, near: float, steps: int) -> Found:
-    """How much of the initial noise ends off the circle's third, and what happens on the line of symmetry."""
-    goal = goal_of("circle")
-    denoiser, grid = ClassifierFree(goal.part, goal.whole, 30.0), polynomial(steps)
+def _bad_noise(name: str, sizes: Sizes, first: int, near: float, steps: int) -> Found:
+    """How much of the initial noise ends off S_c, and what happens near the line x = 0, the fork's symmetry."""
+    goal = goal_of(name)
+    denoiser, grid, where = ClassifierFree(goal.part, goal.whole, 10.0), polynomial(steps), near * goal.size
     x, seeds = start(goal, sizes.noise, first)
     landed = land(goal, denoiser, x, grid, Euler(), seeds)
-    # Opposite to the condition both ends of the arc are equally near: the prediction of p(x|c) is halfway between.
-    offsets = torch.cat([torch.zeros(1, dtype=torch.float64), torch.logspace(-17, 0, 18, dtype=torch.float64)])
-    there = 80 * torch.stack([-torch.ones_like(offsets), offsets], 1)
-    symmetric = land(goal, denoiser, there, grid, Euler(), range(len(offsets)))
-    bad = symmetric.part > near * goal.size
-    widest = float(offsets[bad].max()) if bool(bad.any()) else None
-    rows = {"steps": steps, "random": figures(landed.part, near * goal.size), "widest bad offset": widest}
-    rows |= {"offsets": offsets.tolist(), "distances": symmetric.part.tolist()}
-    return {"part": landed.part, "symmetric": symmetric.part}, {"study": "noise", "cells": [], "noise": rows}
+    row: dict[str, Any] = {"target": name, "steps": steps, "random": figures(landed.part, where)}
+    tensors = {"part": landed.part}
+    if name == "fork":
+        # On the line both points of S_c are equally near, and the prediction is halfway between.
+        offsets = torch.cat([torch.zeros(1, dtype=torch.float64), torch.logspace(-12, 1, 53, dtype=torch.float64)])
+        there = torch.stack([offsets, -80 * torch.ones_like(offsets)], 1)
+        close = land(goal, denoiser, there, grid, Euler(), range(len(offsets)))
+        bad = close.part > where
+        row |= {"on the line": float(close.part[0]), "bad up to": float(offsets[bad].max()) if bool(bad.any()) else 0.0}
+        tensors |= {"offsets": offsets, "close": close.part}
+    return tensors, {"study": "noise", "cells": [], "noise": row}
 
 
 def _noise(sizes: Sizes, first: int, near: float) -> list[Block]:
-    return [lambda found, steps=steps: _bad_noise(sizes, first, near, steps) for steps in (10, 40, 160)]
+    return [
+        lambda found, name=name, steps=steps: _bad_noise(name, sizes, first, near, steps)
+        for name in ("circle", "fork")
+        for steps in (10, 40, 160)
+    ]
 
 
 def _interval_of(goal_name: str, scale: float, sizes: Sizes, first: int, near: float, steps: int = 40) -> Found:

@@ -60,8 +60,8 @@ def _fits(found: Mapping[str, Any]) -> str:
     rows = [[name, Estimate(**found[name]).plain(2)] for name in ("delta", "scale", "step")]
     text = markdown(["distance grows with", "exponent"], rows)
     return text + (
-        f"\n{found['used']} cells; the residual of the logarithm is {found['residual']:.2f}; {found['blown up']} "
-        "further cells have blown up or are at rounding.\n"
+        f"\n{found['used']} cells; the residual of the logarithm is {found['residual']:.2f}; {found['left out']} "
+        "further cells have blown up, or are as near as with exact scores.\n"
     )
 
 
@@ -78,15 +78,17 @@ def _needed(rows: Sequence[Mapping[str, Any]]) -> str:
 def _noise(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         [
+            row["target"],
             str(row["steps"]),
+            str(row["random"]["off"]["n"]),
             _percent(row["random"]["off"]),
             _short(row["random"]["worst"]),
-            _short(row["distances"][0]),
-            "–" if row["widest bad offset"] is None else _short(row["widest bad offset"]),
+            _short(row["on the line"]) if "on the line" in row else "–",
+            _short(row["bad up to"]) if "bad up to" in row else "–",
         ]
         for row in rows
     ]
-    head = ["steps", "off, random noise", "worst", "on the line of symmetry", "widest offset that ends off"]
+    head = ["target", "steps", "noises", "off", "worst", "from the line of symmetry", "off up to this far from it"]
     return markdown(head, lines)
 
 
@@ -153,7 +155,7 @@ _PARTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "failures": ("Failures by the assumptions that they break (classifier-free guidance, distance to S)", _failures),
     "fits": ("How the distance to S_c grows: exponents of its 90 % quantile", _fits),
     "needed": ("Steps that are needed: share of samples off S_c", _needed),
-    "noise": ("Initial noise that ends off S_c (circle, w = 30, DDIM)", _noise),
+    "noise": ("Initial noise that ends off S_c (w = 10, DDIM)", _noise),
     "interval": ("Guidance in the nonlinear interval alone", _interval),
     "hunt": ("The hunt: distances from S over its size", _hunt),
     "hallucination": ("Guided hallucination", _hallucination),

@@ -38,7 +38,7 @@ def guide(
     support: Annotated[
         str,
         typer.Option(
-            help="circle, square, segments, spheres, outlier, or a data set, whose training points are the support."
+            help="circle, square, segments, spheres, outlier, fork, or a data set: its training points are the support."
         ),
     ] = "circle",
     label: Annotated[int | None, typer.Option(help="Class of a data set that is the condition.", min=0)] = None,

@@ -140,11 +140,23 @@ def _spheres() -> Target:
     return Target("spheres", Union(parts), parts[0], about, math.sqrt(1 + 1.5**2), way, 1.5, False)
 
 
+def _points(name: str, points: Tensor, own: slice, about: str) -> Target:
+    """Some points, equally likely; a few successive ones of them are the condition."""
+    rest = torch.cat([points[: own.start], points[own.stop :]])
+    laws = FiniteSet(points), FiniteSet(points[own])
+    return _made(name, laws, (points, points[own]), about, False, [(rest, False), (points[own], True)])
+
+
 def _outlier() -> Target:
     points = torch.tensor([[-3.0, 0.0], [1.0, 0.0], [2.2, 0.0]], dtype=torch.float64)
-    laws = FiniteSet(points), FiniteSet(points[1:2])
     about = "three points in a row, of which the last lies behind the second; the second"
-    return _made("outlier", laws, (points, points[1:2]), about, False, [(points[::2], False), (points[1:2], True)])
+    return _points("outlier", points, slice(1, 2), about)
+
+
+def _fork() -> Target:
+    points = torch.tensor([[0.0, 3.0], [-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    about = "a point above and two below, left and right; the two"
+    return _points("fork", points, slice(1, 3), about)
 
 
 TARGETS: Mapping[str, Callable[[], Target]] = {
@@ -153,6 +165,7 @@ TARGETS: Mapping[str, Callable[[], Target]] = {
     "segments": _segments,
     "spheres": _spheres,
     "outlier": _outlier,
+    "fork": _fork,
 }
 """Name → maker."""
 
