@@ -72,6 +72,14 @@ def test_the_page_moves_and_tells_the_figures(run, results):
     assert f"{results['steps']['ode']['8']['twins']['value']:.5f}" in (run / "tables.md").read_text(encoding="utf-8")
 
 
+def test_the_page_can_be_made_again(run):
+    before = (run / "report.html").read_text(encoding="utf-8")
+    (run / "report.html").unlink()
+    told = fanal("report", run)
+    assert told.exit_code == 0, told.output
+    assert (run / "report.html").read_text(encoding="utf-8") == before
+
+
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     """What is there is kept, and the end is the same."""
     config = OverlayConfig(cells=16, steps=4, budgets=(2,), iterations=(3,), train=64, width=8, count=64)
