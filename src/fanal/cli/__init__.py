@@ -20,10 +20,14 @@ from fanal.cli.geometry import EPILOG as GEOMETRY
 from fanal.cli.geometry import geometry
 from fanal.cli.guard import EPILOG as GUARD
 from fanal.cli.guard import guard
+from fanal.cli.guide import EPILOG as GUIDE
+from fanal.cli.guide import guide
 from fanal.cli.interpolate import EPILOG as INTERPOLATE
 from fanal.cli.interpolate import interpolate
 from fanal.cli.label import EPILOG as LABEL
 from fanal.cli.label import label
+from fanal.cli.pde import EPILOG as PDE
+from fanal.cli.pde import pde
 from fanal.cli.report import EPILOG as REPORT
 from fanal.cli.report import report
 from fanal.cli.sample import EPILOG as SAMPLE
@@ -66,6 +70,8 @@ app.command("sample", epilog=SAMPLE)(sample)
 app.command("guard", epilog=GUARD)(guard)
 app.command("audit", epilog=AUDIT)(audit)
 app.command("geometry", epilog=GEOMETRY)(geometry)
+app.command("pde", epilog=PDE)(pde)
+app.command("guide", epilog=GUIDE)(guide)
 app.command("encode", epilog=ENCODE)(encode)
 app.command("interpolate", epilog=INTERPOLATE)(interpolate)
 app.command("train", epilog=TRAIN)(train)
