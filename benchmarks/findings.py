@@ -12,19 +12,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fanal.encoding import EncodeConfig, encode_run
 from fanal.files import read_json, read_tensors
 from fanal.geometry.command import GeometryConfig, geometry
+from fanal.geometry.regularity import MEASURES
 from fanal.metrics.estimates import Estimate, mean
 
 SEED, COUNT, DRAWN, ENCODED = 5, 128, 48, 32
 LEVELS = (60.0, 20.0, 10.0, 5.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Noise levels at which the score's deviation is told."""
 
+CODES = {"codes": False, "codes-noisy": True}
+SLOPES = (20.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.004)
 COSINES = (10.0, 1.0, 0.1, 0.01)
 NEARER = "nearer to the end than the state"
 DISTANCES = {"states": "distance", "predictions": "denoised distance", "z": "z distance"}
@@ -76,10 +79,11 @@ def command(name: str, config: GeometryConfig, out: Path) -> str:
 
 def measure(out: Path) -> None:
     """Make the runs that are missing."""
-    codes = out / "codes"
     out.mkdir(parents=True, exist_ok=True)
-    if not codes.exists():
-        encode_run(EncodeConfig("hands32", "hands32", split="train", steps=(60,), count=ENCODED), codes)
+    for name, noisy in CODES.items():
+        if not (out / name).exists():
+            config = EncodeConfig("hands32", "hands32", split="train", steps=(60,), count=ENCODED, noisy=noisy)
+            encode_run(config, out / name)
     for name, config in runs(out).items():
         if not (out / name).exists():
             print(command(name, config, out), flush=True)
@@ -146,11 +150,9 @@ def _spread(found: Estimate | None) -> str:
 Column = tuple[str, Callable[[Told], str]]
 
 
-def _numbers(**names: tuple[str, int]) -> list[Column]:
-    return [
-        (head.replace("_", " "), lambda t, n=name, k=digits: _cell(t.number(n), k))
-        for head, (name, digits) in names.items()
-    ]
+def _numbers(names: Mapping[str, tuple[str, int]]) -> list[Column]:
+    """Columns by heading: a figure's name, and its digits."""
+    return [(head, lambda t, n=name, k=digits: _cell(t.number(n), k)) for head, (name, digits) in names.items()]
 
 
 def table(title: str, told: Sequence[Told], columns: Sequence[Column]) -> None:
@@ -174,6 +176,32 @@ def _matrix(told: Told, key: str) -> None:
         print(f"| {' | '.join(row)} |")
 
 
+def _codes(out: Path) -> None:
+    """Unit noise that images are encoded to, as they are and with the smallest sigma's noise."""
+    print("\ncodes\n\n| run | norm / √d | round trip |\n| --- | --- | --- |")
+    for name in CODES:
+        if (out / name / "run.json").is_file():
+            row = read_json(out / name / "run.json")["results"]["table"][-1]
+            cells = [Estimate(**row[key]).plain(4) for key in ("norm / sqrt d", "round trip")]
+            print("|", " | ".join([name, *cells]), "|")
+
+
+def _classes(told: Told) -> None:
+    """Distances within classes and between them: mean, smallest and largest."""
+    found = told.results["regularity"]
+    size = len(found["names"])
+    print("\n| classes apart | within | between |\n| --- | --- | --- |")
+    for key in MEASURES:
+        cells = {
+            same: [found[key][i][j] for i in range(size) for j in range(i + 1) if (i == j) == same] for same in (1, 0)
+        }
+        print(
+            "|",
+            " | ".join([key, *(f"{sum(v) / len(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in cells.values())]),
+            "|",
+        )
+
+
 def _alike(told: Sequence[Told]) -> None:
     """Within each model, and by chance."""
 
@@ -190,13 +218,13 @@ def _alike(told: Sequence[Told]) -> None:
         found = t.results["regularity"]["nulls"][null][key]
         return f"{found['value']:.2f} ± {found['se']:.2f}"
 
-    columns: list[Column] = [(key, lambda t, k=key: within(t, k)) for key in ("procrustes", "curvature", "torsion")]
+    columns: list[Column] = [(key, lambda t, k=key: within(t, k)) for key in MEASURES]
     columns += [(f"procrustes, {null}", lambda t, n=null: chance(t, n, "procrustes")) for null in ("smooth", "forward")]
-    columns += [("curvature, smooth", lambda t: chance(t, "smooth", "curvature"))]
+    columns += [(f"{key}, smooth", lambda t, k=key: chance(t, "smooth", k)) for key in ("curvature", "torsion")]
     columns += [("explained by 2", lambda t: _percent(t.number("explained by 2")))]
-    columns += [("forward", lambda t: _forward(t, "explained by 2"))]
-    columns += [("forward, in many dimensions", lambda t: _forward(t, "explained by 2, in many dimensions"))]
-    table("Alike within a model, and by chance", told, columns)
+    columns += [("forward noise", lambda t: _forward(t, "explained by 2"))]
+    columns += [("in many dimensions", lambda t: _forward(t, "explained by 2, in many dimensions"))]
+    table("alike", told, columns)
 
 
 def _forward(told: Told, key: str) -> str:
@@ -215,7 +243,7 @@ def _score(told: Sequence[Told]) -> None:
         "ends apart": ("ends apart / sqrt d", 3),
         "one nearest point": ("both ends have one nearest point", 2),
     }
-    table("both ends", [t for t in told if "likelihood" in t.results], _numbers(**names))
+    table("both ends", [t for t in told if "likelihood" in t.results], _numbers(names))
     for t in some:
         levels = [f"{each['sigma']:.3g} (z {each['z']:.1f})" for each in t.results["flagged"]]
         print(f"\n{t.name}: levels that stand out: {', '.join(levels) or 'none'}")
@@ -233,6 +261,7 @@ def _likelihood(told: Sequence[Told]) -> None:
 def tables(out: Path) -> None:
     """Print the tables of the runs that are there."""
     told = [Told(name, out / name) for name in runs(out) if (out / name / "run.json").is_file()]
+    told.sort(key=lambda t: (t.results["d"], ":" in t.model, t.name))
     print("\n".join(command(t.name, runs(out)[t.name], out) for t in told))
     straight = {
         "length / (sigma_max √d)": ("length / (sigma_max sqrt d)", 4),
@@ -240,46 +269,57 @@ def tables(out: Path) -> None:
         "predictions' deviation / chord": ("denoised largest deviation / chord", 3),
     }
     cosines: list[Column] = [(f"cosine at {sigma:g}", lambda t, s=sigma: t.at("angle", s)) for sigma in COSINES]
-    table("straight?", told, [("d", lambda t: str(t.results["d"])), *_numbers(**straight), *cosines])
+    table("straight?", told, [("d", lambda t: str(t.results["d"])), *_numbers(straight), *cosines])
     table("monotone?", told, [(head, lambda t, n=name: t.rises(n)) for head, name in DISTANCES.items()])
     near = {name: (f"{name} near the end from sigma", 3) for name in ("states", "predictions")}
     nearer: Column = ("prediction nearer than the state", lambda t: _percent(t.number(f"prediction {NEARER}"), 2))
-    table("faster?", told, [*_numbers(**near), nearer])
+    table("faster?", told, [*_numbers(near), nearer])
     _score(told)
     _likelihood(told)
     table("table 7", told, [(f"Top-{k}", lambda t, k=k: _spread(t.number(f"direct, top {k}"))) for k in (1, 2, 3)])
     table(
         "dimensions",
         told,
-        [(f"explained by {k}", lambda t, k=k: _percent(t.number(f"explained by {k}"))) for k in (1, 2, 3, 4)]
-        + _numbers(**{f"error in {k}-D": (f"mean error in {k}-D", 3) for k in (1, 2, 3, 4, 5)}),
+        [(f"explained by {k}", lambda t, k=k: _percent(t.number(f"explained by {k}"))) for k in (1, 2, 3)]
+        + _numbers({f"distance in {k}-D": (f"mean error in {k}-D", 3) for k in (1, 2, 3, 4)}),
     )
     table("curvature", told, [(f"{sigma:g}", lambda t, s=sigma: t.bend(s)) for sigma in BENDS])
     table(
         "stages",
         told,
         _numbers(
-            curved_from=("curved from sigma", 2),
-            curved_to=("curved to sigma", 2),
-            counted_to=("kept to sigma", 2),
-            posterior_from=("stage.entropy.first", 2),
-            posterior_to=("stage.entropy.last", 2),
-            rebuilt_residual=("rebuilt residual / size", 4),
+            {
+                "curved from sigma": ("curved from sigma", 2),
+                "to": ("curved to sigma", 2),
+                "counted down to": ("kept to sigma", 2),
+                "posterior open from sigma": ("stage.entropy.first", 2),
+                "to ": ("stage.entropy.last", 2),
+                "rebuilt curve, residual / size": ("rebuilt residual / size", 4),
+            }
         ),
     )
     table(
         "in variance-preserving space",
         told,
         [
-            *_numbers(deviation_by_chord=("z largest deviation / chord", 3), length_by_chord=("z length / chord", 3)),
+            *_numbers(
+                {
+                    f"{n} / chord": (f"z {m} / chord", 3)
+                    for n, m in (("deviation", "largest deviation"), ("length", "length"))
+                }
+            ),
             ("explained by 1", lambda t: _percent(t.number("z explained by 1"))),
             ("explained by 2", lambda t: _percent(t.number("z explained by 2"))),
         ],
     )
     _alike(told)
+    table("slope", told, [(f"{sigma:g}", lambda t, s=sigma: t.at("slope", s)) for sigma in SLOPES])
+    _codes(out)
     for t in told:
-        if t.name in ("hands32", "digits8-classes"):
-            for key in ("procrustes", "curvature", "torsion"):
+        if t.name == "digits8-classes":
+            _classes(t)
+        if t.name == "hands32":
+            for key in MEASURES:
                 _matrix(t, key)
 
 
