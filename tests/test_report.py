@@ -158,7 +158,7 @@ def test_the_pictures_are_the_samples_in_their_order(hands):
     found, page = samples(hands), (hands / "report.html").read_text(encoding="utf-8")
     shown = re.findall(r'<figure [^>]*><img src="([^"]+)"', page)
     batches = (found["before"], found["x"], found["x.renoise"])
-    assert shown == [pictures.data_uri(pictures.grid(x[None])) for batch in batches for x in batch]
+    assert shown == [pictures.data_uri(pictures.single(x[None], 0)) for batch in batches for x in batch]
     titles = re.findall(r'<figure [^>]*title="seed (\d+), risk ([^,"]+)', page)
     risks = torch.cat([found["risk"], found["risk.redo"], found["risk.renoise"]])
     assert titles == [(str(k % COUNT), f"{float(risk):.3g}") for k, risk in enumerate(risks)]

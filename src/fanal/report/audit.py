@@ -15,7 +15,7 @@ from fanal.report.study import Page, Section, Table, study
 
 __all__ = ["audit_page", "verdict"]
 
-_MOST_NAMED, _ENDS = 20, "In brackets the ends of 95 % intervals."
+_MOST_NAMED, _ENDS = 10, "In brackets the ends of 95 % intervals."
 
 SURE = 1e-3
 """Probability below which more copies than chance are called so."""

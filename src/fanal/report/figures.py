@@ -34,9 +34,9 @@ from fanal.report.plots import (
 __all__ = ["markup", "script"]
 
 _GRID, _CLEAR = "rgba(128,136,148,0.25)", "rgba(0,0,0,0)"
-_MOST_EXACT = 200_000  # pixels of a film's sheet that is stored as it is
+_MOST_EXACT, _MOST_PIXELS = 40, 250_000  # side of pictures that are stored as they are; pixels of a film's sheet
 _HINTS = {Space: "Drag to turn.", Film: "Drag the slider to go along the run."}
-_SIDE = 64  # pixels of a film's picture at most
+_SIDE = 64  # of a picture at most
 
 
 def script() -> str:
@@ -92,7 +92,7 @@ def _band(x: list[float], y: list[float], spread: Sequence[float], color: str, l
     low = [a - b for a, b in zip(y, spread, strict=True)]
     low = [max(b, a * 1e-2) if log_y else b for a, b in zip(y, low, strict=True)]
     fill = {"fill": "toself", "fillcolor": _faint(color, 0.18), "line": {"width": 0}}
-    return go.Scatter(x=x + x[::-1], y=high + low[::-1], hoverinfo="skip", showlegend=False, **fill)
+    return go.Scatter(x=x + x[::-1], y=high + low[::-1], mode="lines", hoverinfo="skip", showlegend=False, **fill)
 
 
 def _panel(panel: Panel) -> go.Figure:
@@ -177,11 +177,13 @@ def _heat(heat: Heat) -> go.Figure:
 
 
 def _plotted(figure: go.Figure, name: str, height: int) -> str:
+    notes: Any = figure.layout["annotations"]
+    marked = any(note.yref == "y domain" for note in notes)  # words above the plot
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 55, "r": 12, "t": 34, "b": 45},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"l": 55, "r": 12, "t": 54 if marked else 34, "b": 45},
+        legend={"orientation": "h", "y": 1.1 if marked else 1.02, "yanchor": "bottom", "x": 0},
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         paper_bgcolor=_CLEAR,
         plot_bgcolor=_CLEAR,
@@ -193,15 +195,15 @@ def _plotted(figure: go.Figure, name: str, height: int) -> str:
 def _packed(images: Tensor) -> str:
     """Pictures (rows, columns, H, W, C) side by side as a `data:` URI."""
     k, n, high, wide, depth = images.shape
-    scale = min(_SIDE / max(high, wide), 1)
+    exact = max(high, wide) <= _MOST_EXACT  # noise does not pack: larger pictures lose what nobody sees
+    scale = 1 if exact else min(_SIDE / max(high, wide), math.sqrt(_MOST_PIXELS / (k * n * high * wide)), 1)
     size = max(1, round(wide * scale)), max(1, round(high * scale))
     pixels = images.permute(0, 2, 1, 3, 4).reshape(k * high, n * wide, depth).numpy()
     whole = Image.fromarray(pixels[:, :, 0] if depth == 1 else pixels[:, :, :3]).convert("RGB")
     if (wide, high) != size:
         whole = whole.resize((n * size[0], k * size[1]), Image.Resampling.BOX)
     buffer = io.BytesIO()
-    exact = whole.width * whole.height <= _MOST_EXACT  # noise does not pack: larger sheets lose what nobody sees
-    whole.save(buffer, **({"format": "PNG", "optimize": True} if exact else {"format": "JPEG", "quality": 80}))
+    whole.save(buffer, **({"format": "PNG", "optimize": True} if exact else {"format": "JPEG", "quality": 75}))
     kind = "png" if exact else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
@@ -279,4 +281,6 @@ def markup(figure: Figure) -> str:
         *(hint for kind, hint in _HINTS.items() if any(isinstance(d, kind) for d in figure.drawings)),
     ]
     caption = f"<figcaption>{html.escape(' '.join(filter(None, words)))}</figcaption>" if any(words) else ""
-    return f'<figure class="plot"><div class="drawings n{len(parts)}">{inner}</div>{caption}</figure>'
+    wide = any(isinstance(drawing, Heat) for drawing in figure.drawings)  # names take room
+    columns = min(len(parts), 2) if wide else len(parts)
+    return f'<figure class="plot"><div class="drawings n{columns}">{inner}</div>{caption}</figure>'

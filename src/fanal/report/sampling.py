@@ -146,7 +146,7 @@ def _sheet(title: str, x: Tensor, stage: str, samples: dict[str, Tensor], record
         risk = float(samples[f"risk{tail}"][b])
         tiles.append(
             _Tile(
-                image=pictures.data_uri(pictures.grid(x[b : b + 1])),
+                image=pictures.data_uri(pictures.single(x, b)),
                 verdict=verdict,
                 good=None if not verdict else verdict == "ok",
                 flagged=bool(flagged[b]),

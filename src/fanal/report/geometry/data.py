@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from fanal.errors import FanalError
 from fanal.exact import Gaussian
 from fanal.exact.named import closed_form
 from fanal.geometry.gaussian import residual
-from fanal.report.geometry.run import GeometryRun, estimate
-from fanal.report.plots import BLUE, COLORS, RED, Figure, Heat, Line, Mark, Panel, Sheet
+from fanal.report.geometry.run import GeometryRun, estimate, short
+from fanal.report.plots import BLUE, COLORS, INK, RED, Figure, Heat, Line, Mark, Panel, Sheet
 from fanal.report.study import Section, Table
 
 __all__ = ["SECTIONS"]
@@ -173,7 +174,7 @@ def _coefficients(run: GeometryRun) -> list[Figure]:
     keep = run.kept(found.shape[1])
     at = [run.levels[i] for i in keep]
     lines = [
-        Line(_RANKS[k], at, (own[keep, k] + _BIAS).log10().tolist(), color=COLORS[k % len(COLORS)], faint=True)
+        Line(_RANKS[k], at, short((own[keep, k] + _BIAS).log10().tolist()), color=COLORS[k % len(COLORS)], faint=True)
         for own in found.double()
         for k in range(min(found.shape[2], len(_RANKS)))
     ]
@@ -229,6 +230,23 @@ def _gaussian(run: GeometryRun) -> Gaussian | None:
     return model if isinstance(model, Gaussian) and math.prod(model.shape) == run.d else None
 
 
+def _expected(parts: list[tuple[Tensor, Tensor, Tensor]], top: float) -> tuple[Tensor, Tensor]:
+    """Root mean square residual at each level, and of its part across the chord, for starts drawn at random.
+
+    Along an eigenvector the chord is `(sqrt(λ/(λ + sigma_T²)) − 1)` of the start.
+
+    Args:
+        parts: eigenvalues (k,), φ at the levels (n, k), and expected squares of the start along them (k,).
+        top: sigma_T.
+    """
+    square = sum((phi.square() * start).sum(1) for _, phi, start in parts)
+    ways = [(values / (values + top**2)).sqrt() - 1 for values, _, _ in parts]
+    inner = sum((phi * way * start).sum(1) for (_, phi, start), way in zip(parts, ways, strict=True))
+    chord = sum((way.square() * start).sum() for (*_, start), way in zip(parts, ways, strict=True))
+    across = torch.as_tensor(square) - torch.as_tensor(inner).square() / torch.as_tensor(chord)
+    return torch.as_tensor(square).sqrt(), across.clamp_min(0).sqrt()
+
+
 def _residuals(run: GeometryRun) -> list[Section]:
     """The expected residual of a Gaussian's trajectories, by eigenvector and as a whole ([REG] prop. 4)."""
     model = _gaussian(run)
@@ -238,27 +256,35 @@ def _residuals(run: GeometryRun) -> list[Section]:
     values, mean = model.cov.values[order], model.cov.coordinates(model.mean[None])[0][order]
     keep = run.kept(len(run.sigmas))
     sigmas = torch.tensor([run.sigmas[i] for i in keep], dtype=torch.float64)
-    phi = residual(values, sigmas, run.sigmas[0]).square()
-    start = run.sigmas[0] ** 2 + mean.square()  # of the start's place along each eigenvector
-    total = (phi * start).sum(1)
+    top = run.sigmas[0]
+    phi, start = residual(values, sigmas, top), top**2 + mean.square()  # of the start's square along each eigenvector
+    parts = [(values, phi, start)]
     if model.cov.rest is not None:
-        off = run.d - len(values)
-        rest = residual(model.cov.rest[None], sigmas, run.sigmas[0]).square()[:, 0]
-        total = total + rest * (
-            off * run.sigmas[0] ** 2 + (model.mean.square().sum() - mean.square().sum()).clamp_min(0)
-        )
+        off = model.mean.square().sum() - mean.square().sum()
+        rest = model.cov.rest[None]
+        parts.append((rest, residual(rest, sigmas, top), (run.d - len(values)) * top**2 + off.clamp_min(0)[None]))
+    whole, across = _expected(parts, top)
     at = [run.levels[i] for i in keep]
-    curve = Line("residual, expected", at, total.sqrt().tolist(), color=BLUE, dashed=True)
     figure = Figure(
         "residual",
-        "Measured trajectory deviation, and the root mean square residual of the closed form. In the form of [REG] "
-        "fig. 15, beside fig. 10(a).",
-        [run.panel("distance", [run.line("deviation", "deviation", color=RED), curve])],
+        "Measured trajectory deviation, the root mean square residual of the closed form, and the part of it that is "
+        "across the chord. With many more dimensions than large eigenvalues the two are one. In the form of [REG] fig. "
+        "15, beside fig. 10(a).",
+        [
+            run.panel(
+                "distance",
+                [
+                    run.line("deviation", "deviation", color=RED),
+                    Line("residual", at, whole.tolist(), color=BLUE),
+                    Line("residual across the chord", at, across.tolist(), color=INK, dashed=True),
+                ],
+            )
+        ],
     )
     some = [k for k in range(min(len(values), _MOST_RANKS)) if values[k] > 0]
     inner = [i for i in range(len(keep)) if 0 < float(sigmas[i]) < run.sigmas[0]]
     maps = []
-    for word, table in (("φ²", phi), ("h, expected", phi * start)):
+    for word, table in (("φ²", phi.square()), ("h, expected", phi.square() * start)):
         grid = table[inner][:, some].T
         log = grid.clamp_min(float(grid.max()) * 1e-6).log10()
         cells = [[float(f"{v:.4g}") for v in row] for row in log.tolist()]

@@ -14,7 +14,7 @@ from fanal.metrics import Estimate
 from fanal.report.plots import Figure, Film, Line, Mark, Panel
 from fanal.report.study import Table
 
-__all__ = ["GeometryRun", "estimate", "estimated"]
+__all__ = ["GeometryRun", "estimate", "estimated", "short"]
 
 _MOST = 250
 """States of a curve that are drawn; longer runs are thinned, both ends kept."""
@@ -36,8 +36,8 @@ def estimate(found: Mapping[str, Any], digits: int = 4) -> str:
     return estimated(found).plain(digits)
 
 
-def _short(values: Iterable[float]) -> list[float]:
-    """Six digits, so that pages stay small."""
+def short(values: Iterable[float]) -> list[float]:
+    """Return numbers with six digits, so that pages stay small."""
     return [float(f"{value:.6g}") for value in values]
 
 
@@ -75,14 +75,14 @@ class GeometryRun:
         """A band by name over the levels, or over `at`; curves of turns begin one state later."""
         band, levels = self.bands[name], self.levels if at is None else at
         keep = self.kept(len(band["mean"]))
-        x = _short(levels[offset + i] for i in keep)
-        return Line(label, x, _short(band["mean"][i] for i in keep), _short(band["std"][i] for i in keep), color)
+        x = short(levels[offset + i] for i in keep)
+        return Line(label, x, short(band["mean"][i] for i in keep), short(band["std"][i] for i in keep), color)
 
     def along(self, values: Sequence[float], label: str, *, offset: int = 0, dashed: bool = False) -> Line:
         """A curve without a band over the levels."""
         keep = self.kept(len(values))
-        x = _short(self.levels[offset + i] for i in keep)
-        return Line(label, x, _short(float(values[i]) for i in keep), dashed=dashed)
+        x = short(self.levels[offset + i] for i in keep)
+        return Line(label, x, short(float(values[i]) for i in keep), dashed=dashed)
 
     def lines(self, *pairs: tuple[str, str]) -> list[Line]:
         """Bands by name with their labels, those that were measured."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from fanal.report.geometry.run import GeometryRun, estimate, estimated
 from fanal.report.plots import BLUE, RED, Figure, Line, Panel, Space
 from fanal.report.study import Section, Table
 
 __all__ = ["SECTIONS", "curve_points"]
+
+_STRAIGHT = 0.02
 
 
 def curve_points(run: GeometryRun, name: str) -> list[list[list[float]]]:
@@ -125,8 +129,11 @@ def _boomerang(run: GeometryRun) -> list[Section]:
 def _bending(run: GeometryRun) -> list[Section]:
     inner = [i for i in run.kept(len(run.sigmas)) if run.sigmas[i] > 0]
     at, panels = [run.sigmas[i] for i in inner], []
+    curvature = run.drawn("curvature")[:, inner].nan_to_num()
+    bent = curvature > _STRAIGHT * curvature.amax(1, keepdim=True)
     for name, log in (("curvature", True), ("torsion", False)):
         values = run.drawn(name)[:, inner].nan_to_num()
+        values = values if log else values.where(bent, torch.nan)
         lines = [
             Line("", at, [float(f"{v:.5g}") for v in row], faint=True, color=BLUE if log else RED)
             for row in values.tolist()
@@ -135,7 +142,8 @@ def _bending(run: GeometryRun) -> list[Section]:
     figure = Figure(
         "bending",
         "Curvature and torsion of each drawn trajectory, times sigma √d: in radians while the noise level falls by a "
-        "factor of e. In the form of [REG] fig. 6; of an exact denoiser, of fig. 9(a, d).",
+        "factor of e; torsion where the curvature is above 2 % of its largest, as it is noise on a straight piece. "
+        "In the form of [REG] fig. 6; of an exact denoiser, of fig. 9(a, d).",
         panels,
     )
     rows = ("curved from sigma", "curved to sigma", "fit error / length", "rebuilt residual / size")
