@@ -28,6 +28,7 @@ from fanal.schedule_search import (
     teach,
     weights_of,
 )
+from fanal.schedule_search.fitting import OBJECTIVES
 from fanal.schedules import SCHEDULES, logsnr, polynomial
 from fanal.seeding import noise
 from fanal.solvers import AFS, DEIS, IPNDM, LMS, Churn, DPMpp, Euler, Heun, UniPC
@@ -349,7 +350,7 @@ def test_replay_notices_another_question():
     assert replay(torch.ones(1, 1), torch.tensor(1.0)).item() == 2
 
 
-@pytest.mark.parametrize("objective", ["robust", "mean"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("solver", [Euler(), Heun()])
 def test_a_fit_ends_nearer_to_the_teacher_on_samples_it_never_saw(solver, objective):
     """On 256 held-out samples: two standard errors of the paired gain against fixed grids, and never behind a path."""
@@ -364,7 +365,8 @@ def test_a_fit_ends_nearer_to_the_teacher_on_samples_it_never_saw(solver, object
     fitted = student.errors(found.schedules[4], solver)
     for name, grid in starts(base.teacher, [4])[4].items():
         other = student.errors(grid, solver)
-        gain = other - fitted if objective == "robust" else other.square() - fitted.square()
+        of = {"robust": lambda miss: miss, "typical": torch.log, "mean": torch.square}[objective]
+        gain = of(other) - of(fitted)
         assert gain.mean() > (2 * gain.std() / 16 if name in SCHEDULES else 0), name
 
 

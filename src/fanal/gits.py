@@ -200,8 +200,9 @@ def search(
         metric: cost of a jump: `dev`, `l1`, `l2`, or a function of predicted and teacher states.
         afs: put a free interval with the analytical slope `x/sqrt(1 + sigma²)` before the others. `gits` inserts its
             node into the first jump where the student ends nearest to the teacher, which costs calls.
-        objective: what a fit makes small: `robust`, the typical miss, or, after that, `mean`, the mean square (take
-            256 samples; it costs two to three times the calls).
+        objective: what a fit makes small: `robust`, the mean miss; `typical`, about the geometric mean, which hardly
+            sees the few that end elsewhere; or, after the first, `mean`, the mean square (take 256 samples; it costs
+            two to three times the calls).
         seed: run seed of what is drawn here.
         holdout: noise for the error estimate, or how many samples of it to draw; None: as many as x for a fit, none for
             `gits`, which without `afs` makes no call beyond the teacher's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fanal.bench.plans import Found
@@ -13,7 +13,7 @@ from fanal.schedule_search import error_of
 __all__ = ["markdown", "results_of", "tables"]
 
 _BASELINES = ("gits", "polynomial", "logsnr", "quadratic")
-_FITS = ("fit", "fit-mean", "weights", "weights-mean")
+_FITS = ("fit", "fit-mean", "weights", "weights-mean", "weights-typical")
 _SCORE = "mean held-out"  # what the best fit is chosen by: its mean square on samples of neither search nor test
 _GOAL = {"median": 0.9, "rms": 0.8}  # shares of problems in which a fit should be below every baseline
 
@@ -129,20 +129,20 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _mixture_tables(results: dict[str, Any]) -> str:
     count, cells = results["mixtures"]["count"], results["mixtures"]["cells"]
-    rows, wins = [], []
+    rows, wins, fits = [], [], _made(name for row in cells.values() for name in row["methods"])
     for cell, row in cells.items():
         name = cell.replace("|", ", ")
-        calls = " / ".join(f"{row['methods'][m]['calls']:.0f}" for m in _FITS if m in row["methods"])
-        rows.append([name, *(_pair(row["methods"].get(m)) for m in (*_BASELINES, *_FITS)), calls])
+        calls = " / ".join(f"{row['methods'][m]['calls']:.0f}" for m in fits if m in row["methods"])
+        rows.append([name, *(_pair(row["methods"].get(m)) for m in (*_BASELINES, *fits)), calls])
         wins.append([name])
-        for fit in _FITS:
+        for fit in fits:
             own = row["wins"].get(fit)
             marks = [",".join(str(own[m][b]) for b in (*_BASELINES, "all")) for m in ("rms", "median")] if own else []
             wins[-1].append(" / ".join(marks) or "–")
     text = f"RMS / median error on {count} mixtures, medians over them\n\n"
-    text += markdown(["solver, calls", *_BASELINES, *_FITS, "calls of each search"], rows)
+    text += markdown(["solver, calls", *_BASELINES, *fits, "calls of each search"], rows)
     text += f"\nWins of {count} against {', '.join(_BASELINES)}, and all of them: RMS / median error\n\n"
-    text += markdown(["solver, calls", *_FITS], wins)
+    text += markdown(["solver, calls", *fits], wins)
     text += "\nBelow the goal\n\n"
     misses = [
         [
@@ -163,14 +163,21 @@ def _pair(figure: dict[str, Any] | None) -> str:
     return " / ".join(f"{v:.4f}" for v in values)
 
 
+def _made(names: Iterable[str]) -> list[str]:
+    """The kinds of fit that there are, in their order."""
+    found = set(names)
+    return [fit for fit in _FITS if fit in found]
+
+
 def _model_table(name: str, own: dict[str, Any]) -> str:
+    fits = _made(key.rpartition("|")[2] for key in own)
     rows = [
-        [cell.replace("|", ", "), *(_pair(own.get(f"{cell}|{m}")) for m in (*_BASELINES, *_FITS))]
+        [cell.replace("|", ", "), *(_pair(own.get(f"{cell}|{m}")) for m in (*_BASELINES, *fits))]
         for cell in _cells({name: own})
     ]
     n, teacher = own["teacher"]["rms"]["n"], _pair(own["teacher"])
     return f"\n{name}: RMS / median error on {n} samples; the teacher itself {teacher}\n\n" + markdown(
-        ["solver, calls", *_BASELINES, *_FITS], rows
+        ["solver, calls", *_BASELINES, *fits], rows
     )
 
 

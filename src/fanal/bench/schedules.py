@@ -42,6 +42,7 @@ _METHODS = {
     "fit-mean": ("fit", "mean"),
     "weights": ("fit-weights", "robust"),
     "weights-mean": ("fit-weights", "mean"),
+    "weights-typical": ("fit-weights", "typical"),
 }
 
 _SOLVERS = ("euler", "ipndm:order=3", "ipndm:order=4", "dpmpp:order=2", "unipc:order=2", "heun")
@@ -78,8 +79,8 @@ class SchedulesConfig:
     models: tuple[str, ...] = ("hands32", "shapes32")
     solvers: tuple[str, ...] = _SOLVERS
     model_solvers: tuple[str, ...] = _SOLVERS
-    methods: tuple[str, ...] = tuple(_METHODS)
-    model_methods: tuple[str, ...] = ("fit", "weights")
+    methods: tuple[str, ...] = ("fit", "fit-mean", "weights", "weights-mean")
+    model_methods: tuple[str, ...] = ("fit", "weights", "weights-typical")
     calls: tuple[int, ...] = (5, 6, 8, 10)
     model_calls: tuple[int, ...] = (5, 6, 8, 10)
     warmup: int = 256

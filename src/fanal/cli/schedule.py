@@ -46,7 +46,9 @@ def schedule(
     afs: Annotated[
         bool, typer.Option("--afs", help="Put a free interval before the others, by the analytical first step.")
     ] = False,
-    objective: Annotated[str, typer.Option(help="What a fit makes small: robust (typical miss) or mean.")] = "robust",
+    objective: Annotated[
+        str, typer.Option(help="What a fit makes small: robust, typical or mean (square) misses.")
+    ] = "robust",
     tries: Annotated[int, typer.Option(help="How many of the best starts are fitted.", min=1)] = 1,
     teacher: Annotated[str, typer.Option(help="The teacher's solver.")] = "ipndm",
     teacher_steps: Annotated[int, typer.Option(help="Intervals of the teacher's grid.", min=2)] = 60,

@@ -22,13 +22,14 @@ from fanal.schedules import check_sigmas
 
 __all__ = ["OBJECTIVES", "Fit", "fit", "judge"]
 
-OBJECTIVES = ("robust", "mean")
-"""`robust`: about the mean norm of the misses, forgiving to the few samples that end elsewhere. `mean`: their mean
-square, which these few dominate."""
+OBJECTIVES = ("robust", "typical", "mean")
+"""`robust`: about the mean norm of the misses, forgiving to the few samples that end elsewhere. `typical`: about their
+geometric mean, which hardly sees these few. `mean`: their mean square, which they dominate."""
 
 _RIDGE = 1e-3  # price of moving all weights by 1 in total, in units of the first loss
 _FURTHEST = 0.7  # largest change of a parameter in one step
 _TRIES = 4
+_LEAST = 1e-30  # smallest miss that is told from none
 _SMALL = 0.02  # share of the loss that an iteration must gain, or more than the gain's error, to have a successor
 _FREE = 3  # weights of a row that are fitted; those of older slopes, where a solver has any, stay
 
@@ -51,7 +52,7 @@ class Fit:
 
 
 def judge(residual: Float[Tensor, "b d"], objective: str) -> float:
-    """Return one number to compare candidates by: the mean norm of the misses (`robust`), or their mean square.
+    """Return one number to compare candidates by: the misses' mean norm, their geometric mean or their mean square.
 
     Raises:
         FanalError: the objective is unknown.
@@ -59,6 +60,8 @@ def judge(residual: Float[Tensor, "b d"], objective: str) -> float:
     if objective not in OBJECTIVES:
         raise unknown_name("objective", objective, OBJECTIVES)
     norms = torch.linalg.vector_norm(residual.double() if residual.device.type != "mps" else residual, dim=1)
+    if objective == "typical":
+        return float(norms.clamp_min(_LEAST).log().mean().exp())
     return float(norms.mean() if objective == "robust" else norms.square().mean())
 
 
@@ -141,15 +144,23 @@ def _within(grid: Tensor) -> Tensor:
 
 
 def _losses(residual: Tensor, tau: float, objective: str) -> Tensor:
-    """Loss of each sample: `2τ(sqrt(|r|² + τ²) − τ)`, or `|r|²`."""
+    """Loss of each sample: `2τ(sqrt(|r|² + τ²) − τ)`, `τ² log(1 + |r|²/τ²)`, or `|r|²`."""
     squares = residual.double().square().sum(1) if residual.device.type != "mps" else residual.square().sum(1)
+    if objective == "typical":
+        return tau**2 * (squares / tau**2).log1p()
     return squares if objective == "mean" else 2 * tau * ((squares + tau**2).sqrt() - tau)
+
+
+def _weights(norms: Tensor, tau: float, objective: str) -> Tensor:
+    """The loss's derivative by `|r|²`: what a sample counts in the next Gauss–Newton step."""
+    share = tau**2 / (norms**2 + tau**2)
+    return {"mean": torch.ones_like(norms), "typical": share, "robust": share.sqrt()}[objective]
 
 
 def _normal(point: _Point, slopes: Tensor, residual: Tensor, tau: float, objective: str) -> tuple[Tensor, Tensor]:
     """Half the Gauss–Newton matrix and half the gradient of the mean loss, by θ and weights, float64 on the CPU."""
     norms = torch.linalg.vector_norm(residual, dim=1)
-    v = torch.ones_like(norms) if objective == "mean" else tau / (norms**2 + tau**2).sqrt()
+    v = _weights(norms, tau, objective)
     scaled = (slopes * v.sqrt()[:, None] / len(v) ** 0.5).flatten(1)
     target = (residual * v.sqrt()[:, None] / len(v) ** 0.5).flatten()
     square, slope = (scaled @ scaled.T).cpu().double(), (scaled @ target).cpu().double()
@@ -194,7 +205,7 @@ def fit(
         sigmas: where to start; it must end above 0, and may begin at infinity.
         solver: the student's solver; with `weights` it is replaced by `Weighted`.
         weights: where they start; those of the newest three slopes are free. None: the solver's own stay.
-        objective: `robust` or `mean`.
+        objective: one of `OBJECTIVES`.
         iterations: at most so many.
 
     Raises:
@@ -211,7 +222,7 @@ def fit(
     ridge = _RIDGE * float(_losses(residual, float(norms.median()), objective).mean())
     home, mu, n = point.weights, 1e-2, len(point.theta)
     for _ in range(iterations if len(grid) > 2 or weights else 0):
-        tau = max(float(torch.linalg.vector_norm(residual, dim=1).median()), 1e-30)
+        tau = max(float(torch.linalg.vector_norm(residual, dim=1).median()), _LEAST)
         slopes = _differences(student, point, ends, residual, records)
         square, slope = _normal(point, slopes, residual, tau, objective)
         del slopes

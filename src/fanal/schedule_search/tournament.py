@@ -96,7 +96,7 @@ class Contest:
     Attributes:
         student: samples and the teacher's end points.
         starts: grids by number of steps and name.
-        objective: `robust` or `mean`.
+        objective: one of `OBJECTIVES`.
         iterations: of each stage, at most; nodes alone get twice as many of the mean objective.
         free: whether the solver's weights are fitted too.
     """
@@ -141,13 +141,14 @@ class Contest:
         """Fit a grid, then free the solver's weights if they are to be; the mean objective has the last word.
 
         A fit to the mean square of misses gets lost among the few large ones unless the typical ones are small already,
-        so both objectives begin with the robust one.
+        so that objective begins with the robust one.
 
         Raises:
             FanalError: weights are wanted of a solver that has none.
         """
         first = max(1, self.iterations - 1) if self.free else self.iterations
-        begun = found = fit(self.student, grid, solver, iterations=first)
+        own = "robust" if self.objective == "mean" else self.objective
+        begun = found = fit(self.student, grid, solver, objective=own, iterations=first)
         if self.free:
             rows = weights_of(solver, found.sigmas)
             if rows is None:
@@ -155,7 +156,7 @@ class Contest:
                     f"{type(solver).__name__} has no multistep weights to fit: use method 'fit', or a linear multistep "
                     "solver with one call per step, such as ipndm"
                 )
-            found = fit(self.student, found.sigmas, solver, weights=rows, iterations=self.iterations)
+            found = fit(self.student, found.sigmas, solver, weights=rows, objective=own, iterations=self.iterations)
         if self.objective == "mean":
             found = fit(
                 self.student,
