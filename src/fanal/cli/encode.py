@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fanal.cli import options
-from fanal.cli.console import errors_shown, progress, say, table
+from fanal.cli.console import draw, errors_shown, progress, say, table
 
 EPILOG = """
 Examples:\n
@@ -79,6 +79,7 @@ def encode(
     seed: options.Seed = 0,
     allow_bin: options.AllowBin = False,
     block: options.Block = 32,
+    figures: options.Figures = None,
     overwrite: options.Overwrite = False,
     device: options.Device = "cpu",
     threads: options.Threads = 1,
@@ -93,7 +94,9 @@ def encode(
     with errors_shown(resumable=True):
         from fanal.encoding import EncodeConfig, encode_run
         from fanal.errors import FanalError
+        from fanal.report.paper import formats_of
 
+        formats = formats_of(figures)
         numbers = [part.strip() for part in steps.split(",")]
         if not all(part.isascii() and part.isdigit() for part in numbers):
             raise FanalError(f"steps are whole numbers with commas, as in 10,20,40, got {steps!r:.40}")
@@ -118,4 +121,6 @@ def encode(
             device=device,
             threads=threads,
         )
-        _show(encode_run(config, out, overwrite=overwrite, progress=progress))
+        folder = encode_run(config, out, overwrite=overwrite, progress=progress)
+        _show(folder)
+        draw(folder, formats)

@@ -49,8 +49,9 @@ class Mapped(Unjudged):
         try:
             values = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
+            why = reason(error) if isinstance(error, OSError) else "it is no array of numbers"
             raise FanalError(
-                f"cannot map {path}: {reason(error)}; {spec!r} should name a file as numpy.save writes it"
+                f"cannot map {path}: {why}; {spec!r} should name a file as numpy.save writes it"
             ) from error
         if not isinstance(values, np.ndarray):  # an archive of several
             values.close()

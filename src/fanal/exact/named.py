@@ -81,8 +81,10 @@ def named_set(kind: str, text: str) -> str:
     place, _ = _settings(kind, text)
     if place in DATASETS or place.startswith(("folder:", "array:")):
         return place
+    if place.endswith(".npy"):
+        return f"array:{place}"
     if Path(place.split(",")[0]).exists():
-        return f"array:{place}" if place.endswith(".npy") else f"folder:{place}"
+        return f"folder:{place}"
     examples = {"mixture": MIXTURES, "gaussian": GAUSSIANS}.get(kind, {})
     raise unknown_name(kind, place, dict.fromkeys([*examples, *DATASETS, "a folder or zip file of images", "FILE.npy"]))
 

@@ -70,8 +70,9 @@ class Points:
         self.bytes = first.dtype == torch.uint8
         if not self.bytes and not first.is_floating_point():
             raise FanalError(f"points must be floating-point numbers, or uint8 images, got {first.dtype}")
-        squares = [self.block(rows, torch.float64).square().sum(1) for rows in self.spans()]
-        self.half = torch.cat(squares) / 2  # ‖y‖²/2, float64
+        self.half = torch.empty(self.count, dtype=torch.float64)  # ‖y‖²/2
+        for rows in self.spans():  # into one tensor: many small ones between large blocks would break up the heap
+            self.half[rows] = self.block(rows, torch.float64).square().sum(1) / 2
         if not bool(torch.isfinite(self.half).all()):
             bad = int((~torch.isfinite(self.half)).nonzero()[0])
             raise FanalError(f"point {bad} of {self.count} is not finite: leave it out")
