@@ -241,8 +241,9 @@ def test_final_distances_have_the_gradients_that_differences_give():
 
 
 def test_climbing_ends_farther_and_is_told_as_it_is():
-    found, every = search(4, 16, 3, Euler(), seed=5)
-    assert len(every) == 64
+    found, every, scales = search(4, 16, 3, Euler(), seed=5)
+    assert len(every) == len(scales) == 64
+    assert float(scales[every.argmax()]) == found[0].scale
     assert found[0].distance == pytest.approx(float(every.max()))
     start = found[0]
     best = climb(start, 3, Euler(), iterations=6)

@@ -90,7 +90,7 @@ def _chain(generator: torch.Generator) -> tuple[Tensor, int, int]:
     return corners, first, first + length
 
 
-def search(geometries: int, tries: int, steps: int, solver: Solver, seed: int) -> tuple[list[Suspect], Tensor]:
+def search(geometries: int, tries: int, steps: int, solver: Solver, seed: int) -> tuple[list[Suspect], Tensor, Tensor]:
     """Try random geometries, noises and scales.
 
     Args:
@@ -101,10 +101,11 @@ def search(geometries: int, tries: int, steps: int, solver: Solver, seed: int) -
         seed: of everything.
 
     Returns:
-        The farthest run of each chain, the farthest first; and all distances, relative to the size of the support.
+        The farthest run of each chain, the farthest first; all distances, relative to the size of the support; and the
+        scales of those runs.
     """
     generator = torch.Generator().manual_seed(seed)
-    found, every = [], []
+    found, every, scales = [], [], []
     for k in range(geometries):
         corners, first, last = _chain(generator)
         goal = chain("chain", corners, first, last, "")
@@ -115,7 +116,8 @@ def search(geometries: int, tries: int, steps: int, solver: Solver, seed: int) -
         b = int(distance.argmax())
         found.append(Suspect(corners, first, last, unit[b], float(scale[b]), float(distance[b])))
         every.append(distance)
-    return sorted(found, key=lambda suspect: -suspect.distance), torch.cat(every)
+        scales.append(scale)
+    return sorted(found, key=lambda suspect: -suspect.distance), torch.cat(every), torch.cat(scales)
 
 
 def climb(suspect: Suspect, steps: int, solver: Solver, iterations: int = _CLIMBED) -> Suspect:
@@ -187,14 +189,16 @@ def retried(suspect: Suspect, steps: int, solver: Solver, near: float) -> dict[s
 def _block(name: str, steps: int, size: tuple[int, int], first: int, near: float) -> Found:
     geometries, starts = size
     solver = Euler() if name == "ddim" else process(name)
-    found, every = search(geometries, 64, steps, solver, first)
+    found, every, scales = search(geometries, 64, steps, solver, first)
+    bad = every > near
     climbed = [climb(suspect, steps, solver) for suspect in found[:starts]]
     best = max(climbed, key=lambda suspect: suspect.distance)
     row = {
         "process": name,
         "steps": steps,
         "tried": len(every),
-        "off": as_json(rate(every > near)),
+        "off": as_json(rate(bad)),
+        "least scale": float(scales[bad].min()) if bool(bad.any()) else None,
         "random": found[0].distance,
         "climbed": best.distance,
         "gain": [after.distance - before.distance for before, after in zip(found, climbed, strict=False)],

@@ -120,6 +120,7 @@ def _hunt(rows: Sequence[Mapping[str, Any]]) -> str:
                 str(row["steps"]),
                 str(row["tried"]),
                 _percent(row["off"]),
+                "–" if row["least scale"] is None else _short(row["least scale"]),
                 _short(row["random"]),
                 _short(row["climbed"]),
                 f"{worst['scale']:.3g}",
@@ -127,7 +128,18 @@ def _hunt(rows: Sequence[Mapping[str, Any]]) -> str:
                 str(worst["cured from"] or "–"),
             ]
         )
-    head = ["process", "steps", "tried", "off", "farthest", "climbed to", "its w", "off close by", "on it from steps"]
+    head = [
+        "process",
+        "steps",
+        "tried",
+        "off",
+        "from w",
+        "farthest",
+        "climbed to",
+        "its w",
+        "off close by",
+        "on it from steps",
+    ]
     return markdown(head, lines)
 
 
