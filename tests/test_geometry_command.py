@@ -265,6 +265,7 @@ def test_the_command_prints_and_refuses(tmp_path):
 def test_the_page_opens_offline_and_small_screens_need_no_scrolling(browser, folder):
     assert (folder / "report.html").stat().st_size < 8e6
     page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme="dark")
+    page.set_default_timeout(120_000)  # megabytes of drawing code, on a machine that may be busy
     told, asked = [], []
     page.on("console", lambda m: told.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: told.append(str(error)))
