@@ -163,6 +163,7 @@ def test_a_combination_is_fitted_to_what_a_rule_knows_and_kept():
         SMALL, guard=("none",), detector="combined:parts=last_slope+slope_change", calibrate=96, steps=5
     )
     folder = guard(config, "run", save="two.json")
+    assert "It needs no network call" in (folder / "report.html").read_text(encoding="utf-8")
     kept = read_calibration("two.json")
     assert isinstance(kept.calibration.build(), Combined)
     assert kept.calibration.first_seed == FIRST_SEED

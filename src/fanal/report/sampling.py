@@ -27,8 +27,17 @@ NAMES = {
     "redo": "redo (same noise, lower temperature)",
     "renoise": "renoise (back up with fresh noise)",
     "fresh": "fresh (other noise from the start)",
+    "ladder": "ladder (back up no farther than it takes)",
 }
 """What the stages of a run are called in tables; others by their own name."""
+
+
+def _free(calibration: dict[str, Any] | None) -> bool:
+    """Whether what was calibrated asks the network nothing; a combination where none of its parts does."""
+    if calibration is None:
+        return False
+    parts = calibration.get("options", {}).get("parts", [calibration])
+    return all(part["detector"] in FREE for part in parts)
 
 
 def _stage(name: str) -> str:
@@ -94,7 +103,7 @@ def headline(record: Mapping[str, Any]) -> list[str]:
         if wrong is not None:
             lines.append(f"{round(wrong.value * count)} of {count} are wrong ({wrong.percent()}), says the verifier.")
     if "flagged" in results:
-        free = results.get("calibration", {}).get("detector", "variance") in FREE
+        free = _free(results.get("calibration", {"detector": "variance"}))
         line = f"The detector{', which costs no call,' if free else ''} flagged {results['flagged']}"
         if "flagged_wrong" in results:
             line += f", {results['flagged_wrong']} of the wrong ones among them"
@@ -267,7 +276,7 @@ def sampling_page(folder: Path, record: Mapping[str, Any]) -> Page:
         "sheets": _sheets(samples, record),
         "strips": [film.name for film in films],
         "calibration": calibration,
-        "free": calibration is not None and calibration["detector"] in FREE,
+        "free": _free(calibration),
         "origin": results.get("threshold_from", ""),
         "facts": facts_of(record),
         "colors": pictures.COLORS,
