@@ -345,7 +345,7 @@ def densities(config: DensityConfig, out: str | Path, *, overwrite: bool = False
         results, tensors, seconds = _compute(problem, run, progress)
         write_tensors(run.path("densities.safetensors"), tensors)
         run.describe({"seconds": seconds, "results": results})
-        from fanal.report.pde import densities_page
+        from fanal.report import write_report
 
-        densities_page(run.part).write(run.path("report.html"))
+        write_report(run.part)
         return run.finish()

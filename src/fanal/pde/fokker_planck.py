@@ -99,7 +99,7 @@ def evolve(
 
     Args:
         grid: the cells.
-        density: at `times[0]`, (*shape), not negative.
+        density: at `times[0]`, (*shape), not negative but for rounding.
         drift: b(points, time).
         times: increasing; each interval is one step.
         diffusion: a, at least 0.
@@ -115,7 +115,8 @@ def evolve(
         raise FanalError(f"scheme is one of {', '.join(SCHEMES)}, got {scheme!r}")
     if moments.ndim != 1 or len(moments) < 2 or not (np.diff(moments) > 0).all():
         raise FanalError("times must be two or more increasing numbers")
-    if density.shape != grid.shape or not np.isfinite(density).all() or density.min() < 0 or not density.any():
+    low = -_NEGATIVE * float(density.max(initial=0))
+    if density.shape != grid.shape or not np.isfinite(density).all() or density.min() < low or not density.any():
         raise FanalError(
             f"a density on this grid is finite, not negative, not 0 everywhere, and has shape {grid.shape}, "
             f"got {density.shape}"

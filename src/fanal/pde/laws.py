@@ -261,9 +261,13 @@ RADIAL: tuple[str, ...] = ("shell", "core-and-halo")
 
 def _named(name: str) -> Law:
     """A mixture or a Gaussian of `fanal.exact`, of one or two coordinates."""
+    from fanal.exact import Gaussian, Mixture
     from fanal.loading import open_network
 
     model: Any = open_network(name)
+    if isinstance(model, Gaussian) and len(model.mean) <= 2:  # as a mixture of one, which draws
+        cov = model.cov.apply(torch.eye(len(model.mean), dtype=torch.float64), model.cov.values, model.cov.rest)
+        model = Mixture(model.mean[None], cov=[cov])
     if not isinstance(model, Closed) or math.prod(model.shape) > 2:
         raise FanalError(
             f"{name} has shape {tuple(model.shape)}: a law to start from has one or two coordinates and a density, as "

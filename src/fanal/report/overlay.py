@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fanal.bench.overlay_tables import KINDS, PARTS, between, course, entry
 from fanal.files import read_tensors
-from fanal.report.pde import _slider as slider
+from fanal.report.pde import slider
 from fanal.report.plots import COLORS, Figure, Line, Mark, Panel
 from fanal.report.study import Page, Section, Table, study
 
@@ -97,7 +97,7 @@ def overlay_page(folder: Path, record: Mapping[str, Any]) -> Page:
     """
     tensors, _ = read_tensors(folder / "ways.safetensors")
     results = record["results"]
-    courses = {part: Table(f"by-{part}", *course(results, part)) for part in PARTS}
+    courses = {part: Table(f"distances-by-{part}", *course(results, part)) for part in PARTS}
     sections = [
         Section(
             "Density, particles, network",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from fanal.files import read_json, read_tensors
+from fanal.files import read_tensors
 from fanal.pde.laws import RADIAL
 from fanal.report.plots import COLORS, INK, Figure, Line, Mark, Panel
 from fanal.report.study import Page, Section, Table, study
 
-__all__ = ["densities_page", "headlines"]
+__all__ = ["densities_page", "headlines", "slider"]
 
 _FRAMES = 40
 _NAMES = {
@@ -35,8 +35,16 @@ def _frames(count: int, most: int = _FRAMES) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
-def _slider(figure: go.Figure, frames: Sequence[go.Frame], labels: Sequence[str], name: str, height: int) -> str:
-    """A figure that a slider, or a button, takes from frame to frame."""
+def slider(figure: go.Figure, frames: Sequence[go.Frame], labels: Sequence[str], name: str, height: int) -> str:
+    """Return a figure that a slider, or a button, takes from frame to frame, as HTML.
+
+    Args:
+        figure: as it is first.
+        frames: what the slider leads through, by their names.
+        labels: one per frame.
+        name: id of the figure, unique on its page.
+        height: in pixels.
+    """
     still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     steps = [
         {"args": [[frame.name], still], "label": label, "method": "animate"}
@@ -65,9 +73,8 @@ def _slider(figure: go.Figure, frames: Sequence[go.Frame], labels: Sequence[str]
 class _Run:
     """A run's densities and figures."""
 
-    def __init__(self, folder: Path) -> None:
-        self.record = read_json(folder / "run.json")
-        self.results = self.record["results"]
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        self.record, self.results = record, record["results"]
         tensors, _ = read_tensors(folder / "densities.safetensors")
         self.arrays: dict[str, Array] = {key: value.numpy() for key, value in tensors.items()}
         self.times: Array = self.arrays["times"]
@@ -130,7 +137,7 @@ def _animated(page: _Run, figure: go.Figure, kept: Sequence[int], traces: Any, h
 
     frames = [go.Frame(data=traces(i), name=str(i), layout=title(i)) for i in kept]
     figure.update_layout(title(kept[0]))
-    return _slider(figure, frames, [f"t = {page.times[i]:.3g}" for i in kept], "densities", height)
+    return slider(figure, frames, [f"t = {page.times[i]:.3g}" for i in kept], "densities", height)
 
 
 def _maps(page: _Run) -> str:
@@ -143,7 +150,7 @@ def _maps(page: _Run) -> str:
         out = []
         for k, name in enumerate(names):
             p = page.at(name, index)
-            z = np.zeros((len(y), len(x)), np.float32) if p is None else p.T.astype(np.float32)
+            z = np.full((len(y), len(x)), np.nan, np.float32) if p is None else p.T.astype(np.float32)
             axes = {"xaxis": f"x{k + 1}", "yaxis": f"y{k + 1}"}
             out.append(go.Heatmap(x=x, y=y, z=z, colorscale="Viridis", showscale=False, zmin=0, **axes))
         return out
@@ -194,12 +201,12 @@ def _densities(page: _Run) -> Section:
 
 
 def _errors(page: _Run) -> Figure:
-    floor = float(page.times[1]) / 2
     lines = []
     for name in ("forward", *page.ways):
         values = page.results[name]["tv"]
-        at = page.times if name == "forward" else page.times[:0:-1]
-        lines.append(Line(_NAMES[name], [max(float(t), floor) for t in at], [max(v, 1e-17) for v in values]))
+        at, values = (page.times[1:], values[1:]) if name == "forward" else (page.times[:0:-1], values)
+        color = COLORS[page.shown().index(name)]
+        lines.append(Line(_NAMES[name], at.tolist(), [max(v, 1e-17) for v in values], color=color))
     return Figure(
         "errors",
         "Total variation from what each solution should be at that time; ways back go from right to left.",
@@ -211,7 +218,7 @@ def _snapshots(page: _Run) -> Figure:
     """Still curves at a few times, which papers can print."""
     x = page.centers[0].tolist()
     panels = []
-    for index in _frames(len(page.times), 4)[::-1]:
+    for index in [1 + i for i in _frames(len(page.times) - 1, 4)][::-1]:
         lines = []
         for k, name in enumerate(page.shown()):
             p = page.at(name, index)
@@ -240,7 +247,7 @@ def _unstable(page: _Run) -> Section:
     )
 
 
-def headlines(record: dict[str, Any]) -> list[str]:
+def headlines(record: Mapping[str, Any]) -> list[str]:
     """What a run found, in a few sentences.
 
     Args:
@@ -275,15 +282,16 @@ def headlines(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def densities_page(folder: Path) -> Page:
+def densities_page(folder: Path, record: Mapping[str, Any]) -> Page:
     """Return the page of a run of `fanal pde`.
 
     Args:
         folder: the run.
+        record: its `run.json`.
 
     Raises:
         FanalError: the run cannot be read.
     """
-    run = _Run(folder)
+    run = _Run(folder, record)
     sections = [_moving(run), _densities(run)] + ([_unstable(run)] if "unstable" in run.results else [])
-    return study(f"pde: {run.record['config']['law']}", headlines(run.record), sections, run.record)
+    return study(f"pde: {record['config']['law']}", headlines(record), sections, record)

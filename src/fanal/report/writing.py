@@ -14,7 +14,9 @@ from fanal.report.audit import audit_page
 from fanal.report.encode import encode_page
 from fanal.report.geometry import geometry_page
 from fanal.report.guide import guide_page
+from fanal.report.overlay import overlay_page
 from fanal.report.paper import write_all
+from fanal.report.pde import densities_page
 from fanal.report.sampling import sampling_page
 from fanal.report.study import Page
 
@@ -28,6 +30,8 @@ PAGES: dict[str, Callable[[Path, Mapping[str, Any]], Page]] = {
     "audit": audit_page,
     "encode": encode_page,
     "guide": guide_page,
+    "pde": densities_page,
+    "bench overlay": overlay_page,
 }
 """What makes the page of a run, by the command that wrote it."""
 

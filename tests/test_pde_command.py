@@ -1,0 +1,159 @@
+"""`fanal pde`: its figures are those of the solved equations, resumed or not, and its page moves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from fanal import pde
+from fanal.errors import FanalError
+from fanal.pde import command
+from fanal.pde.command import DensityConfig, densities
+from fanal.report import write_figures
+from toys import fanal, part_of, record, refused, same
+
+QUICK: dict[str, Any] = {"cells": 120, "steps": 60, "particles": 2000}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return densities(DensityConfig(**QUICK), tmp_path_factory.mktemp("pde") / "run")
+
+
+def test_figures_are_those_of_the_densities(folder):
+    results, tensors = record(folder)["results"], load_file(folder / "densities.safetensors")
+    own = pde.law("two-bumps")
+    grid, times = own.grid(120), tensors["times"].numpy()
+    assert (times[0], times[1], times[-1]) == pytest.approx((0, 0.01, 2.0))
+    for name, at in (("forward", times), ("stable", times[:0:-1]), ("ode", times[:0:-1])):
+        found = tensors[name].numpy()
+        errors = [pde.tv(grid, p, own.cells(grid, float(t))) for p, t in zip(found, at, strict=True)]
+        assert results[name]["tv"] == pytest.approx(errors, abs=1e-12)
+        assert results[name]["least density"] == found.min() >= 0
+        assert results[name]["mass error"] < 1e-12
+        assert results[name]["end"]["w2"] == pytest.approx(pde.w2(grid, found[-1], own.cells(grid, float(at[-1]))))
+        assert max(errors) < 0.05
+    assert results["stable"]["end"]["tv"] < results["ode"]["end"]["tv"]
+    assert results["unstable"]["rate"] == pytest.approx(results["unstable"]["theory"], rel=0.03)
+    assert [w["measured"] for w in results["unstable"]["waves"]] == pytest.approx([1, 2, 3, 4, 5], abs=1e-2)
+    assert results["particles"]["agree"]
+
+
+def test_its_page_has_a_slider_and_figures(folder):
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "http" not in page.split("<h1>")[1].split("Plotly.newPlot")[0]
+    for words in ("fanal pde: two-bumps", "stable reverse: mass 1", '"sliders"', "The unstable reverse", "4/h²"):
+        assert words in page, words
+    names = {path.stem for path in write_figures(folder, ("png",))}
+    assert {"errors", "snapshots", "growth", "solutions", "rates"} <= names
+
+
+def test_particles_that_are_others_are_told(tmp_path, monkeypatch):
+    """Kolmogorov–Smirnov can fail: 2,000 particles of a law moved by 0.3."""
+    draw = pde.Law.draw
+    monkeypatch.setattr(pde.Law, "draw", lambda *given: draw(*given) + 0.3)
+    found = record(densities(DensityConfig(**QUICK, back=("stable",)), tmp_path / "run"))["results"]["particles"]
+    assert not found["agree"]
+
+
+def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
+    config = DensityConfig(**QUICK, law="box", start="normal", back=("stable",))
+    whole = load_file(densities(config, tmp_path / "whole") / "densities.safetensors")
+    solve, calls = command.evolve, []
+
+    def stopped(*given, **more):
+        calls.append(given)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return solve(*given, **more)
+
+    monkeypatch.setattr(command, "evolve", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        densities(config, tmp_path / "run")
+    assert len(list(part_of(tmp_path / "run").glob("*-0*.safetensors"))) == 4
+    again = load_file(densities(config, tmp_path / "run") / "densities.safetensors")
+    assert same(whole, again)
+    assert len(calls) == 5 + len(whole["times"]) // 20 * 2 + 2 - 4 - 1
+
+
+def test_brownian_motion_between_walls(tmp_path):
+    """The forward density tends to the uniform one, ways back return, and mirrored particles agree."""
+    config = DensityConfig(**QUICK, process="brownian", reach=3.0, end=6.0)
+    folder = densities(config, tmp_path / "run")
+    results, tensors = record(folder)["results"], load_file(folder / "densities.safetensors")
+    # The longest wave is a sine: it shrinks by e^{−(π/6)²·6} = 0.19.
+    assert np.abs(tensors["forward"][-1].numpy() - 1 / 6).max() < 0.19 / 6
+    assert results["stable"]["end"]["tv"] < 0.02
+    assert results["particles"]["agree"]
+    rates = [w["theory"] for w in results["unstable"]["waves"]]
+    assert rates == pytest.approx([(n * math.pi / 6) ** 2 for n in range(1, 6)])
+    assert [w["measured"] for w in results["unstable"]["waves"]] == pytest.approx(rates, rel=0.01)
+
+
+def test_scores_of_models(tmp_path):
+    """The closed form by its model spec is the closed form; another model's score leads elsewhere."""
+    shared: dict[str, Any] = {
+        "law": "gaussian:tilted2",
+        "cells": 32,
+        "steps": 16,
+        "particles": 0,
+        "back": ("stable",),
+        "end": 1.0,
+    }
+    ends = []
+    for score in ("exact", "gaussian:tilted2", "mixture:ring8", "forward"):
+        folder = densities(DensityConfig(**shared, score=score), tmp_path / score.replace(":", "-"))
+        ends.append(record(folder)["results"]["stable"]["end"]["tv"])
+    assert ends[1] == pytest.approx(ends[0], abs=1e-12)
+    assert ends[0] < ends[2] / 2
+    assert ends[3] == pytest.approx(ends[0], abs=0.1)
+
+
+@pytest.mark.parametrize("start", ["normal", "uniform"])
+def test_starts_of_a_radial_law(tmp_path, start):
+    config = DensityConfig(**QUICK, law="core-and-halo", dimension=3, start=start, back=("stable",))
+    tensors = load_file(densities(config, tmp_path / "run") / "densities.safetensors")
+    r = tensors["centers.0"].numpy()
+    want = r**2 * (np.exp(-(r**2) / 2) if start == "normal" else 1.0)
+    first = tensors["stable"][0].numpy()
+    assert np.allclose(first / first.sum(), want / want.sum(), rtol=1e-9)
+
+
+def test_the_command_says_what_it_found(tmp_path):
+    done = fanal("pde", "ring", "--cells", 36, "--steps", 8, "--early", 0.2, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    for words in ("Mass is kept to", "The stable reverse ends", "20,000 exact particles", "report.html"):
+        assert words in done.output
+    assert refused(fanal("pde", "--out", tmp_path / "run"), "finished run", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("ringg",), "did you mean 'ring'"),
+        (("--back", "stabel"), "did you mean 'stable'"),
+        (("--process", "browniann"), "did you mean 'brownian'"),
+        (("--start", "here"), "forward, normal, uniform"),
+        (("ring", "--back", "unstable"), "on a line"),
+        (("box", "--reach", "0.5"), "larger --reach"),
+        (("--score", "grid2"), "1 coordinates"),
+        (("--score", "grid3"), "unknown model"),
+        (("--process", "brownian", "--score", "exact"), "--score forward"),
+        (("--early", "3"), "early < end"),
+        (("--cells", "3"), "cells must be"),
+        (("ring", "--cells", "500"), "take fewer"),
+        (("mixture:grid2", "--dimension", "3"), "leave --dimension out"),
+    ],
+)
+def test_what_cannot_be_solved_is_told(tmp_path, words, said):
+    assert refused(fanal("pde", *words, "--out", tmp_path / "run"), said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_density_that_is_lost_on_the_way_names_the_cure(tmp_path):
+    with pytest.raises(FanalError, match="smaller steps, or implicit"):
+        densities(DensityConfig(law="two-bumps", scheme="trapezoid", cells=400, steps=6), tmp_path / "run")
