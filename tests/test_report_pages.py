@@ -36,12 +36,13 @@ def runs(place):
     """A run of every kind that is not a sampling run, all of them small."""
     digits = {"steps": 16, "count": 12, "drawn": 6}
     shape = GeometryConfig("gaussian:digits8", data="digits8", points=90, against=("mixture:digits8",), **digits)
+    codes = {"count": 4, "steps": (4, 8), "other": ("mixture:digits8",), "also": ("euler",)}
     points = GeometryConfig("mixture:grid2", steps=12, count=5, drawn=3)
     return {
         "digits": measure(shape, place / "digits"),
         "points": measure(points, place / "points"),
         "audit": audit(AuditConfig("gaussian:digits8", "digits8", steps=4, count=12, traced=6), place / "audit"),
-        "encode": encode_run(EncodeConfig("gaussian:digits8", "digits8", count=4, steps=(4, 8)), place / "encode"),
+        "encode": encode_run(EncodeConfig("gaussian:digits8", "digits8", **codes), place / "encode"),
     }
 
 
@@ -183,6 +184,7 @@ def test_pages_say_what_their_runs_found(runs):
     write_report(runs["encode"])
     found = record(runs["encode"])["results"]["table"][-1]["round trip"]
     assert f"{found['value']:.4f} ± {found['se']:.4f}" in text_of(runs["encode"])
+    assert "gaussian:digits8 and mixture:digits8" in text_of(runs["encode"])
     assert "No sign of replayed training data" in text_of(runs["audit"])
     shown = text_of(runs["digits"])
     assert "by chance: random smooth curves" in shown
@@ -207,7 +209,7 @@ def test_figures_are_written_by_the_commands(place, runs):
     result = fanal("report", folder, "--figures", "svg")
     assert result.exit_code == 0, result.output
     assert (folder / "report.html").is_file()
-    assert {path.name for path in (folder / "figures").glob("*.svg")} == {"round-trip.svg", "codes.svg"}
+    assert {path.name for path in (folder / "figures").glob("*.svg")} == {"round-trip.svg", "solvers.svg", "codes.svg"}
 
 
 def test_what_has_no_page_is_refused(place, runs):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fanal.metrics import Estimate
 from fanal.report.geometry.run import estimate, estimated
 from fanal.report.plots import Figure, Line, Panel, Picture
 from fanal.report.study import Page, Section, Table, study
@@ -14,19 +13,52 @@ from fanal.report.study import Page, Section, Table, study
 __all__ = ["encode_page"]
 
 _ERRORS = ("round trip", "other round trip", "codes apart", "codes of other images apart")
+_APART = ("codes apart", "codes of other images apart", "predictions apart")
 
 
-def _line(rows: Sequence[Mapping[str, Any]], name: str) -> Line:
-    found: list[tuple[int, Estimate]] = [(row["steps"], estimated(row[name])) for row in rows]
-    steps = [float(n) for n, _ in found]
-    return Line(name, steps, [each.value for _, each in found], [each.se for _, each in found], points=True)
+def _line(rows: Sequence[Mapping[str, Any]], key: str, name: str, x: str = "steps") -> Line:
+    found = [estimated(row[key]) for row in rows]
+    at = [float(row[x]) for row in rows]
+    return Line(name, at, [each.value for each in found], [each.se for each in found], points=True)
+
+
+def _solvers(results: Mapping[str, Any]) -> list[Figure]:
+    """Round-trip errors of several solvers by what they cost."""
+    found = results.get("solvers", [])
+    names = list(dict.fromkeys(row["solver"] for row in found))
+    if len(names) < 2:
+        return []
+    lines = [
+        _line([row for row in found if row["solver"] == name], "round trip", name, "evaluations") for name in names
+    ]
+    caption = "Root mean square round-trip error per entry by solver, over predictions per image, there and back."
+    return [Figure("solvers", caption, [Panel("predictions per image", "per entry", lines, log_x=True, log_y=True)])]
+
+
+def _pairs(results: Mapping[str, Any]) -> list[Section]:
+    """How far the codes of several models are apart."""
+    found = results.get("pairs", [])
+    keys = [key for key in _APART if any(key in row for row in found)]
+    rows = [
+        [" and ".join(row["models"]), *(estimate(row[key]) if key in row else "–" for key in keys)] for row in found
+    ]
+    if not rows:
+        return []
+    return [
+        Section(
+            "Codes of several models",
+            "Networks that learned one law give one image one code, up to their score error: codes of one image are "
+            "nearer than those of different ones.",
+            tables=[Table("pairs-of-models", ["models", *keys], rows, "Root mean square per entry.")],
+        )
+    ]
 
 
 def encode_page(folder: Path, record: Mapping[str, Any]) -> Page:
     """Return the page of an encoding run, from its record and its `samples.png`."""
     config, rows = record["config"], record["results"]["table"]
     names = [name for name in rows[0] if name != "steps"]
-    lines = [_line(rows, name) for name in _ERRORS if name in names]
+    lines = [_line(rows, name, name) for name in _ERRORS if name in names]
     error = Figure(
         "round-trip",
         "Root mean square per entry, each with its standard error: of an image that was encoded and decoded again"
@@ -45,9 +77,10 @@ def encode_page(folder: Path, record: Mapping[str, Any]) -> Page:
             "What is lost",
             "The error falls with the number of steps at the solver's order, while the equation is one to one; codes "
             "are unit noise where their norm over √d and the spread of their entries are 1.",
-            [error],
+            [error, *_solvers(record["results"])],
             tables=[Table("codes", ["steps", *names], cells)],
         ),
+        *_pairs(record["results"]),
         Section("Images and codes", "A code looks like noise, and holds the image.", [shown]),
     ]
     last = rows[-1]
