@@ -65,6 +65,7 @@ are chosen on. No part has more than 2⁴⁰ seeds, so none reaches into the nex
 Cell = tuple[dict[str, Tensor], dict[str, Any]]
 
 _STEPS = 40
+_GATES = {"hands32": "variance", "shapes32": "variance"}  # that the settings of repairs were chosen with
 _RUNAWAY, _LEAST = 8, 200  # a method that asks for 8 times its budget, or 8·200 if that is more, is stopped
 
 
@@ -154,7 +155,8 @@ class Subject:
         dataset = dataset_of(about, setup.network)
         if not dataset.verdicts:
             raise FanalError(f"{spec} was trained on {dataset.name}, which has no rule that knows a wrong sample")
-        free, costly, gate = _detectors(names, setup.detector, setup.sigmas, dataset.name)
+        card = _GATES.get(dataset.name, setup.detector)
+        free, costly, gate = _detectors(names, card, setup.sigmas, dataset.name)
         extract = metrics.extractor("own" if is_image(dataset.shape) else "pixels")
         flag, probe = float(about.get("flag", FLAG)), shipped(setup.network)
         probes = {} if probe is None else {"linear_probe": probe}
@@ -187,7 +189,7 @@ def _detectors(
     """Free detectors, costly ones, and the name of the free one that flags.
 
     Each looks where it told most on tuning seeds, free ones also where samples are decided: *mid*. The gate is that of
-    the model's card.
+    the model's card, where `_GATES` names no other.
     """
     free: dict[str, Detector] = {}
     costly: dict[str, Detector] = {}
