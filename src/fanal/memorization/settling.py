@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 from fanal.exact import Dataset
+from fanal.geometry.stages import stays
 from fanal.memorization.copies import proportion
 from fanal.trajectory import Trajectory
 
@@ -50,13 +51,6 @@ class Settling:
     entropy: Float[Tensor, "n b"]
 
 
-def _stays(inside: Tensor, levels: Tensor) -> Tensor:
-    """The largest level from which on a mask (N, B) holds to the end."""
-    held = inside.flip(0).cumprod(0).flip(0).bool()
-    first = torch.where(held, levels[:, None], -math.inf).amax(0)
-    return first.masked_fill(~held[-1], math.nan)
-
-
 def settling(
     exact: Dataset, run: Trajectory, tolerance: float = TOLERANCE, labels: Int[Tensor, " b"] | None = None
 ) -> Settling:
@@ -90,7 +84,7 @@ def settling(
     away = gap > tolerance
     leave = torch.where(away, levels[:, None], -math.inf).amax(0).masked_fill(~away.any(0), math.nan)
     low = entropy < COLLAPSED * math.log(max(len(exact), 2))
-    return Settling(_stays(cell, levels), _stays(low, levels), leave, _stays(away, levels), gap, entropy)
+    return Settling(stays(cell, levels), stays(low, levels), leave, stays(away, levels), gap, entropy)
 
 
 def typical(levels: Float[Tensor, " b"]) -> dict[str, Any]:
