@@ -377,7 +377,7 @@ def test_one_step_is_enough_to_run_and_to_watch(tmp_path):
 def test_a_run_without_a_threshold_is_watched_by_what_its_grid_allows(sigmas, named):
     setup, _ = prepare(SampleConfig(model="hands32", steps=3))
     grid = torch.tensor(sigmas, dtype=torch.float64)
-    assert detector_of(dataclasses.replace(setup, sigmas=grid)) == named
+    assert detector_of(dataclasses.replace(setup, sigmas=grid, detector="variance")) == named
     if sigmas[0] < math.inf:
         x = noise(setup.network.shape, range(2), sigmas[0])
         assert (watch(setup.network, x, grid, setup.solver, named, range(2)).risk > 0).all()

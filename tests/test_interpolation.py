@@ -311,7 +311,7 @@ def test_the_ends_of_a_path_are_the_samples_of_its_seeds(tmp_path):
     assert "wrong samples" in shown
     assert "0.250" in shown
     assert {p.name for p in (tmp_path / "path").iterdir()} == {"run.json", "samples.safetensors", "samples.png"}
-    assert refused(fanal("report", tmp_path / "path"), "not a run of fanal sample or fanal demo")
+    assert refused(fanal("report", tmp_path / "path"), "has no page")
 
 
 def test_neighbors_are_the_nearest_training_samples(tmp_path, net):

@@ -24,6 +24,7 @@ from fanal.supports.landing import figures, land
 from fanal.supports.perturbation import Blurred, Perturbed
 from fanal.supports.processes import PROCESSES, process
 from fanal.supports.targets import chain
+from toys import record
 
 
 def t(*values):
@@ -230,3 +231,29 @@ def test_denoisers_have_the_derivatives_that_differences_give_at_any_noise(name,
     for axis in torch.eye(2, dtype=torch.float64):
         ends = [(law(x + sign * step * axis, level) * way).sum(1) for sign in (1, -1)]
         assert torch.allclose((own * axis).sum(1), (ends[0] - ends[1]) / (2 * step), rtol=1e-3, atol=2e-5)
+
+
+def test_a_measurement_needs_a_scale_that_gives_it_noise():
+    goal = target("circle")
+    for scale in (-1.0, -2.0, math.nan):
+        with pytest.raises(FanalError, match="inverse guidance needs a scale above -1"):
+            guided("inverse", goal, exact(goal), scale)
+
+
+def test_a_guided_run_can_be_drawn_for_papers_and_knows_its_data(tmp_path):
+    """There is one state more than predictions; images that were changed do not go on with an old run."""
+    from PIL import Image
+
+    from fanal.report import write_figures
+    from fanal.supports.command import GuideConfig, guide
+
+    folder = guide(GuideConfig(count=32, steps=5), tmp_path / "circle")
+    assert write_figures(folder, ("png",))
+    for own in ("a", "b"):
+        (tmp_path / "images" / own).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (4, 4), 40 * i + 20).save(tmp_path / "images" / own / f"{i}.png")
+    config = GuideConfig(support=f"folder:{tmp_path / 'images'}", count=4, steps=3)
+    first = record(guide(config, tmp_path / "run"))["identity"]
+    Image.new("L", (4, 4), 255).save(tmp_path / "images" / "a" / "0.png")
+    assert record(guide(config, tmp_path / "again"))["identity"] != first

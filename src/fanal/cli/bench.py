@@ -28,10 +28,10 @@ def schedules(
     mixtures: Annotated[int, typer.Option(help="Number of mixtures.", min=0)] = 10,
     models: Annotated[str, typer.Option(help="Embedded models, with commas; empty: none.")] = "hands32,shapes32",
     chosen: Annotated[
-        str | None, typer.Option("--solvers", help="Solvers, with commas.  [default: six, with their orders]")
+        str | None, typer.Option("--solvers", help="Solvers, with commas. \\[default: six, with their orders]")
     ] = None,
     calls: Annotated[
-        str | None, typer.Option(help="Budgets of network calls, with commas.  [default: 5,6,8,10]")
+        str | None, typer.Option(help="Budgets of network calls, with commas. \\[default: 5,6,8,10]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
@@ -65,18 +65,18 @@ def schedules(
 def solvers(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-solvers"),
     quick: Annotated[bool, typer.Option("--quick", help="Two mixtures, two grids, no model: seconds.")] = False,
-    mixtures: Annotated[int | None, typer.Option(help="Number of mixtures.  [default: 10]", min=0)] = None,
+    mixtures: Annotated[int | None, typer.Option(help="Number of mixtures. \\[default: 10]", min=0)] = None,
     models: Annotated[
-        str | None, typer.Option(help="Embedded models, with commas; empty: none.  [default: hands32,shapes32]")
+        str | None, typer.Option(help="Embedded models, with commas; empty: none. \\[default: hands32,shapes32]")
     ] = None,
     chosen: Annotated[
-        str | None, typer.Option("--solvers", help="Solvers, with commas.  [default: all, with their orders]")
+        str | None, typer.Option("--solvers", help="Solvers, with commas. \\[default: all, with their orders]")
     ] = None,
     schedules: Annotated[
-        str | None, typer.Option(help="Grids, with commas.  [default: all on mixtures, two on models]")
+        str | None, typer.Option(help="Grids, with commas. \\[default: all on mixtures, two on models]")
     ] = None,
     calls: Annotated[
-        str | None, typer.Option(help="Budgets of network calls, with commas.  [default: 6,12,24,48; on models to 24]")
+        str | None, typer.Option(help="Budgets of network calls, with commas. \\[default: 6,12,24,48; on models to 24]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
@@ -117,11 +117,11 @@ def solvers(
 def jumps(
     model: Annotated[str, typer.Argument(help="Model spec; give --real where its card names no data.")],
     solver: Annotated[str, typer.Option(help="Solver, or a schedule file's own.")] = "heun",
-    schedule: Annotated[str | None, typer.Option(help="Grid, or a schedule file.  [default: polynomial]")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Grid, or a schedule file. \\[default: polynomial]")] = None,
     steps: Annotated[int, typer.Option(help="Intervals of the full run.", min=1)] = 40,
     count: Annotated[int, typer.Option(help="Samples the jump is chosen on, and as many it is reported on.")] = 512,
     real: Annotated[
-        str | None, typer.Option(help="Real samples, as in fanal eval.  [default: held-out ones of the card's data]")
+        str | None, typer.Option(help="Real samples, as in fanal eval. \\[default: held-out ones of the card's data]")
     ] = None,
     features: Annotated[str, typer.Option(help="Features of the distances, as in fanal eval.")] = "auto",
     label: Annotated[str | None, typer.Option(help="Class label for all samples, or `each`.")] = None,
@@ -178,14 +178,14 @@ def gits(
         str | None,
         typer.Option(
             help="What to study, with commas: solvers, transfer, nodes, teachers, warmups, coeffs, metrics, alone, "
-            "proofs.  [default: all]"
+            "proofs. \\[default: all]"
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few samples and budgets: seconds on a small model.")] = False,
     test: Annotated[
-        int | None, typer.Option(help="Test samples of each model.  [default: 64; 128 of small ones]")
+        int | None, typer.Option(help="Test samples of each model. \\[default: 64; 128 of small ones]")
     ] = None,
-    warmup: Annotated[int | None, typer.Option(help="Warm-up samples of a search.  [default: 32]")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Warm-up samples of a search. \\[default: 32]")] = None,
     seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-gits"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
@@ -220,11 +220,11 @@ def support(
         str | None,
         typer.Option(
             help="What to study, with commas: grid, forms, targets, errors, limit, noise, interval, hunt, "
-            "hallucination.  [default: all; the last needs --model]"
+            "hallucination. \\[default: all; the last needs --model]"
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few samples, scales and steps: seconds.")] = False,
-    count: Annotated[int | None, typer.Option(help="Samples of each cell.  [default: 128]", min=2)] = None,
+    count: Annotated[int | None, typer.Option(help="Samples of each cell. \\[default: 128]", min=2)] = None,
     model: Annotated[
         str | None, typer.Option(help="Conditional model of data with a rule, for the study hallucination.")
     ] = None,
@@ -264,16 +264,16 @@ def support(
 def overlay(
     law: Annotated[str, typer.Option(help="Law of the data, as in fanal pde: ring, two-bumps or box.")] = "ring",
     steps: Annotated[
-        int | None, typer.Option(help="Steps of the density and of the particles that are shown.  [default: 80]")
+        int | None, typer.Option(help="Steps of the density and of the particles that are shown. \\[default: 80]")
     ] = None,
-    cells: Annotated[int | None, typer.Option(help="Cells of the density, per axis.  [default: 80]")] = None,
-    count: Annotated[int | None, typer.Option(help="Particles.  [default: 2000]")] = None,
+    cells: Annotated[int | None, typer.Option(help="Cells of the density, per axis. \\[default: 80]")] = None,
+    count: Annotated[int | None, typer.Option(help="Particles. \\[default: 2000]")] = None,
     budgets: Annotated[
-        str | None, typer.Option(help="Steps to compare, with commas.  [default: 5,10,20,40,80]")
+        str | None, typer.Option(help="Steps to compare, with commas. \\[default: 5,10,20,40,80]")
     ] = None,
     iterations: Annotated[
         str | None,
-        typer.Option(help="Iterations of training to compare, with commas.  [default: 100,400,1600,4000]"),
+        typer.Option(help="Iterations of training to compare, with commas. \\[default: 100,400,1600,4000]"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few cells, particles and iterations: seconds.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of draws, noise and training.", min=0)] = 0,
@@ -321,26 +321,26 @@ def hallucination(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-hallucination"),
     quick: Annotated[bool, typer.Option("--quick", help="The plane, four methods: seconds.")] = False,
     models: Annotated[
-        str | None, typer.Option(help="Models whose data have a rule.  [default: grid2,shapes32,hands32]")
+        str | None, typer.Option(help="Models whose data have a rule. \\[default: grid2,shapes32,hands32]")
     ] = None,
     count: Annotated[
-        int | None, typer.Option(help="Samples of the plain run and of each method.  [default: 4096]")
+        int | None, typer.Option(help="Samples of the plain run and of each method. \\[default: 4096]")
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Built-in methods, with commas; NAME=COUNT sets one's samples; empty: none.  [default: all]"),
+        typer.Option(help="Built-in methods, with commas; NAME=COUNT sets its samples; empty: none. \\[default: all]"),
     ] = None,
     detectors: Annotated[
-        str | None, typer.Option(help="Detectors, name or name:field=value,…, with commas.  [default: all]")
+        str | None, typer.Option(help="Detectors, name or name:field=value,…, with commas. \\[default: all]")
     ] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="A method of yours, as module:function; may be given twice.")
     ] = None,
-    budget: Annotated[
-        int | None, typer.Option(help="Calls and products that a sample may cost.  [default: 60]")
+    budget: Annotated[int | None, typer.Option(help="Calls and products per sample. \\[default: 60]")] = None,
+    calibration: Annotated[
+        int | None, typer.Option(help="Samples that thresholds come from. \\[default: 1024]")
     ] = None,
-    calibration: Annotated[int | None, typer.Option(help="Samples that thresholds come from.  [default: 1024]")] = None,
-    looks: Annotated[int | None, typer.Option(help="Samples that costly detectors see.  [default: 512]")] = None,
+    looks: Annotated[int | None, typer.Option(help="Samples that costly detectors see. \\[default: 512]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
 ) -> None:
     """Measure who finds and who mends the samples that a rule calls wrong, what that costs, and what variety is lost.

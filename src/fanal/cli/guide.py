@@ -48,7 +48,7 @@ def guide(
     ] = "classifier-free",
     scale: Annotated[float, typer.Option(help="Scale of guidance; 1: the plain conditional.")] = 30.0,
     window: Annotated[
-        tuple[float, float] | None, typer.Option(help="LOW HIGH: sigmas in which guidance acts.  [default: all]")
+        tuple[float, float] | None, typer.Option(help="LOW HIGH: sigmas in which guidance acts. \\[default: all]")
     ] = None,
     process: Annotated[
         str,

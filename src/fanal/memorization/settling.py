@@ -83,7 +83,9 @@ def settling(
     cell, gap, entropy = (torch.stack(values).cpu() for values in rows.values())
     away = gap > tolerance
     leave = torch.where(away, levels[:, None], -math.inf).amax(0).masked_fill(~away.any(0), math.nan)
-    low = entropy < COLLAPSED * math.log(max(len(exact), 2))
+    own = None if labels is None or exact.counts is None else exact.counts[labels].cpu()
+    alike = math.log(max(len(exact), 2)) if own is None else own.clamp_min(2).double().log()
+    low = entropy < COLLAPSED * alike
     return Settling(stays(cell, levels), stays(low, levels), leave, stays(away, levels), gap, entropy)
 
 

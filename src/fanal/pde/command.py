@@ -178,7 +178,9 @@ def _start(problem: _Problem, forward: Array) -> Array:
     if config.start == "forward":
         return forward[-1]
     if config.start == "uniform":
-        r = grid.centers[0] ** (own.dimension - 1) if own.radial else np.ones(grid.shape)
+        r = np.ones(grid.shape)
+        if own.radial:  # r^(d-1), which overflows
+            r = np.exp((own.dimension - 1) * np.log(grid.centers[0] / grid.centers[0].max()))
         return r / grid.mass(r)
     normal = (
         stats.chi.pdf(grid.centers[0], own.dimension)
@@ -244,7 +246,6 @@ def _between_walls(problem: _Problem) -> Array:
     config, own = problem.config, problem.law
     x = own.denoiser.draw(config.particles, config.seed).reshape(config.particles, -1).numpy()
     x = x + math.sqrt(2 * config.end) * np.random.default_rng(config.seed).standard_normal(x.shape)
-    x = np.linalg.norm(x, axis=1, keepdims=True) if own.radial else x
     for axis, edges in enumerate(problem.grid.edges):
         width = edges[-1] - edges[0]
         x[:, axis] = edges[0] + width - np.abs(np.mod(x[:, axis] - edges[0], 2 * width) - width)
@@ -300,7 +301,7 @@ def _compute(problem: _Problem, run: Run, progress: Progress) -> tuple[dict[str,
     results: dict[str, Any] = {"forward": _figures(problem, forward, truth), "cells": list(grid.shape)}
     tensors = {"times": problem.times, "forward": forward, "truth": truth}
     tensors |= {f"centers.{k}": axis for k, axis in enumerate(grid.centers)}
-    if config.particles:
+    if config.particles and not (problem.law.radial and config.process == "brownian"):  # a ball's wall is no mirror
         results["particles"] = _tested(problem, forward[-1])
     for way in problem.back:
         if way == "unstable":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.polynomial import hermite_e
 from scipy import sparse
+from scipy.linalg import eigh_tridiagonal
 from scipy.sparse.linalg import expm_multiply
 
 from fanal.errors import FanalError
@@ -73,7 +74,7 @@ def blow_up(
     if len(grid.edges) != 1:
         raise FanalError(f"the unstable reverse is shown on one axis, got {len(grid.edges)}")
     matrix = unstable(grid, drift)
-    fastest = float(np.linalg.eigvals(matrix.toarray()).real.max())
+    fastest = _largest(matrix)
     times = np.linspace(0, min(end, 50 / fastest), points)
     densities = np.asarray(expm_multiply(matrix, density.ravel(), 0.0, times[-1], points))
     wanted = np.stack([truth(grid.centers[0][:, None], float(s)).ravel() for s in times])
@@ -84,6 +85,15 @@ def blow_up(
     over = np.flatnonzero(growth > 1)
     theory = 4 * float((1 / grid.widths[0] ** 2).max())
     return BlowUp(times, densities, growth, rate, fastest, theory, float(times[over[0]]) if len(over) else None)
+
+
+def _largest(matrix: sparse.spmatrix) -> float:
+    """The largest eigenvalue of a tridiagonal matrix whose neighbors act on each other with one sign."""
+    middle, product = matrix.diagonal(), matrix.diagonal(1) * matrix.diagonal(-1)
+    if (product < 0).any():
+        return float(np.linalg.eigvals(matrix.toarray()).real.max())
+    last = (len(middle) - 1,) * 2
+    return float(eigh_tridiagonal(middle, np.sqrt(product), eigvals_only=True, select="i", select_range=last)[0])
 
 
 def mode(grid: Grid, number: int, process: str) -> tuple[Array, float]:

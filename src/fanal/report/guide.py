@@ -124,9 +124,10 @@ def guide_page(folder: Path, record: Mapping[str, Any]) -> Page:
     tensors, _ = read_tensors(folder / "guide.safetensors")
     results, levels = record["results"], _levels(record["results"])
     lines = [
-        Line(f"{what}, {name}", levels, [max(v, _LEAST) for v in results["course"][what][name]], dashed=name == "worst")
+        Line(f"{what}, {name}", levels[: len(own)], [max(v, _LEAST) for v in own], dashed=name == "worst")
         for what in ("states", "predictions")
         for name in ("median", "worst")
+        for own in [results["course"][what][name]]  # there is one state more than predictions
     ]
     course = Panel("sigma", "distance", lines, log_x=True, log_y=True, falling=True)
     groups = {name: tensors[key].clamp_min(_LEAST).log10().tolist() for key, name in _NAMES.items()}

@@ -40,7 +40,7 @@ _BROKEN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, jin
 
 def _page_of(folder: Path) -> Page:
     if not (folder / "run.json").is_file():
-        raise FanalError(f"{folder} is not a run folder: it has no run.json; fanal sample and fanal demo write one")
+        raise FanalError(f"{folder} is not a run folder: commands that sample or measure write a run.json")
     record = read_json(folder / "run.json")
     command = record.get("command")
     make = PAGES.get(command) if isinstance(command, str) else None

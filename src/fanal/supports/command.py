@@ -15,6 +15,7 @@ from torch import Tensor
 from fanal.config import build_schedule
 from fanal.denoiser import Counted, Denoiser, Model, evaluations
 from fanal.errors import FanalError
+from fanal.exact.named import content
 from fanal.files import write_tensors
 from fanal.guidance import ClassifierFree
 from fanal.loading import fingerprint, load
@@ -27,7 +28,7 @@ from fanal.summary import as_json
 from fanal.supports.forms import Scores, exact, guided
 from fanal.supports.landing import FARTHEST, Capped, figures
 from fanal.supports.processes import process
-from fanal.supports.targets import Target, target
+from fanal.supports.targets import TARGETS, Target, target
 
 __all__ = ["GuideConfig", "guide", "scores_of"]
 
@@ -198,6 +199,7 @@ def guide(config: GuideConfig, out: str | Path, *, overwrite: bool = False, prog
     """
     setup = _prepare(config)
     decides = {} if config.model is None else {"model": fingerprint(config.model)}
+    decides |= {"support": content("data", config.support)} if config.support not in TARGETS else {}
     spans = [range(a, min(a + config.block, config.count)) for a in range(0, config.count, config.block)]
     head = dataclasses.asdict(config)
     with cpu_threads(config.threads), Run(out, "guide", head, identity=decides, overwrite=overwrite) as run:

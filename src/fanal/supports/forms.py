@@ -72,6 +72,8 @@ def _reward(goal: Target, scores: Scores, scale: float) -> Denoiser:
 
 
 def _inverse(goal: Target, scores: Scores, scale: float) -> Denoiser:
+    if not scale > -1:
+        raise FanalError(f"inverse guidance needs a scale above -1, it sets the measurement's noise, got {scale}")
     measured = goal.way.new_tensor([goal.level])
     operator: Callable[[Tensor], Tensor] = lambda x: (x * goal.way.to(x)).flatten(1).sum(1, keepdim=True)  # noqa: E731
     return Inverse(scores.free, operator, measured, goal.size / (1 + scale), iterations=2)

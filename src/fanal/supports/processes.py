@@ -44,4 +44,4 @@ def process(name: str) -> Solver:
         return build_solver(name)
     if name.endswith(".json"):
         raise FanalError(f"a process is one of {', '.join(PROCESSES)}, or a solver such as heun, got {name!r}")
-    raise unknown_name("process", name, [*PROCESSES, *NAMED])
+    raise unknown_name("process", name, {*PROCESSES, *NAMED})
