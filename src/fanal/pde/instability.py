@@ -87,7 +87,7 @@ def blow_up(
     return BlowUp(times, densities, growth, rate, fastest, theory, float(times[over[0]]) if len(over) else None)
 
 
-def _largest(matrix: sparse.spmatrix) -> float:
+def _largest(matrix: sparse.csc_matrix) -> float:
     """The largest eigenvalue of a tridiagonal matrix whose neighbors act on each other with one sign."""
     middle, product = matrix.diagonal(), matrix.diagonal(1) * matrix.diagonal(-1)
     if (product < 0).any():
