@@ -54,6 +54,7 @@ class LabelServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # five by default: more clicks and pictures at one moment would be refused
 
     def __init__(self, samples: Samples, labels: Labels, *, port: int = 0, show_risk: bool = False) -> None:
         if show_risk and samples.risk is None:
