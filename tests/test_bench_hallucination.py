@@ -359,3 +359,7 @@ def test_images_get_sheets(tmp_path):
     results = json.loads((folder / "run.json").read_text())["results"]["shapes32"]
     assert row_of(results, "cas")["difference"]["value"] < 0
     assert {"malformed", "duplicate"} <= set(row_of(results, "euler")["by_class"])
+
+
+def test_the_gate_of_hands_stays_when_their_card_is_calibrated_again():
+    assert Subject.of("hands32", ("path_length",)).gate == "gate (variance)"

@@ -113,6 +113,21 @@ def test_scores_of_models(tmp_path):
     assert ends[3] == pytest.approx(ends[0], abs=0.1)
 
 
+def test_the_wall_of_a_ball_is_no_mirror_for_particles(tmp_path):
+    """Mirrored lengths are not reflected motion: they are not drawn, and nothing is said of them."""
+    config = DensityConfig(**QUICK, law="core-and-halo", dimension=3, process="brownian", back=("stable",))
+    assert "particles" not in record(densities(config, tmp_path / "run"))["results"]
+
+
+def test_a_uniform_start_in_many_dimensions_is_finite(tmp_path):
+    config = DensityConfig(
+        law="shell", dimension=784, start="uniform", cells=40, steps=4, particles=0, back=("stable",)
+    )
+    first = load_file(densities(config, tmp_path / "run") / "densities.safetensors")["stable"][0]
+    assert bool(first.isfinite().all())
+    assert float(first[-1]) == float(first.max()) > 0
+
+
 @pytest.mark.parametrize("start", ["normal", "uniform"])
 def test_starts_of_a_radial_law(tmp_path, start):
     config = DensityConfig(**QUICK, law="core-and-halo", dimension=3, start=start, back=("stable",))

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fanal.denoiser import Model, Wrapper
+from fanal.denoiser import Model
 from fanal.errors import FanalError, unknown_name
 from fanal.pde.grid import Array, Grid
+from fanal.supports.perturbation import Blurred as Weaker
 
 __all__ = ["LAWS", "RADIAL", "Blurred", "Closed", "Law", "averages", "law", "noise_of"]
 
@@ -34,8 +35,8 @@ class Closed(Model, Protocol):
         ...
 
 
-class Blurred(Wrapper):
-    """The law of `X + std·n`, by the exact denoiser of X: `D = D_X + (std²/τ²)(x − D_X)` at `τ² = std² + sigma²`.
+class Blurred(Weaker):
+    """The law of `X + std·n`, by the exact denoiser of X, with its log density and its samples.
 
     Args:
         denoiser: of X, with its log density.
@@ -43,17 +44,11 @@ class Blurred(Wrapper):
     """
 
     def __init__(self, denoiser: Closed, std: float) -> None:
-        super().__init__(denoiser)
+        super().__init__(denoiser, std)
         self.law, self.std = denoiser, std
 
     def _level(self, sigma: Tensor) -> Tensor:
         return (torch.as_tensor(sigma, dtype=torch.float64) ** 2 + self.std**2).sqrt()
-
-    def __call__(self, x: Float[Tensor, "b *d"], sigma: Tensor, /) -> Float[Tensor, "b *d"]:
-        """Return the posterior mean of the blurred point."""
-        level = self._level(sigma)
-        inner = self.law(x, level)
-        return inner + (self.std / level) ** 2 * (x - inner)
 
     def log_density(self, x: Float[Tensor, "b *d"], sigma: Tensor) -> Float[Tensor, " b"]:
         """Return the log density in nats."""
