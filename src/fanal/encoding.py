@@ -7,6 +7,7 @@ to sigma_max, down to the image again ([GEO] app. E; [PDE] sec. 2). What is lost
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -278,10 +279,10 @@ def encode_run(config: EncodeConfig, out: str | Path, *, overwrite: bool = False
     """
     plan, decides = _prepared(config)
     decides["data"] = digest(Points(plan.data.x))
-    spans = [range(a, min(a + config.block, config.count)) for a in range(0, config.count, config.block)]
     head = dataclasses.asdict(config)
     with cpu_threads(config.threads), Run(out, "encode", head, identity=decides, overwrite=overwrite) as run:
-        blocks = [run.block(i, lambda rows=spans[i]: _work(plan, rows)) for i in progress(range(len(spans)), "images")]
+        work = functools.partial(_work, plan)
+        blocks = list(run.blocks(range(config.count), config.block, work, what="images", progress=progress))
         whole = {name: torch.cat([tensors[name] for tensors, _ in blocks]) for name in blocks[0][0]}
         notes, last = [own for _, own in blocks], config.steps[-1]
         write_tensors(run.path("noise.safetensors"), {"noise": whole[f"noise.{last}"], "x": whole["x"]})

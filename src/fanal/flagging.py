@@ -29,7 +29,7 @@ from fanal.hallucination.probe import LinearProbe
 from fanal.hallucination.repair import watch
 from fanal.labeling.labels import open_labels, read_samples
 from fanal.preparation import SampleConfig, Setup, prepare, record_of, settings_of
-from fanal.runs import Progress, Run
+from fanal.runs import Block, Progress, Run
 from fanal.seeding import noise
 
 __all__ = ["Settled", "first_samples", "settle"]
@@ -242,7 +242,7 @@ def _watch(
     """
     block, judge = min(64, setup.config.block), wrong_of(setup.dataset) if setup.dataset else None
 
-    def work(rows: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def work(rows: range) -> Block:
         keys = seeds[rows.start : rows.stop]
         run_of = (setup.bound(rows), start(rows), setup.sigmas, setup.solver)
         if isinstance(detector, Fitting):
@@ -256,10 +256,9 @@ def _watch(
             del tensors["x"]
         return tensors, {}
 
-    parts = []
-    for i in progress(range(0, len(seeds), block), "calibrating"):
-        rows = range(i, min(i + block, len(seeds)))
-        parts.append(run.block(i // block, lambda: work(rows), stage="calibration")[0])  # noqa: B023
+    rows, stage = range(len(seeds)), "calibration"
+    blocks = run.blocks(rows, block, work, what="calibrating", progress=progress, stage=stage)
+    parts = [own for own, _ in blocks]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fanal.hallucination import Calibration, Outcome, watch
 from fanal.hallucination.detectors import describe
 from fanal.loading import fingerprint
 from fanal.preparation import SampleConfig, Setup, prepare
-from fanal.runs import Progress, Run, cpu_threads, quiet
+from fanal.runs import Block, Progress, Run, cpu_threads, quiet
 from fanal.schedule_files import read_schedules
 from fanal.schedules import plain_sigmas
 from fanal.schedules.files import holds_many
@@ -92,7 +92,7 @@ def _total(seconds: dict[str, float]) -> float:
 
 
 def _results(
-    setup: Setup, whole: dict[str, Tensor], notes: list[dict[str, Any]], settled: Settled | None
+    setup: Setup, whole: dict[str, Tensor], notes: Sequence[dict[str, Any]], settled: Settled | None
 ) -> dict[str, Any]:
     methods = ["plain", *setup.repairs]
     seconds = {name: torch.tensor([n["seconds"][name] / n["samples"] for n in notes]) for name in methods}
@@ -205,12 +205,12 @@ def generate(
             _remark(config, say)
             settled = settle(run, setup, about, identified["model"], progress, say) if config.guard else None
             calibration = settled.calibration if settled else None
-            seeds, parts, notes = config.seeds(), [], []
-            for i in progress(range(0, config.count, config.block), "sampling"):
-                some = range(i, min(i + config.block, config.count))
-                tensors, note = run.block(i // config.block, lambda: _work(setup, some, calibration))  # noqa: B023
-                parts.append(tensors)
-                notes.append(note)
+            seeds, rows = config.seeds(), range(config.count)
+
+            def work(some: range) -> Block:
+                return _work(setup, some, calibration)
+
+            parts, notes = zip(*run.blocks(rows, config.block, work, what="sampling", progress=progress), strict=True)
             whole = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
             _write(run, setup, whole)
             record = {

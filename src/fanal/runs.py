@@ -23,9 +23,12 @@ from fanal import __version__
 from fanal.errors import FanalError, reason
 from fanal.files import read_json, read_tensors, write_json, write_tensors
 
-__all__ = ["Progress", "Run", "cpu_threads", "quiet", "versions"]
+__all__ = ["Block", "Progress", "Run", "cpu_threads", "quiet", "versions"]
 
 _BLOCKS = "*-[0-9]*.safetensors"
+
+Block = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors of some rows (axis 0) and notes (plain JSON)."""
 
 Progress = Callable[[Iterable[int], str], Iterable[int]]
 """Wraps a loop over blocks, given what it does: a progress bar, or `quiet`."""
@@ -164,9 +167,7 @@ class Run:
         """Return where a file of the run is written until the run is finished."""
         return self.part / name
 
-    def block(
-        self, index: int, work: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], *, stage: str = "block"
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def block(self, index: int, work: Callable[[], Block], *, stage: str = "block") -> Block:
         """Return the tensors and notes of one block: read if it was stored, else computed and stored.
 
         Args:
@@ -185,6 +186,33 @@ class Run:
         tensors = {name: value.cpu() for name, value in tensors.items()}  # a long run must not fill an accelerator
         write_tensors(path, tensors, {"notes": json.dumps(notes)})
         return tensors, notes
+
+    def blocks(
+        self,
+        rows: range,
+        size: int,
+        work: Callable[[range], Block],
+        *,
+        what: str,
+        progress: Progress = quiet,
+        stage: str = "block",
+    ) -> Iterator[Block]:
+        """Yield the blocks of some rows in their order, each read or computed as by `block`.
+
+        Args:
+            rows: all of them, e.g. places of samples.
+            size: rows per block; the last one may be shorter.
+            work: computes the block of some of the rows.
+            what: what the rows are, for the progress.
+            progress: wraps the loop.
+            stage: what it is a block of, where a run has several kinds.
+
+        Raises:
+            FanalError: as `block`.
+        """
+        parts = [rows[a : a + size] for a in range(0, len(rows), size)]
+        for i in progress(range(len(parts)), what):
+            yield self.block(i, lambda: work(parts[i]), stage=stage)  # noqa: B023
 
     def describe(self, record: Mapping[str, Any]) -> None:
         """Write `run.json`; the run can still be resumed afterwards.

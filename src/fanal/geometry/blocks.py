@@ -20,13 +20,11 @@ from fanal.geometry.measures import COMPONENTS, measure
 from fanal.geometry.streaming import Band
 from fanal.pictures import to_bytes
 from fanal.preparation import Setup
+from fanal.runs import Block
 from fanal.sampling import trace
 from fanal.trajectory import Trajectory
 
-__all__ = ["Block", "Gathering", "measured_block", "projected_block"]
-
-Block = tuple[dict[str, Tensor], dict[str, Any]]
-"""Tensors by name, and notes: what `fanal.runs.Run.block` stores."""
+__all__ = ["Gathering", "measured_block", "projected_block"]
 
 _STRIPS, _STRIP_STEPS = 6, 24
 _PARTS = ("mean", "squares", "low", "high")

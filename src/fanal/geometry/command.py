@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from fanal.errors import FanalError
 from fanal.exact.reference import digest, reference
 from fanal.files import read_tensors, write_tensors
 from fanal.generation import identity
-from fanal.geometry.blocks import Block, Gathering, measured_block, projected_block
+from fanal.geometry.blocks import Gathering, measured_block, projected_block
 from fanal.geometry.groups import Rival, rival_of
 from fanal.geometry.measures import COMPONENTS
 from fanal.geometry.results import results_of
 from fanal.preparation import SampleConfig, prepare, sampling_of
-from fanal.runs import Progress, Run, cpu_threads, quiet
+from fanal.runs import Block, Progress, Run, cpu_threads, quiet
 
 __all__ = ["GeometryConfig", "geometry"]
 
@@ -91,21 +92,15 @@ class GeometryConfig:
         return sampling_of(self)
 
 
-def _spans(config: GeometryConfig, count: int) -> list[range]:
-    return [range(a, min(a + config.block, count)) for a in range(0, count, config.block)]
-
-
 def _compared(config: GeometryConfig, rivals: list[Rival], run: Run, progress: Progress) -> list[Block]:
     """The projected trajectories of the models that the run is compared with; each rival keeps its own."""
     blocks: list[Block] = []
     for i, rival in enumerate(rivals):
         if rival.setup is None:
             continue
-        spans = _spans(config, config.drawn)
-        own = [
-            run.block(j, lambda rows=spans[j], setup=rival.setup: projected_block(setup, rows), stage=f"against{i}")
-            for j in progress(range(len(spans)), rival.name)
-        ]
+        work = functools.partial(projected_block, rival.setup)
+        rows, stage = range(config.drawn), f"against{i}"
+        own = list(run.blocks(rows, config.block, work, what=rival.name, progress=progress, stage=stage))
         rival.curve = torch.cat([tensors["curve"] for tensors, _ in own])
         blocks += own
     return blocks
@@ -130,14 +125,17 @@ def geometry(config: GeometryConfig, out: str | Path, *, overwrite: bool = False
     exact = None if config.data is None else reference(get(config.data), setup.network, config.points)
     rivals = [rival_of(text, dataclasses.replace(sampling, count=config.drawn), setup) for text in config.against]
     images = None if config.noise is None else read_tensors(Path(config.noise))[0].get("x")
-    spans = _spans(config, config.count)
     head, decides = dataclasses.asdict(config), identity(sampling, setup.network)
     decides |= {} if exact is None else {"data": digest(exact.points)}
     decides |= {f"against {i}": rival.content for i, rival in enumerate(rivals)}
     with cpu_threads(config.threads), Run(out, "geometry", head, identity=decides, overwrite=overwrite) as run:
         found = Gathering()
-        for i in progress(range(len(spans)), "trajectories"):
-            found.add(run.block(i, lambda rows=spans[i]: measured_block(setup, exact, rows, config.drawn, images)))
+
+        def work(rows: range) -> Block:
+            return measured_block(setup, exact, rows, config.drawn, images)
+
+        for block in run.blocks(range(config.count), config.block, work, what="trajectories", progress=progress):
+            found.add(block)
         others = _compared(config, rivals, run, progress)
         results, drawn = results_of(setup, exact, found, rivals, config.fitted)
         write_tensors(run.path("geometry.safetensors"), drawn)

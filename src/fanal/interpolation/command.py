@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -227,12 +228,8 @@ def _run(
     config: InterpolationConfig, setup: Setup, run: Run, found: tuple[Dataset, Tensor] | None, progress: Progress
 ) -> None:
     """Sample every block, then write the run's files."""
-    parts, notes, total = [], [], len(config.start) * config.points
-    for i in progress(range(0, total, config.block), "sampling"):
-        some = range(i, min(i + config.block, total))
-        tensors, note = run.block(i // config.block, lambda: _work(config, setup, some))  # noqa: B023
-        parts.append(tensors)
-        notes.append(note)
+    rows, work = range(len(config.start) * config.points), functools.partial(_work, config, setup)
+    parts, notes = zip(*run.blocks(rows, config.block, work, what="sampling", progress=progress), strict=True)
     whole = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
     results: dict[str, Any] = {}
     real = None

@@ -28,7 +28,7 @@ from fanal.memorization.copies import LEVEL, check_level, copied, neighbors, thr
 from fanal.memorization.settling import ENDS, settling, typical
 from fanal.metrics.estimates import auc, mean
 from fanal.preparation import SampleConfig, Setup, prepare, sampling_of
-from fanal.runs import Progress, Run, cpu_threads, quiet
+from fanal.runs import Block, Progress, Run, cpu_threads, quiet
 from fanal.sampling import sample, trace
 from fanal.schedules import plain_sigmas
 from fanal.summary import as_json
@@ -140,10 +140,6 @@ def _finite(setup: Setup) -> int:
     return int(bool(torch.isinf(setup.sigmas[0])))
 
 
-def _spans(start: int, stop: int, size: int) -> list[range]:
-    return [range(a, min(a + size, stop)) for a in range(start, stop, size)]
-
-
 class _Stages:
     """The stages of an audit: each is done part by part, shows its progress, and is timed."""
 
@@ -152,15 +148,10 @@ class _Stages:
         self.seconds: dict[str, float] = {}
         self.network = {"calls": 0, "evaluations": 0}
 
-    def all(
-        self, what: str, spans: list[range], work: Callable[[range], tuple[dict[str, Tensor], dict[str, Any]]]
-    ) -> dict[str, Tensor]:
+    def all(self, what: str, rows: range, size: int, work: Callable[[range], Block]) -> dict[str, Tensor]:
         """Return the tensors of all parts of a stage, put together."""
         stage = what.replace(" ", "-")
-        done = [
-            self.run.block(i, lambda rows=spans[i]: work(rows), stage=stage)
-            for i in self.progress(range(len(spans)), what)
-        ]
+        done = list(self.run.blocks(rows, size, work, what=what, progress=self.progress, stage=stage))
         self.seconds[what] = math.fsum(notes["seconds"] for _, notes in done)
         for key in self.network:
             self.network[key] += sum(notes.get(key, 0) for _, notes in done)
@@ -234,12 +225,12 @@ def _sampled(stages: _Stages, config: AuditConfig, setup: Setup, exact: Dataset)
     """All samples, those whose runs are followed first, with their neighbors."""
     edges = (("runs followed", 0, config.traced), ("samples", config.traced, config.count))
     first, rest = (
-        stages.all(what, _spans(a, b, config.block), lambda rows: _block(config, setup, exact, rows))
+        stages.all(what, range(a, b), config.block, lambda rows: _block(config, setup, exact, rows))
         for what, a, b in edges
     )
     x = torch.cat([part["x"] for part in (first, rest) if part])
     near = stages.all(
-        "neighbors", _spans(0, len(x), _LOOKED), lambda rows: _looked(exact, x[rows.start : rows.stop], config.device)
+        "neighbors", range(len(x)), _LOOKED, lambda rows: _looked(exact, x[rows.start : rows.stop], config.device)
     )
     return first | {"x": x} | near
 
@@ -263,7 +254,7 @@ def audit(config: AuditConfig, out: str | Path, *, overwrite: bool = False, prog
     decides = identity(sampling, setup.network) | {"data": digest(exact.points, held_out)}
     with cpu_threads(config.threads), Run(out, "audit", head, identity=decides, overwrite=overwrite) as run:
         stages = _Stages(run, progress)
-        held = stages.all("held-out points", _spans(0, held_out.count, _LOOKED), lambda rows: _looked(
+        held = stages.all("held-out points", range(held_out.count), _LOOKED, lambda rows: _looked(
             exact, held_out.block(slice(rows.start, rows.stop), torch.float32), config.device
         ))  # fmt: skip
         whole = _sampled(stages, config, setup, exact)

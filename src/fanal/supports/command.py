@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -200,12 +201,10 @@ def guide(config: GuideConfig, out: str | Path, *, overwrite: bool = False, prog
     setup = _prepare(config)
     decides = {} if config.model is None else {"model": fingerprint(config.model)}
     decides |= {"support": content("data", config.support)} if config.support not in TARGETS else {}
-    spans = [range(a, min(a + config.block, config.count)) for a in range(0, config.count, config.block)]
     head = dataclasses.asdict(config)
     with cpu_threads(config.threads), Run(out, "guide", head, identity=decides, overwrite=overwrite) as run:
-        blocks = [
-            run.block(i, lambda rows=spans[i]: _block(setup, rows)) for i in progress(range(len(spans)), "samples")
-        ]
+        work = functools.partial(_block, setup)
+        blocks = list(run.blocks(range(config.count), config.block, work, what="samples", progress=progress))
         names = blocks[0][0]
         whole = {name: torch.cat([tensors[name] for tensors, _ in blocks if name in tensors]) for name in names}
         curves = {f"outline.{k}.{int(own)}": curve for k, (curve, own) in enumerate(setup.goal.outline)}
