@@ -176,3 +176,32 @@ def test_the_command_encodes_each_class_and_refuses(tmp_path):
     assert refused(fanal(*words[:-4], "--other", "digits8", "--out", tmp_path / "b"), "model", "once")
     wrong = fanal("encode", "hands32", "--data", "hands32", "--label", "data", "--out", tmp_path / "d")
     assert refused(wrong, "no classes")
+
+
+@pytest.mark.parametrize("label", ["data", None])
+def test_a_stopped_run_notices_other_classes(tmp_path, monkeypatch, label):
+    """The same images under other classes: other codes with each one's own class, the same codes without one."""
+    config = EncodeConfig("digits8", "digits8", steps=(4,), count=4, block=2, label=label)
+
+    def stops(loop, what):
+        for i in loop:
+            if i == 1:
+                raise KeyboardInterrupt
+            yield i
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_run(config, tmp_path / "run", progress=stops)
+    digits, real = type(get("digits8")), type(get("digits8")).data
+
+    def moved(self, *wanted):
+        found = real(self, *wanted)
+        return dataclasses.replace(found, labels=(found.labels + 1) % 10)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digits, "data", moved)
+        if label is None:
+            assert encode_run(config, tmp_path / "run").is_dir()
+            return
+        with pytest.raises(FanalError, match="unfinished run at"):
+            encode_run(config, tmp_path / "run")
+    assert encode_run(config, tmp_path / "run").is_dir()

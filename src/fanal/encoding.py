@@ -278,7 +278,7 @@ def encode_run(config: EncodeConfig, out: str | Path, *, overwrite: bool = False
         FanalError: the configuration or the place does not work, or images have another shape than the model's.
     """
     plan, decides = _prepared(config)
-    decides["data"] = digest(Points(plan.data.x))
+    decides["data"] = digest(Points(plan.data.x, plan.data.labels if config.label == "data" else None))
     head = dataclasses.asdict(config)
     with cpu_threads(config.threads), Run(out, "encode", head, identity=decides, overwrite=overwrite) as run:
         work = functools.partial(_work, plan)

@@ -106,10 +106,11 @@ def labels_of(exact: Dataset, model: Denoiser, count: int) -> Int[Tensor, " b"] 
 
 
 def digest(*sets: Points) -> str:
-    """Return a hash of points, so that a resumed run notices when its data were replaced."""
+    """Return a hash of points and of their classes, so that a resumed run notices when its data were replaced."""
     found = hashlib.sha256()
     for points in sets:
         found.update(str((points.count, points.shape)).encode())
         for rows in points.spans():
             found.update(points.block(rows, torch.float32).numpy().tobytes())
+        found.update(b"" if points.labels is None else points.labels.cpu().numpy().tobytes())
     return found.hexdigest()
