@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scipy import stats
+from scipy import integrate, optimize, stats
 
 import fanal as package
 from fanal.datasets import get
@@ -22,6 +22,7 @@ from fanal.errors import FanalError
 from fanal.exact import Dataset
 from fanal.memorization import command, copied, neighbors, settling, threshold, typical
 from fanal.memorization.command import AuditConfig, audit
+from fanal.memorization.settling import COLLAPSED
 from fanal.nets import MLPConfig
 from fanal.objectives import LogNormal
 from fanal.preparation import prepare
@@ -185,6 +186,35 @@ def test_runs_under_a_class_are_judged_by_its_points(tmp_path):
     run = Trajectory.record(package.trace(model, x, package.schedules.polynomial(12), package.solvers.Heun()))
     assert not float(settling(D, run).gap.max()) < 0.05
     assert float(settling(D, run, labels=wanted).gap.max()) < 1e-9
+
+
+def test_the_posterior_of_a_class_collapses_where_it_must():
+    """Of the points −1 and 1, D = tanh(x/sigma²) and the odds are exp(2x/sigma²); the level is from an ODE solver.
+
+    The second class has the same two points, so the posterior over all points stays undecided between doubles; a class
+    of one point was never undecided.
+    """
+    points, labels = torch.tensor([-1.0, 1.0, -1.0, 1.0, 0.25]).double()[:, None], torch.tensor([0, 0, 1, 1, 2])
+    D, wanted = Dataset(points, labels), torch.tensor([0, 0, 1, 1, 2])
+    start, sigmas = torch.tensor([30.0, -5.0, 60.0, 0.5, 7.0]).double(), package.schedules.polynomial(300)
+    model = package.denoiser.Labelled(D, wanted)
+    run = Trajectory.record(package.trace(model, start[:, None], sigmas, package.solvers.Heun()))
+    found = settling(D, run, labels=wanted)
+    share = optimize.brentq(lambda p: stats.entropy([p, 1 - p]) - COLLAPSED * math.log(2), 1e-9, 0.4)
+    odds = math.log((1 - share) / share)
+    for b in range(4):
+        ode = integrate.solve_ivp(
+            lambda sigma, x: (x - np.tanh(x / sigma**2)) / sigma,
+            (80.0, 0.05),
+            [float(start[b])],
+            rtol=1e-10,
+            atol=1e-12,
+            dense_output=True,
+        )
+        level = optimize.brentq(lambda sigma, ode=ode: 2 * abs(ode.sol(sigma)[0]) / sigma**2 - odds, 0.05, 80.0)
+        assert float(found.collapse[b]) == float(sigmas[sigmas <= level].max())
+    assert float(found.collapse[4]) == 80
+    assert bool(settling(D, run).collapse[:4].isnan().all())
 
 
 def test_a_run_from_infinity_settles_at_finite_levels(tmp_path, monkeypatch):
