@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from fanal.errors import FanalError
 
-__all__ = ["draw", "errors_shown", "progress", "say", "show_run", "table"]
+__all__ = ["carry_out", "draw", "errors_shown", "progress", "say", "show_run", "table"]
 
 
 def say(line: str) -> None:
@@ -56,6 +57,34 @@ def draw(folder: Path, formats: Sequence[str]) -> None:
 
         files = write_figures(folder, formats)
         say(f"figures: {len(files)} files in {folder / 'figures'}")
+
+
+def carry_out(
+    run: Callable[..., Path],
+    config: Any,
+    out: Path,
+    *,
+    overwrite: bool,
+    show: Callable[[Path], None],
+    figures: str | None = None,
+) -> None:
+    """Run a command into its run folder with a progress bar, print what it found, name its page, and draw its figures.
+
+    Args:
+        run: takes the configuration, the folder, `overwrite` and `progress`, and returns the folder.
+        config: the command's configuration.
+        out: run folder to write.
+        overwrite: replace a finished run there.
+        show: prints what is in a finished run folder.
+        figures: formats of figures for papers, as `--figures` takes them.
+    """
+    from fanal.report.paper import formats_of
+
+    formats = formats_of(figures)
+    folder = run(config, out, overwrite=overwrite, progress=progress)
+    show(folder)
+    say(f"page: {folder / 'report.html'}")
+    draw(folder, formats)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:

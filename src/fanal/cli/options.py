@@ -1,11 +1,13 @@
-"""Options of the commands that sample, so that each means the same everywhere."""
+"""Options that several commands have, so that each means the same everywhere, and how a configuration takes them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from fanal.errors import FanalError
 
 Model = Annotated[
     str,
@@ -57,6 +59,7 @@ Figures = Annotated[
     str | None,
     typer.Option(help="Also write the page's figures for papers, into its folder figures: pdf, png, svg, with commas."),
 ]
+Near = Annotated[float, typer.Option(help="Distance that counts as on the support, in units of the support's size.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; they decide rounding.", min=1)]
@@ -65,3 +68,37 @@ Threads = Annotated[int, typer.Option(help="CPU threads; they decide rounding.",
 def whole_or_name(text: str | None) -> int | str | None:
     """A whole number as such; other words are for the configuration to judge."""
     return int(text) if text is not None and text.lstrip("-").isdecimal() else text
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them.
+
+    Raises:
+        FanalError: they are something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 19 for part in parts):
+        raise FanalError(f"{option} takes whole numbers with commas, such as 6,12,24, got {text!r:.60}")
+    return tuple(int(part) for part in parts)
+
+
+def given(context: typer.Context, *aside: str, **changed: Any) -> dict[str, Any]:
+    """The options of a command by name, as the fields of its configuration.
+
+    Lists are tuples, paths are text, and a class label is a number where it is one.
+
+    Args:
+        context: the command's.
+        aside: options that are no fields, beside those about the run folder: out, overwrite and figures.
+        changed: fields with another value than their option's.
+    """
+    left = {"out", "overwrite", "figures", *aside}
+    return {name: _field(name, value) for name, value in context.params.items() if name not in left} | changed
+
+
+def _field(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Path):
+        return str(value)
+    return whole_or_name(value) if name == "label" and isinstance(value, str) else value
