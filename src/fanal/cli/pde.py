@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fanal.cli import options
-from fanal.cli.console import errors_shown, progress, say
+from fanal.cli.console import carry_out, errors_shown, say
 
 EPILOG = """
 Examples:\n
@@ -21,7 +21,17 @@ Examples:\n
 """
 
 
+def _show(folder: Path) -> None:
+    """Print what a run found."""
+    from fanal.files import read_json
+    from fanal.report.pde import headlines
+
+    for line in headlines(read_json(folder / "run.json")):
+        say(line)
+
+
 def pde(
+    context: typer.Context,
     law: Annotated[
         str,
         typer.Argument(
@@ -75,29 +85,6 @@ def pde(
     When it is stopped, the same command goes on where it was.
     """
     with errors_shown(resumable=True):
-        from fanal.files import read_json
         from fanal.pde.command import DensityConfig, densities
-        from fanal.report.pde import headlines
 
-        config = DensityConfig(
-            law=law,
-            dimension=dimension,
-            process=process,
-            back=tuple(back or ()),
-            score=score,
-            start=start,
-            end=end,
-            early=early,
-            cells=cells,
-            steps=steps,
-            reach=reach,
-            scheme=scheme,
-            particles=particles,
-            seed=seed,
-            device=device,
-            threads=threads,
-        )
-        folder = densities(config, out, overwrite=overwrite, progress=progress)
-        for line in headlines(read_json(folder / "run.json")):
-            say(line)
-        say(f"page: {folder / 'report.html'}")
+        carry_out(densities, DensityConfig(**options.given(context)), out, overwrite=overwrite, show=_show)
