@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fanal.cli import options
-from fanal.cli.console import errors_shown, progress, say, table
+from fanal.cli.console import carry_out, errors_shown, say, table
 
 EPILOG = """
 Examples:\n
@@ -31,10 +31,10 @@ def _show(folder: Path) -> None:
     table(*figures(record["results"]))
     for line in headline(record):
         say(line)
-    say(f"page: {folder / 'report.html'}")
 
 
 def guide(
+    context: typer.Context,
     support: Annotated[
         str,
         typer.Option(
@@ -62,15 +62,13 @@ def guide(
         typer.Option(help="A conditional model instead of exact scores; its class --label is the condition."),
     ] = None,
     schedule: Annotated[str, typer.Option(help="Grid: name or name:field=value,….")] = "polynomial",
-    steps: Annotated[int, typer.Option(help="Number of intervals.", min=1)] = 20,
+    steps: options.Steps = 20,
     sigma_min: Annotated[float, typer.Option(help="Smallest positive sigma.")] = 0.002,
     sigma_max: Annotated[float, typer.Option(help="First sigma.")] = 80.0,
-    near: Annotated[
-        float, typer.Option(help="Distance that counts as on the support, in units of the support's size.")
-    ] = 0.01,
-    count: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 512,
+    near: options.Near = 0.01,
+    count: options.Count = 512,
     seed: options.Seed = 0,
-    block: Annotated[int, typer.Option(help="Samples computed together.", min=1)] = 128,
+    block: options.Block = 128,
     threads: options.Threads = 1,
     out: options.Out = Path("fanal-guide"),
     overwrite: options.Overwrite = False,
@@ -86,23 +84,4 @@ def guide(
         from fanal.supports.command import GuideConfig
         from fanal.supports.command import guide as run
 
-        config = GuideConfig(
-            support=support,
-            label=label,
-            form=form,
-            scale=scale,
-            window=window,
-            process=process,
-            error=error,
-            model=model,
-            schedule=schedule,
-            steps=steps,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            near=near,
-            count=count,
-            seed=seed,
-            block=block,
-            threads=threads,
-        )
-        _show(run(config, out, overwrite=overwrite, progress=progress))
+        carry_out(run, GuideConfig(**options.given(context)), out, overwrite=overwrite, show=_show)
