@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fanal.cli import options
-from fanal.cli.console import draw, errors_shown, progress, say, table
+from fanal.cli.console import carry_out, errors_shown, say, table
 
 EPILOG = """
 Examples:\n
@@ -27,19 +26,15 @@ Examples:\n
 def _show(folder: Path) -> None:
     """Print the numbers of a run."""
     from fanal.files import read_json
-    from fanal.metrics.estimates import Estimate
+    from fanal.report.geometry.run import estimate
 
     results = read_json(folder / "run.json")["results"]
-    rows = []
-    for name, found in {**results["numbers"], **results["shape"]}.items():
-        value, se = (math.nan if found[key] is None else found[key] for key in ("value", "se"))
-        rows.append([name, Estimate(value, se, found["n"]).plain(4)])
+    rows = [[name, estimate(found)] for name, found in {**results["numbers"], **results["shape"]}.items()]
     table(["per trajectory", "mean"], rows, title="each figure ± one standard error")
     _show_regularity(results["regularity"])
     for level in results.get("flagged", ()):
         told = f"{level['deviation']:.3g} in place of {level['usual']:.3g}"
         say(f"score deviation stands out at sigma {level['sigma']:.4g}: {told}")
-    say(f"page: {folder / 'report.html'}")
 
 
 def _show_regularity(found: dict[str, Any]) -> None:
@@ -56,6 +51,7 @@ def _number(value: float | None) -> str:
 
 
 def geometry(
+    context: typer.Context,
     model: options.Model,
     out: options.Out = Path("fanal-geometry"),
     count: Annotated[int, typer.Option(help="Number of trajectories.", min=1)] = 256,
@@ -102,34 +98,6 @@ def geometry(
     with errors_shown(resumable=True):
         from fanal.geometry.command import GeometryConfig
         from fanal.geometry.command import geometry as run
-        from fanal.report.paper import formats_of
 
-        formats = formats_of(figures)
-        config = GeometryConfig(
-            model=model,
-            solver=solver,
-            schedule=schedule,
-            steps=steps,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            zero=zero,
-            count=count,
-            drawn=min(drawn, count),
-            window=window,
-            against=tuple(against or ()),
-            data=data,
-            points=points,
-            noise=noise,
-            label=options.whole_or_name(label),
-            prompt=prompt,
-            negative=negative,
-            guidance=guidance,
-            seed=seed,
-            allow_bin=allow_bin,
-            block=block,
-            device=device,
-            threads=threads,
-        )
-        folder = run(config, out, overwrite=overwrite, progress=progress)
-        _show(folder)
-        draw(folder, formats)
+        config = GeometryConfig(**options.given(context, drawn=min(drawn, count)))
+        carry_out(run, config, out, overwrite=overwrite, show=_show, figures=figures)
