@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fanal.cli import options
-from fanal.cli.console import draw, errors_shown, progress, say, table
+from fanal.cli.console import carry_out, errors_shown, say, table
 
 EPILOG = """
 Examples:\n
@@ -44,10 +44,10 @@ def _show(folder: Path) -> None:
             for name in ENDS
         ]  # fmt: skip
         table(["runs", "median sigma", "of runs"], rows, title=f"when {found['runs']} runs settle, 95 % intervals")
-    say(f"page: {folder / 'report.html'}")
 
 
 def audit(
+    context: typer.Context,
     model: options.Model,
     data: Annotated[str, typer.Option(help="What it was trained on: a data set of the package, or folder:DIR.")],
     out: options.Out = Path("fanal-audit"),
@@ -87,33 +87,6 @@ def audit(
     with errors_shown(resumable=True):
         from fanal.memorization.command import AuditConfig
         from fanal.memorization.command import audit as run
-        from fanal.report.paper import formats_of
 
-        formats = formats_of(figures)
-        config = AuditConfig(
-            model=model,
-            data=data,
-            solver=solver,
-            schedule=schedule,
-            steps=steps,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            zero=zero,
-            count=count,
-            points=points,
-            held=held,
-            level=level,
-            traced=min(traced, count),
-            label=options.whole_or_name(label),
-            prompt=prompt,
-            negative=negative,
-            guidance=guidance,
-            seed=seed,
-            allow_bin=allow_bin,
-            block=block,
-            device=device,
-            threads=threads,
-        )
-        folder = run(config, out, overwrite=overwrite, progress=progress)
-        _show(folder)
-        draw(folder, formats)
+        config = AuditConfig(**options.given(context, traced=min(traced, count)))
+        carry_out(run, config, out, overwrite=overwrite, show=_show, figures=figures)
