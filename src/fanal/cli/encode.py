@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fanal.cli import options
-from fanal.cli.console import draw, errors_shown, progress, say, table
+from fanal.cli.console import carry_out, errors_shown, table
 
 EPILOG = """
 Examples:\n
@@ -22,35 +21,29 @@ Examples:\n
 """
 
 
-def _figure(found: dict[str, Any]) -> str:
-    from fanal.metrics.estimates import Estimate
-
-    value, se = (math.nan if found[key] is None else found[key] for key in ("value", "se"))
-    return Estimate(value, se, found["n"]).plain(4)
-
-
 def _show(folder: Path) -> None:
     """Print the errors by steps."""
     from fanal.files import read_json
+    from fanal.report.geometry.run import estimate
 
     results = read_json(folder / "run.json")["results"]
     rows = results["table"]
     names = [name for name in rows[0] if name != "steps"]
-    cells = [[str(row["steps"]), *(_figure(row[name]) for name in names)] for row in rows]
+    cells = [[str(row["steps"]), *(estimate(row[name]) for name in names)] for row in rows]
     table(["steps", *names], cells, title="root mean square per entry, each figure ± one standard error")
     if len(results["solvers"]) > len(rows):
-        found = [[one["solver"], str(one["steps"]), f"{one['evaluations']:g}", _figure(one["round trip"])]
+        found = [[one["solver"], str(one["steps"]), f"{one['evaluations']:g}", estimate(one["round trip"])]
                  for one in results["solvers"]]  # fmt: skip
         table(["solver", "steps", "evaluations per image", "round trip"], found)
     if results["pairs"]:
         measured = ("codes apart", "predictions apart", "codes of other images apart")
-        found = [[" and ".join(pair["models"]), *(_figure(pair[name]) if name in pair else "" for name in measured)]
+        found = [[" and ".join(pair["models"]), *(estimate(pair[name]) if name in pair else "" for name in measured)]
                  for pair in results["pairs"]]  # fmt: skip
         table(["models", *measured], found)
-    say(f"page: {folder / 'report.html'}")
 
 
 def encode(
+    context: typer.Context,
     model: options.Model,
     data: Annotated[str, typer.Option(help="Images to encode: a data set of the package, or folder:DIR.")],
     out: options.Out = Path("fanal-encode"),
@@ -93,34 +86,6 @@ def encode(
     """
     with errors_shown(resumable=True):
         from fanal.encoding import EncodeConfig, encode_run
-        from fanal.errors import FanalError
-        from fanal.report.paper import formats_of
 
-        formats = formats_of(figures)
-        numbers = [part.strip() for part in steps.split(",")]
-        if not all(part.isascii() and part.isdigit() for part in numbers):
-            raise FanalError(f"steps are whole numbers with commas, as in 10,20,40, got {steps!r:.40}")
-        config = EncodeConfig(
-            model=model,
-            data=data,
-            split=split,
-            steps=tuple(int(part) for part in numbers),
-            other=tuple(other or ()),
-            also=tuple(also or ()),
-            noisy=noisy,
-            seed=seed,
-            solver=solver,
-            schedule=schedule,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            count=count,
-            label=options.whole_or_name(label),
-            prompt=prompt,
-            allow_bin=allow_bin,
-            block=block,
-            device=device,
-            threads=threads,
-        )
-        folder = encode_run(config, out, overwrite=overwrite, progress=progress)
-        _show(folder)
-        draw(folder, formats)
+        config = EncodeConfig(**options.given(context, steps=options.whole_numbers(steps, "--steps")))
+        carry_out(encode_run, config, out, overwrite=overwrite, show=_show, figures=figures)
