@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from fanal.cli import options
 from fanal.cli.console import errors_shown, progress, say
 from fanal.errors import FanalError
 
-if TYPE_CHECKING:
-    from fanal.bench.plans import Comparison
-
 app = typer.Typer(help="Run the comparisons behind the documentation's tables.", no_args_is_help=True)
+
+_Mixtures = Annotated[int | None, typer.Option(help="Number of mixtures. \\[default: 10]", min=0)]
+_Models = Annotated[
+    str | None, typer.Option(help="Embedded models, with commas; empty: none. \\[default: hands32,shapes32]")
+]
+_Seed = Annotated[int, typer.Option(help="Run seed of all samples.", min=0)]
 
 
 @app.command(
@@ -23,37 +29,38 @@ app = typer.Typer(help="Run the comparisons behind the documentation's tables.",
     "fanal bench schedules --out bench-schedules",
 )
 def schedules(
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-schedules"),
+    out: options.Out = Path("bench-schedules"),
     quick: Annotated[bool, typer.Option("--quick", help="Two mixtures and two solvers: seconds, not minutes.")] = False,
-    mixtures: Annotated[int, typer.Option(help="Number of mixtures.", min=0)] = 10,
-    models: Annotated[str, typer.Option(help="Embedded models, with commas; empty: none.")] = "hands32,shapes32",
+    mixtures: _Mixtures = None,
+    models: _Models = None,
     chosen: Annotated[
         str | None, typer.Option("--solvers", help="Solvers, with commas. \\[default: six, with their orders]")
     ] = None,
     calls: Annotated[
         str | None, typer.Option(help="Budgets of network calls, with commas. \\[default: 5,6,8,10]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+    seed: _Seed = 0,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Compare fixed grids, GITS and fitted grids on ten mixtures and two embedded models.
 
     When it is stopped, the same command goes on where it was.
     """
     with errors_shown(resumable=True):
-        import dataclasses
-
+        from fanal.bench.plans import compare
         from fanal.bench.schedules import SchedulesConfig
 
-        names = tuple(name for name in models.split(",") if name)
-        config = SchedulesConfig.quick() if quick else SchedulesConfig(mixtures=mixtures, models=names)
-        given: dict[str, Any] = {"seed": seed}
-        if chosen is not None:
-            given |= dict.fromkeys(("solvers", "model_solvers"), _listed(chosen))
-        if calls is not None:
-            given |= dict.fromkeys(("calls", "model_calls"), _numbers(calls))
-        config = dataclasses.replace(config, **given)
-        _compare(config, out, overwrite)
+        config = _replaced(
+            SchedulesConfig.quick() if quick else SchedulesConfig(),
+            mixtures=mixtures,
+            models=_listed(models),
+            solvers=_listed(chosen),
+            model_solvers=_listed(chosen),
+            calls=_numbers(calls, "--calls"),
+            model_calls=_numbers(calls, "--calls"),
+            seed=seed,
+        )
+        _bench(compare, config, out, overwrite)
 
 
 @app.command(
@@ -63,12 +70,10 @@ def schedules(
     "fanal bench solvers --out bench-solvers",
 )
 def solvers(
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-solvers"),
+    out: options.Out = Path("bench-solvers"),
     quick: Annotated[bool, typer.Option("--quick", help="Two mixtures, two grids, no model: seconds.")] = False,
-    mixtures: Annotated[int | None, typer.Option(help="Number of mixtures. \\[default: 10]", min=0)] = None,
-    models: Annotated[
-        str | None, typer.Option(help="Embedded models, with commas; empty: none. \\[default: hands32,shapes32]")
-    ] = None,
+    mixtures: _Mixtures = None,
+    models: _Models = None,
     chosen: Annotated[
         str | None, typer.Option("--solvers", help="Solvers, with commas. \\[default: all, with their orders]")
     ] = None,
@@ -78,8 +83,8 @@ def solvers(
     calls: Annotated[
         str | None, typer.Option(help="Budgets of network calls, with commas. \\[default: 6,12,24,48; on models to 24]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+    seed: _Seed = 0,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Measure error against calls of every solver on every grid, on ten mixtures and two embedded models.
 
@@ -87,23 +92,21 @@ def solvers(
     stopped, the same command goes on where it was.
     """
     with errors_shown(resumable=True):
-        import dataclasses
-
+        from fanal.bench.plans import compare
         from fanal.bench.solvers import SolversConfig
 
-        given: dict[str, Any] = {"seed": seed}
-        if mixtures is not None:
-            given["mixtures"] = mixtures
-        if models is not None:
-            given["models"] = _listed(models)
-        if chosen is not None:
-            given["solvers"] = _listed(chosen)
-        if schedules is not None:
-            given |= {"schedules": _listed(schedules), "model_schedules": _listed(schedules)}
-        if calls is not None:
-            given |= dict.fromkeys(("calls", "model_calls"), _numbers(calls))
-        config = dataclasses.replace(SolversConfig.quick() if quick else SolversConfig(), **given)
-        _compare(config, out, overwrite)
+        config = _replaced(
+            SolversConfig.quick() if quick else SolversConfig(),
+            mixtures=mixtures,
+            models=_listed(models),
+            solvers=_listed(chosen),
+            schedules=_listed(schedules),
+            model_schedules=_listed(schedules),
+            calls=_numbers(calls, "--calls"),
+            model_calls=_numbers(calls, "--calls"),
+            seed=seed,
+        )
+        _bench(compare, config, out, overwrite)
 
 
 @app.command(
@@ -115,6 +118,7 @@ def solvers(
     "--features inception:FILE --steps 50 --solver pndm --out latent-jumps",
 )
 def jumps(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model spec; give --real where its card names no data.")],
     solver: Annotated[str, typer.Option(help="Solver, or a schedule file's own.")] = "heun",
     schedule: Annotated[str | None, typer.Option(help="Grid, or a schedule file. \\[default: polynomial]")] = None,
@@ -124,17 +128,17 @@ def jumps(
         str | None, typer.Option(help="Real samples, as in fanal eval. \\[default: held-out ones of the card's data]")
     ] = None,
     features: Annotated[str, typer.Option(help="Features of the distances, as in fanal eval.")] = "auto",
-    label: Annotated[str | None, typer.Option(help="Class label for all samples, or `each`.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What to draw, for a text-to-image model.")] = None,
-    captions: Annotated[str | None, typer.Option(help="Caption file: sample b gets its caption b.")] = None,
-    negative: Annotated[str, typer.Option(help="What guidance leads away from, for a text-to-image model.")] = "",
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
-    seed: Annotated[int, typer.Option(help="Run seed.", min=0)] = 0,
-    block: Annotated[int, typer.Option(help="Samples computed together.", min=1)] = 64,
-    allow_bin: Annotated[bool, typer.Option("--allow-bin", help="Read a pipeline's .bin weights.")] = False,
-    device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, mps.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-jumps"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+    label: options.Label = None,
+    prompt: options.Prompt = None,
+    captions: options.Captions = None,
+    negative: options.Negative = "",
+    guidance: options.Guidance = None,
+    seed: options.Seed = 0,
+    block: options.Block = 64,
+    allow_bin: options.AllowBin = False,
+    device: options.Device = "cpu",
+    out: options.Out = Path("bench-jumps"),
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Measure quality against calls for runs that jump to their denoised prediction at any node, or just stop there.
 
@@ -143,27 +147,9 @@ def jumps(
     """
     with errors_shown(resumable=True):
         from fanal.bench.jumps import JumpsConfig
+        from fanal.bench.plans import compare
 
-        bound = int(label) if label is not None and label.isdecimal() else label
-        config = JumpsConfig(
-            model,
-            solver,
-            schedule,
-            steps,
-            count,
-            real,
-            features,
-            bound,
-            prompt,
-            captions,
-            negative,
-            guidance,
-            seed,
-            block,
-            allow_bin,
-            device,
-        )
-        _compare(config, out, overwrite)
+        _bench(compare, JumpsConfig(**options.given(context)), out, overwrite)
 
 
 @app.command(
@@ -186,27 +172,22 @@ def gits(
         int | None, typer.Option(help="Test samples of each model. \\[default: 64; 128 of small ones]")
     ] = None,
     warmup: Annotated[int | None, typer.Option(help="Warm-up samples of a search. \\[default: 32]")] = None,
-    seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-gits"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+    seed: _Seed = 0,
+    out: options.Out = Path("bench-gits"),
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Repeat the published experiments on GITS: solvers, grid, teacher, warm-up, coefficient, transfer and more.
 
     When it is stopped, the same command goes on where it was.
     """
     with errors_shown(resumable=True):
-        import dataclasses
-
         from fanal.bench.gits import GitsConfig
         from fanal.bench.gits_subject import Sizes
+        from fanal.bench.plans import compare
 
-        sizes = Sizes.quick() if quick else Sizes()
-        given = {"test": test, "light": test, "warmup": warmup}
-        sizes = dataclasses.replace(sizes, **{key: value for key, value in given.items() if value is not None})
-        config = GitsConfig(tuple(models), sizes=sizes, seed=seed)
-        if studies is not None:
-            config = dataclasses.replace(config, studies=_listed(studies))
-        _compare(config, out, overwrite)
+        sizes = _replaced(Sizes.quick() if quick else Sizes(), test=test, light=test, warmup=warmup)
+        config = _replaced(GitsConfig(tuple(models), sizes=sizes, seed=seed), studies=_listed(studies))
+        _bench(compare, config, out, overwrite)
 
 
 @app.command(
@@ -230,29 +211,23 @@ def support(
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples of each setting of that study.", min=8)] = 512,
     steps: Annotated[int, typer.Option(help="Steps of its runs.", min=5)] = 20,
-    near: Annotated[
-        float, typer.Option(help="Distance that counts as on the support, in units of the support's size.")
-    ] = 0.01,
-    seed: Annotated[int, typer.Option(help="Run seed of all samples.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-support"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+    near: options.Near = 0.01,
+    seed: _Seed = 0,
+    out: options.Out = Path("bench-support"),
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Measure how far guided runs end from the support: form, scale, steps, process, score; hunt for counter-examples.
 
     When it is stopped, the same command goes on where it was.
     """
     with errors_shown(resumable=True):
-        import dataclasses
-
+        from fanal.bench.plans import compare
         from fanal.bench.support import SupportConfig
         from fanal.bench.support_studies import Sizes
 
-        sizes = Sizes.quick() if quick else Sizes()
-        sizes = sizes if count is None else dataclasses.replace(sizes, count=count)
+        sizes = _replaced(Sizes.quick() if quick else Sizes(), count=count)
         config = SupportConfig(model=model, samples=samples, steps=steps, sizes=sizes, near=near, seed=seed)
-        if studies is not None:
-            config = dataclasses.replace(config, studies=_listed(studies))
-        _compare(config, out, overwrite)
+        _bench(compare, _replaced(config, studies=_listed(studies)), out, overwrite)
 
 
 @app.command(
@@ -277,8 +252,8 @@ def overlay(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few cells, particles and iterations: seconds.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of draws, noise and training.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-overlay"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+    out: options.Out = Path("bench-overlay"),
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Solve one reverse diffusion three ways, as a density, as particles and with a network, over each other.
 
@@ -286,28 +261,21 @@ def overlay(
     the same command goes on where it was.
     """
     with errors_shown(resumable=True):
-        import dataclasses
-
         from fanal.bench.overlay import OverlayConfig
         from fanal.bench.overlay import overlay as solve
 
-        given: dict[str, Any] = {"steps": steps, "cells": cells, "count": count}
-        given = {"law": law, "seed": seed} | {name: value for name, value in given.items() if value is not None}
-        for name, text in (("budgets", budgets), ("iterations", iterations)):
-            if text is not None:
-                given[name] = _numbers(text, f"--{name}")
-        config = dataclasses.replace(OverlayConfig.quick() if quick else OverlayConfig(), **given)
-        folder = solve(config, out, overwrite=overwrite, progress=progress, say=say)
-        say((folder / "tables.md").read_text(encoding="utf-8"))
+        config = _replaced(
+            OverlayConfig.quick() if quick else OverlayConfig(),
+            law=law,
+            steps=steps,
+            cells=cells,
+            count=count,
+            budgets=_numbers(budgets, "--budgets"),
+            iterations=_numbers(iterations, "--iterations"),
+            seed=seed,
+        )
+        folder = _bench(solve, config, out, overwrite)
         say(f"page: {folder / 'report.html'}")
-
-
-def _compare(config: Comparison, out: Path, overwrite: bool) -> None:
-    """Run a comparison and print its tables."""
-    from fanal.bench.plans import compare
-
-    folder = compare(config, out, overwrite=overwrite, progress=progress, say=say)
-    say((folder / "tables.md").read_text(encoding="utf-8"))
 
 
 @app.command(
@@ -318,7 +286,7 @@ def _compare(config: Comparison, out: Path, overwrite: bool) -> None:
     "fanal bench hallucination --out bench-hallucination",
 )
 def hallucination(
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("bench-hallucination"),
+    out: options.Out = Path("bench-hallucination"),
     quick: Annotated[bool, typer.Option("--quick", help="The plane, four methods: seconds.")] = False,
     models: Annotated[
         str | None, typer.Option(help="Models whose data have a rule. \\[default: grid2,shapes32,hands32]")
@@ -341,31 +309,40 @@ def hallucination(
         int | None, typer.Option(help="Samples that thresholds come from. \\[default: 1024]")
     ] = None,
     looks: Annotated[int | None, typer.Option(help="Samples that costly detectors see. \\[default: 512]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Measure who finds and who mends the samples that a rule calls wrong, what that costs, and what variety is lost.
 
     When it is stopped, the same command goes on where it was, also with more models, methods or samples.
     """
     with errors_shown(resumable=True):
-        import dataclasses
-
         from fanal.bench.hallucination import HallucinationConfig, bench_hallucination
 
-        given: dict[str, Any] = {"submissions": tuple(method or ())}
-        numbers = {"count": count, "budget": budget, "calibration": calibration, "looks": looks}
-        given |= {name: value for name, value in numbers.items() if value is not None}
-        given |= {
-            name: _listed(text) for name, text in (("models", models), ("detectors", detectors)) if text is not None
-        }
-        if methods is not None:
-            given["methods"] = _counted(methods)
-        start = HallucinationConfig.quick() if quick else HallucinationConfig()
-        folder = bench_hallucination(
-            dataclasses.replace(start, **given), out, overwrite=overwrite, progress=progress, say=say
+        config = _replaced(
+            HallucinationConfig.quick() if quick else HallucinationConfig(),
+            models=_listed(models),
+            count=count,
+            methods=None if methods is None else _counted(methods),
+            detectors=_listed(detectors),
+            submissions=tuple(method or ()),
+            budget=budget,
+            calibration=calibration,
+            looks=looks,
         )
-        say((folder / "tables.md").read_text(encoding="utf-8"))
+        folder = _bench(bench_hallucination, config, out, overwrite)
         say(f"tables, plots and sheets: {folder}")
+
+
+def _bench(run: Callable[..., Path], config: Any, out: Path, overwrite: bool) -> Path:
+    """Run a comparison and print its tables."""
+    folder = run(config, out, overwrite=overwrite, progress=progress, say=say)
+    say((folder / "tables.md").read_text(encoding="utf-8"))
+    return folder
+
+
+def _replaced(start: Any, **given: Any) -> Any:
+    """Settings with the values that are given."""
+    return dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
 
 
 def _counted(text: str) -> dict[str, int | None]:
@@ -379,8 +356,10 @@ def _counted(text: str) -> dict[str, int | None]:
     return found
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def _listed(text: str | None) -> tuple[str, ...] | None:
     """Split at commas; `name:a=1,b=2` stays whole, since a part with `=` but no colon goes on with the one before."""
+    if text is None:
+        return None
     parts: list[str] = []
     for part in filter(None, text.split(",")):
         if parts and "=" in part and ":" not in part.partition("=")[0]:
@@ -390,8 +369,5 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _numbers(text: str, option: str = "--calls") -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part)
-    except ValueError:
-        raise FanalError(f"{option} takes whole numbers with commas, such as 6,12,24, got {text!r}") from None
+def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    return None if text is None else options.whole_numbers(text, option)
