@@ -98,8 +98,8 @@ def test_distances_of_normal_laws():
     moved = np.roll(p, 150)  # by 1.5 to the right
     assert pde.w2(grid, p, moved) == pytest.approx(1.5, rel=1e-9)
     assert pde.kl(grid, p, np.where(grid.centers[0] < 0, 0, p)) == math.inf
-    with pytest.raises(FanalError, match="one axis"):
-        pde.w2(pde.Grid.even([0, 0], [1, 1], [3, 3]), np.ones((3, 3)), np.ones((3, 3)))
+    with pytest.raises(FanalError, match="one or two axes"):
+        pde.w2(pde.Grid.even([0] * 3, [1] * 3, [3] * 3), np.ones((3, 3, 3)), np.ones((3, 3, 3)))
 
 
 def test_averages_are_integrals():

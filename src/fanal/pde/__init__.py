@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fanal.pde.distances import equal_parts as equal_parts
 from fanal.pde.distances import kl as kl
 from fanal.pde.distances import tv as tv
 from fanal.pde.distances import w2 as w2
+from fanal.pde.distances import wasserstein as wasserstein
 from fanal.pde.equations import brownian as brownian
 from fanal.pde.equations import ornstein_uhlenbeck as ornstein_uhlenbeck
 from fanal.pde.equations import radial as radial
