@@ -13,7 +13,7 @@ import fanal as package
 from fanal.bench.plans import compare
 from fanal.bench.support import SupportConfig
 from fanal.bench.support_cells import Grid
-from fanal.bench.support_guided import deciding
+from fanal.bench.support_guided import busiest, deciding, placed
 from fanal.bench.support_hunt import Suspect, climb, final_distance, retried, search
 from fanal.bench.support_network import Drawn, network_scores, train_network
 from fanal.bench.support_results import broken, failures, fits, needed
@@ -201,9 +201,20 @@ def test_the_nonlinear_interval_is_where_a_path_turns():
 def test_the_deciding_window_is_where_predictions_part():
     sigmas = torch.cat([package.schedules.logsnr(40, 0.01, 100.0, zero=False), torch.zeros(1).double()])
     middle = sigmas[:-1].log().abs() < 1.0
-    low, high = deciding(middle.double(), sigmas)
+    low, high = deciding(middle.double(), sigmas, (0.05, 0.95))
     assert math.exp(-1.3) < low < math.exp(-0.6)
     assert math.exp(0.6) < high < math.exp(1.3)
+
+
+def test_the_critical_window_holds_the_steps_with_most_hits():
+    hits = t(0.0, 0.1, 0.3, 0.4, 0.2, 0.1, 0.0, 0.0)
+    assert busiest(hits, 3) == 2
+    assert busiest(torch.ones(8), 3) == 0
+    sigmas = torch.cat([torch.arange(8, 0, -1), torch.zeros(1)]).double()
+    windows = placed(3, 2, sigmas)
+    assert windows == {"critical": (4.0, 5.0), "first": (7.0, 8.0), "above": (6.0, 7.0), "below": (2.0, 3.0)}
+    assert placed(6, 2, sigmas)["below"] == (1.0, 2.0)  # nothing is left below
+    assert placed(1, 2, sigmas)["above"] == (7.0, 8.0)
 
 
 def suspect():
@@ -300,20 +311,29 @@ def test_guided_hallucination_counts_wrong_samples_on_the_same_noise(tmp_path):
     """On a network of random weights: calls by setting, every sample judged, changes that are differences of rates."""
     card = {"recipe": {"data": "shapes32"}}
     tiny(tmp_path / "model", shape=(1, 32, 32), classes=7, card=card)
-    config = SupportConfig(studies=("hallucination",), model=str(tmp_path / "model"), samples=8, steps=6)
-    told = record(compare(config, tmp_path / "run"))["results"]["hallucination"]
+    config = SupportConfig(studies=("hallucination",), model=str(tmp_path / "model"), samples=8, steps=8)
+    run = compare(config, tmp_path / "run")
+    told = record(run)["results"]["hallucination"]
     rows = {(row["scale"], row["where"]): row for row in told["rows"]}
-    assert set(rows) == {(1.0, "everywhere")} | {
-        (scale, where) for scale in (2.0, 4.0, 8.0) for where in ("everywhere", "turning", "deciding", "core")
+    windows = ("critical", "first", "above", "below")
+    assert set(rows) == {(0.0, "everywhere"), (1.0, "everywhere")} | {
+        (scale, where) for scale in (2.0, 4.0, 8.0) for where in ("everywhere", *windows, "core")
     }
-    assert rows[1.0, "everywhere"]["evaluations"] == 6
-    assert rows[4.0, "everywhere"]["evaluations"] == 12
-    assert 6 < rows[4.0, "deciding"]["evaluations"] <= 12
+    for scale in (0.0, 1.0):
+        assert rows[scale, "everywhere"]["evaluations"] == 8
+    assert rows[4.0, "everywhere"]["evaluations"] == 16
+    assert all(rows[4.0, where]["evaluations"] == 10 for where in windows)  # a quarter of the steps: equally many
     plain = rows[1.0, "everywhere"]["wrong"]["value"]
-    for row in rows.values():
+    for (scale, _), row in rows.items():
         assert row["n"] == 8
         assert sum(row["verdicts"]) == 8
-        assert row["wrong"]["value"] - plain == pytest.approx(row["change"]["value"])
+        wrong, whole = row["wrong"]["value"], rows[scale, "everywhere"]["wrong"]["value"]
+        assert wrong - plain == pytest.approx(row["change"]["value"])
+        assert wrong - whole == pytest.approx(row["against everywhere"]["value"])
+        assert row["served"]["value"] <= min(row["asked"]["value"], 1 - wrong)
+        assert row["diversity"]["coverage"]["ratio"] is None or scale != 1 or row["diversity"]["coverage"]["ratio"] == 1
+    assert sum(told["index"]["largest"]) == 8
+    assert "critical: steps" in (run / "tables.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_a_guided_run_is_written_again(guided):

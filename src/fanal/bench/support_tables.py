@@ -143,24 +143,55 @@ def _hunt(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(head, lines)
 
 
+def _where(row: Mapping[str, Any], windows: Mapping[str, Sequence[float]]) -> list[str]:
+    """Scale and window of a setting."""
+    names: dict[float, str] = {0: "without the class", 1: "no guidance"}
+    where = names.get(row["scale"], str(row["where"]))
+    if row["where"] in windows:
+        where += " {:.2g} to {:.2g}".format(*windows[row["where"]])
+    return [f"{row['scale']:g}", where]
+
+
 def _hallucination(found: Mapping[str, Any]) -> str:
-    rows = []
-    names = list(found["rows"][0].get("diversity", {}))
+    """Rates and cost, and then diversity against no guidance."""
+    rates = ("wrong", "change", "against everywhere", "against critical", "asked", "served")
+    rows, varied = [], []
+    names = [name for name in found["rows"][0]["diversity"] if not name.startswith("histogram")]
     for row in found["rows"]:
-        where = row["where"]
-        if where in found["windows"]:
-            where += " {:.2g} to {:.2g}".format(*found["windows"][where])
-        diversity = [
-            Estimate(**row["diversity"][name]).plain(2) if name in row.get("diversity", {}) else "–" for name in names
-        ]
-        asked = _percent(row["asked"]) if "asked" in row else "–"
-        rows.append(
-            [f"{row['scale']:g}", where if row["scale"] != 1 else "no guidance", str(row["n"]), _percent(row["wrong"]),
-             _percent(row["change"]), asked, Estimate(**row["spread"]).plain(2), *diversity,
-             f"{row['evaluations']:.0f}"]
-        )  # fmt: skip
-    head = ["w", "where", "samples", "wrong", "change", "class as asked", "spread", *names, "predictions"]
-    return markdown(head, rows)
+        own, scale = _where(row, found["windows"]), row["scale"]
+        left_out = {key for key in rates if key not in row or (key.startswith("against") and scale <= 1)}
+        shown = ["–" if key in left_out else _percent(row[key]) for key in rates]
+        rows.append([*own, *shown, f"{row['evaluations']:.0f}"])
+        figures = [_figure(row["diversity"].get(name)) for name in names]
+        varied.append([*own, Estimate(**row["spread"]).plain(2), *figures])
+    head = [
+        "w",
+        "where",
+        "wrong",
+        "change",
+        "against everywhere",
+        "against critical",
+        "class as asked",
+        "right and as asked",
+    ]
+    text = markdown([*head, "predictions"], rows)
+    return f"{text}\n{_index(found)}\n{markdown(['w', 'where', 'spread', *names], varied)}"
+
+
+def _figure(own: Mapping[str, Any] | None) -> str:
+    """A figure of diversity, its ratio to that without guidance, and the judgment."""
+    if own is None or own["value"] is None or own["ratio"] is None:
+        return "–"
+    return f"{own['value']:.2f}: {Estimate(own['ratio'], own['ratio_se'] or 0.0, 0).plain(2)}, {own['judged']}"
+
+
+def _index(found: Mapping[str, Any]) -> str:
+    own = found["index"]
+    last = own["first"] + own["length"] - 1
+    return (
+        f"{found['rows'][0]['n']} samples of each; critical: steps {own['first']} to {last} of {found['steps']}, with "
+        f"{100 * own['inside']:.0f} % of all crossings of the index's threshold.\n"
+    )
 
 
 _PARTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
