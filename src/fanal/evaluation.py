@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -256,26 +255,30 @@ def _identity(setup: _Setup) -> dict[str, str]:
     return result
 
 
+@dataclass(frozen=True)
 class _Blocks:
-    """Numbers the blocks of a run: first the real ones, then the samples, then their captions."""
+    """How a tensor is computed block by block."""
 
-    def __init__(self, run: Run, size: int, progress: Progress) -> None:
-        self.run, self.size, self.progress, self.used = run, size, progress, 0
+    run: Run
+    size: int
+    progress: Progress
 
-    def collect(self, n: int, what: str, work: Callable[[int, int], Tensor]) -> Tensor:
-        """Compute a tensor of n rows block by block; what is stored already is read."""
-        parts = []
-        for start in self.progress(range(0, n, self.size), what):
-            stop, index = min(start + self.size, n), self.used + start // self.size
-            tensors, _ = self.run.block(index, lambda: ({"rows": work(start, stop)}, {}))  # noqa: B023
-            parts.append(tensors["rows"])
-        self.used += math.ceil(n / self.size)
-        return torch.cat(parts)
+    def collect(self, n: int, stage: str, what: str, work: Callable[[range], Tensor]) -> Tensor:
+        """Compute a tensor of n rows; what is stored already is read."""
+        parts = self.run.blocks(
+            range(n),
+            self.size,
+            lambda rows: ({"rows": work(rows)}, {}),
+            what=what,
+            progress=self.progress,
+            stage=f"block-{stage}",
+        )
+        return torch.cat([tensors["rows"] for tensors, _ in parts])
 
-    def statistics(self, source: Samples, extract: Extractor, what: str) -> Statistics:
+    def statistics(self, source: Samples, extract: Extractor, stage: str, what: str) -> Statistics:
         """Extract features and their statistics."""
-        rows = self.collect(len(source), what, lambda start, stop: extract(source.read(start, stop)).float())
-        return Statistics.of(rows, extract.name, extract.sha256)
+        found = self.collect(len(source), stage, what, lambda rows: extract(source.read(rows.start, rows.stop)).float())
+        return Statistics.of(found, extract.name, extract.sha256)
 
 
 def _compare(
@@ -319,9 +322,9 @@ def _work(setup: _Setup, run: Run, progress: Progress) -> dict[str, Any]:
         side = setup.real
         real = side if isinstance(side, Statistics) else None
         if isinstance(side, Samples):
-            real = blocks.statistics(side, extract, "features of real samples")
+            real = blocks.statistics(side, extract, "real", "features of real samples")
     if extract is not None and real is not None and setup.samples is not None:
-        x = blocks.statistics(setup.samples, extract, "features of samples")
+        x = blocks.statistics(setup.samples, extract, "samples", "features of samples")
         x.check_same(real)
         seconds["features"] = time.perf_counter() - begin
         figures, spent = _compare(setup, x, real, progress)
@@ -341,10 +344,10 @@ def _work(setup: _Setup, run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def _clip(clip: Clip, captions: Captions, samples: Samples, blocks: _Blocks) -> dict[str, Any]:
-    def work(start: int, stop: int) -> Tensor:
-        return clip(samples.read(start, stop), captions.texts[start:stop])
+    def work(rows: range) -> Tensor:
+        return clip(samples.read(rows.start, rows.stop), captions.texts[rows.start : rows.stop])
 
-    return {"clip": as_json(clip_score(blocks.collect(len(samples), "CLIP", work)))}
+    return {"clip": as_json(clip_score(blocks.collect(len(samples), "clip", "CLIP", work)))}
 
 
 def evaluate(
