@@ -11,7 +11,6 @@ from scipy import integrate, stats
 
 from fanal import pde
 from fanal.errors import FanalError
-from fanal.pde.instability import blow_up, mode, mode_rate
 from fanal.pde.laws import LAWS, averages
 
 
@@ -116,15 +115,6 @@ def test_a_box_has_its_mass_in_cells_of_any_width():
     p = pde.law("box").cells(grid)
     assert grid.mass(p) == pytest.approx(1, abs=1e-14)
     assert p == pytest.approx([0, 0.6 / 0.8 * 0.5, 0.5, 0.5, 0.1 / 0.8 * 0.5, 0], abs=1e-14)
-
-
-def test_waves_between_walls_and_blow_up_of_brownian_motion():
-    grid = pde.Grid.even(0, 2, 100)
-    for n in (1, 3):
-        rate = mode_rate(0, 2, n, pde.brownian, "brownian")
-        assert rate == pytest.approx(mode(grid, n, "brownian")[1], rel=4 * (n * math.pi / 60) ** 2 / 12)
-    found = blow_up(grid, pde.brownian, np.ones(100) / 2, lambda x, s: np.full(len(x), 0.5), 1.0)
-    assert found.rate == pytest.approx(4 / 0.02**2, rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.polynomial import hermite_e
-from scipy import sparse
+from scipy import sparse, stats
 from scipy.linalg import eigh_tridiagonal
-from scipy.sparse.linalg import expm_multiply
+from scipy.sparse.linalg import ArpackNoConvergence, eigs, expm_multiply
+from scipy.special import eval_genlaguerre
 
 from fanal.errors import FanalError
 from fanal.pde.fokker_planck import Drift, generator
@@ -31,7 +32,7 @@ class BlowUp:
         densities: (T, *shape).
         growth: (T,) total size of the difference from the density that it should have followed.
         rate: slope of the growth's logarithm where it grows from rounding to the size of the density.
-        fastest: largest growth rate of the grid's matrix.
+        fastest: largest growth rate of the grid's matrix; NaN: not found, as in cells too wide for their drift.
         theory: `4·Σ 1/h²`, the rate of the shortest wave a grid of such cells can hold.
         lost: the first time at which the difference is larger than the density itself; None: not reached.
     """
@@ -61,77 +62,105 @@ def blow_up(
     """Follow the unstable reverse, exactly in time, from a density until rounding has become larger than it.
 
     Args:
-        grid: the cells, of one axis.
+        grid: the cells.
         drift: of the forward equation.
         density: at the start, (*shape).
         truth: density (cells,) that it should have, as `truth(points, s)`.
         end: the last time, if it is not lost before.
         points: times that are kept.
-
-    Raises:
-        FanalError: the grid has several axes.
     """
-    if len(grid.edges) != 1:
-        raise FanalError(f"the unstable reverse is shown on one axis, got {len(grid.edges)}")
     matrix = unstable(grid, drift)
-    fastest = _largest(matrix)
-    times = np.linspace(0, min(end, 50 / fastest), points)
+    fastest, theory = _largest(grid, matrix), _shortest(grid)
+    times = np.linspace(0, min(end, 50 / (fastest if fastest > 0 else theory)), points)
     densities = np.asarray(expm_multiply(matrix, density.ravel(), 0.0, times[-1], points))
-    wanted = np.stack([truth(grid.centers[0][:, None], float(s)).ravel() for s in times])
-    growth = (np.abs(densities - wanted) * grid.widths[0]).sum(1)
+    wanted = np.stack([truth(grid.points, float(s)).ravel() for s in times])
+    growth = (np.abs(densities - wanted) * grid.volumes.ravel()).sum(1)
     # Below, the error of cells and rounding; from there on, the fastest waves alone.
     grown = growth > 10 * growth[: points // 4].max()
     rate = float(np.polyfit(times[grown], np.log(growth[grown]), 1)[0]) if grown.sum() > 3 else math.nan
     over = np.flatnonzero(growth > 1)
-    theory = 4 * float((1 / grid.widths[0] ** 2).max())
-    return BlowUp(times, densities, growth, rate, fastest, theory, float(times[over[0]]) if len(over) else None)
+    lost = float(times[over[0]]) if len(over) else None
+    return BlowUp(times, densities.reshape(points, *grid.shape), growth, rate, fastest, theory, lost)
 
 
-def _largest(matrix: sparse.csc_matrix) -> float:
-    """The largest eigenvalue of a tridiagonal matrix whose neighbors act on each other with one sign."""
+def _shortest(grid: Grid) -> float:
+    """The rate of the shortest wave that the cells can hold: one up, one down, along every axis."""
+    return 4 * sum(float((1 / widths**2).max()) for widths in grid.widths)
+
+
+def _largest(grid: Grid, matrix: sparse.csc_matrix) -> float:
+    """The largest growth rate of a matrix; NaN where it was not found, in cells too wide for their drift."""
     middle, product = matrix.diagonal(), matrix.diagonal(1) * matrix.diagonal(-1)
-    if (product < 0).any():
-        return float(np.linalg.eigvals(matrix.toarray()).real.max())
-    last = (len(middle) - 1,) * 2
-    return float(eigh_tridiagonal(middle, np.sqrt(product), eigvals_only=True, select="i", select_range=last)[0])
+    if len(grid.edges) == 1 and (product >= 0).all():  # tridiagonal, neighbors act on each other with one sign
+        last = (len(middle) - 1,) * 2
+        return float(eigh_tridiagonal(middle, np.sqrt(product), eigvals_only=True, select="i", select_range=last)[0])
+    board = (-1.0) ** np.indices(grid.shape).sum(0).ravel()  # near the fastest wave, and the same in every run
+    try:
+        found = eigs(matrix, 1, which="LR", v0=board, tol=1e-5, maxiter=2000, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]
+    except ArpackNoConvergence:
+        return math.nan
+    return float(np.real(np.asarray(found)).max())
 
 
-def mode(grid: Grid, number: int, process: str) -> tuple[Array, float]:
+def mode(grid: Grid, number: int | Sequence[int], process: str, dimension: int | None = None) -> tuple[Array, float]:
     """Return a wave that the forward equation only shrinks, in cells, and by which rate.
 
     For Ornstein–Uhlenbeck the Hermite function `He_n(x)·N(x)`, rate n; for Brownian motion between walls
-    `cos(nπ(x − a)/W)`, rate `(nπ/W)²`.
+    `cos(nπ(x − a)/W)`, rate `(nπ/W)²`. On several axes waves are products, and their rates add. Of the distance from 0
+    under Ornstein–Uhlenbeck `L_n(r²/2)·chi(r)` with the Laguerre polynomial of index d/2 − 1, rate 2n.
 
     Args:
-        grid: the cells, of one axis.
-        number: n.
+        grid: the cells.
+        number: n, one per axis.
         process: "ou" or "brownian".
+        dimension: d, where the axis is the distance from 0; None: it is not.
+
+    Raises:
+        FanalError: there is not one number per axis, or there are distances that no wave is known for.
     """
-    x, edges = grid.centers[0], grid.edges[0]
-    if process == "brownian":
-        k = number * math.pi / (edges[-1] - edges[0])
-        return np.cos(k * (x - edges[0])), k**2
-    series = np.zeros(number + 1)
-    series[number] = 1
-    return np.asarray(hermite_e.hermeval(x, series) * np.exp(-(x**2) / 2), dtype=np.float64), float(number)
+    numbers = [int(n) for n in np.atleast_1d(number)]
+    if len(numbers) != len(grid.edges):
+        raise FanalError(f"a wave has one number per axis, got {len(numbers)} for {len(grid.edges)}")
+    if dimension is not None:
+        if process != "ou":
+            raise FanalError("waves of a distance are those of Ornstein–Uhlenbeck")
+        r, (n,) = grid.centers[0], numbers
+        return stats.chi.pdf(r, dimension) * eval_genlaguerre(n, dimension / 2 - 1, r**2 / 2), 2.0 * n
+    wave, rate = np.ones(()), 0.0
+    for x, edges, n in zip(grid.centers, grid.edges, numbers, strict=True):
+        if process == "brownian":
+            k = n * math.pi / (edges[-1] - edges[0])
+            along, own = np.cos(k * (x - edges[0])), k**2
+        else:
+            along, own = hermite_e.hermeval(x, np.eye(n + 1)[n]) * np.exp(-(x**2) / 2), float(n)
+        wave, rate = np.multiply.outer(wave, along), rate + own
+    return wave, rate
 
 
-def mode_rate(low: float, high: float, number: int, drift: Drift, process: str, cells: int = _CELLS) -> float:
+def mode_rate(
+    low: float | Sequence[float],
+    high: float | Sequence[float],
+    number: int | Sequence[int],
+    drift: Drift,
+    process: str,
+    cells: int = _CELLS,
+    dimension: int | None = None,
+) -> float:
     """Return the rate at which the unstable reverse makes one wave grow, measured on a coarse grid.
 
     Args:
-        low: left wall; for Ornstein–Uhlenbeck so far out that waves end before it, as −8.
+        low: left wall, one per axis; for Ornstein–Uhlenbeck so far out that waves end before it, as −8.
         high: right wall.
         number: of the wave, as `mode` counts.
         drift: of the forward equation.
         process: "ou" or "brownian".
-        cells: of the grid.
+        cells: of the grid, per axis.
+        dimension: as in `mode`.
     """
-    grid = Grid.even(low, high, cells)
-    wave, _ = mode(grid, number, process)
-    matrix = unstable(grid, drift)
-    span = _SPAN * float(grid.widths[0].min()) ** 2 / 4
-    grown = np.asarray(expm_multiply(matrix * span, wave))
-    # A mode is orthogonal to the others with the weight 1/N (1 between walls): the share is read off with it.
-    weight = np.ones_like(wave) if process == "brownian" else np.exp(grid.centers[0] ** 2 / 2)
-    return math.log(float((grown * wave * weight).sum() / (wave * wave * weight).sum())) / span
+    grid = Grid.even(low, high, [cells] * len(np.atleast_1d(low)))
+    wave, _ = mode(grid, number, process, dimension)
+    # A mode is orthogonal to the others with the weight 1/(wave 0): the share is read off with it.
+    ground, _ = mode(grid, [0] * len(grid.edges), process, dimension)
+    span = _SPAN / _shortest(grid)
+    grown = np.asarray(expm_multiply(unstable(grid, drift) * span, wave.ravel())).reshape(wave.shape)
+    return math.log(float((grown * wave / ground).sum() / (wave * wave / ground).sum())) / span
