@@ -9,11 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["Condition", "Family", "Prompted", "Silent", "Table", "multiple", "pair", "same_channels", "vae_factor"]
+__all__ = [
+    "Condition",
+    "Family",
+    "Prompted",
+    "Silent",
+    "Table",
+    "decoded",
+    "multiple",
+    "pair",
+    "same_channels",
+    "vae_factor",
+]
 
 Table = dict[str, Tensor]
 """Encoded prompts by what they are, e.g. `text` and `pooled`; axis 0 counts prompts."""
@@ -164,3 +176,30 @@ class Prompted:
     def pack(self, z: Tensor) -> Tensor:
         """Return z."""
         return z
+
+
+def decoded(vae: Any, x: Tensor) -> Tensor:
+    """Decode latents as the pipelines do: `x·std/scaling + mean`, or `x/scaling + shift`.
+
+    Args:
+        vae: the pipeline's; a half-precision one that asks for it is in single precision meanwhile.
+        x: clean latents, (B, C, h, w).
+
+    Returns:
+        Pictures, (B, 3, H, W), float32.
+    """
+    config = vae.config
+    half = vae.dtype == torch.float16 and config.force_upcast
+    if half:
+        vae.to(torch.float32)
+    try:
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        z = x / config.scaling_factor
+        if mean is not None and std is not None:
+            z = z * torch.tensor(std).to(z).view(1, -1, 1, 1) + torch.tensor(mean).to(z).view(1, -1, 1, 1)
+        else:
+            z = z + (config.get("shift_factor") or 0.0)
+        return vae.decode(z.to(vae.dtype), return_dict=False)[0].float()
+    finally:
+        if half:
+            vae.to(torch.float16)

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fanal.adapters.pipeline_base import Condition, Family, Table
+from fanal.adapters.pipeline_base import Condition, Family, Table, decoded
 from fanal.adapters.pipeline_families import FAMILIES
 from fanal.adapters.pipeline_files import Layout, fetch, read_layout
 from fanal.adapters.pipeline_loading import build_pipeline, telling
@@ -199,7 +199,7 @@ class PipelineNetwork:
             pixels = 2 * x.float() - 1 if self.process.space == "sde" else x.float()
             return pixels.clamp(-1, 1)
         few = max(1, _DECODED // (self.size[0] * self.size[1]))
-        return torch.cat([_decoded(vae, part) for part in x.split(few)]).clamp(-1, 1)
+        return torch.cat([decoded(vae, part) for part in x.split(few)]).clamp(-1, 1)
 
     def to(self, device: torch.device | str) -> PipelineNetwork:
         """Move the pipeline's modules; returns this object."""
@@ -337,25 +337,6 @@ def _family_of(pipeline: Any) -> Family:
     if name not in FAMILIES:
         raise unknown_name("pipeline class", name[:60], FAMILIES)
     return FAMILIES[name]
-
-
-def _decoded(vae: Any, x: Tensor) -> Tensor:
-    """Decode latents as the pipelines do: `x·std/scaling + mean`, or `x/scaling + shift`."""
-    config = vae.config
-    half = vae.dtype == torch.float16 and config.force_upcast
-    if half:
-        vae.to(torch.float32)
-    try:
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        z = x / config.scaling_factor
-        if mean is not None and std is not None:
-            z = z * torch.tensor(std).to(z).view(1, -1, 1, 1) + torch.tensor(mean).to(z).view(1, -1, 1, 1)
-        else:
-            z = z + (config.get("shift_factor") or 0.0)
-        return vae.decode(z.to(vae.dtype), return_dict=False)[0].float()
-    finally:
-        if half:
-            vae.to(torch.float16)
 
 
 def load_pipeline(
