@@ -8,7 +8,6 @@ and trained on draws of the same law. Particles of all runs begin at the same no
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from torch import Tensor
 from fanal import metrics, pde
 from fanal.bench.overlay_network import recipe_of, restored, train_on
 from fanal.bench.overlay_tables import tables
+from fanal.bench.plans import opened
 from fanal.denoiser import Counted, Denoiser
 from fanal.errors import FanalError
 from fanal.files import read_json, write_tensors
@@ -31,10 +31,10 @@ from fanal.metrics.kernels import median_distance
 from fanal.particles import sigma_of
 from fanal.pde.grid import Array, Grid
 from fanal.pde.laws import law
-from fanal.runs import Progress, Run, cpu_threads, quiet
+from fanal.runs import Progress, Run, quiet
 from fanal.sampling import Solver, trace
 from fanal.schedules import polynomial
-from fanal.seeding import noise
+from fanal.seeding import noise, run_seeds
 from fanal.solvers import DDPM, Heun
 from fanal.summary import as_json
 
@@ -166,7 +166,7 @@ class _Ways:
         config, kept = self.config, self.frames if steps == self.config.steps else [steps]
         times = config.times(steps)
         sigmas = torch.tensor([sigma_of(t) for t in times], dtype=torch.float64)
-        seeds = range(1_000_000 * config.seed, 1_000_000 * config.seed + config.count)
+        seeds = run_seeds(config.seed, config.count)
         x = noise((2,), seeds, math.exp(config.end), dtype=torch.float64)
         counted, found = Counted(denoiser), [x * math.exp(-config.end)] if 0 in kept else []
         with torch.no_grad():
@@ -301,18 +301,11 @@ def overlay(
     from fanal.report.overlay import overlay_page
 
     clock = time.perf_counter()
-    with cpu_threads(config.threads), Run(out, config.command, dataclasses.asdict(config), overwrite=overwrite) as run:
-        if run.resumed:
-            say(f"resuming: {run.resumed} blocks are there already")
+    with opened(config, out, overwrite=overwrite, say=say) as run:
         ways = _Ways(config, run, progress)
         results, tensors = ways.measured()
         write_tensors(run.path("ways.safetensors"), tensors)
         run.path("tables.md").write_text(tables(results), encoding="utf-8")
-        run.describe(
-            {
-                "seconds": time.perf_counter() - clock,
-                "results": results,
-            }
-        )
+        run.describe({"seconds": time.perf_counter() - clock, "results": results})
         overlay_page(run.part, read_json(run.path("run.json"))).write(run.path("report.html"))
         return run.finish()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -14,7 +15,7 @@ from fanal.bench.plots import Panel, write_plots
 from fanal.files import write_tensors
 from fanal.runs import Progress, Run, cpu_threads, quiet
 
-__all__ = ["Comparison", "Found", "Outcome", "Plan", "compare"]
+__all__ = ["Comparison", "Found", "Outcome", "Plan", "Settings", "compare", "opened"]
 
 Found = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and notes of one block."""
@@ -54,8 +55,8 @@ class Plan:
     identity: Mapping[str, str] = field(default_factory=dict)
 
 
-class Comparison(Protocol):
-    """The settings of a comparison, a frozen dataclass of plain JSON values."""
+class Settings(Protocol):
+    """What a command of `fanal bench` depends on, a frozen dataclass of plain JSON values."""
 
     command: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -65,6 +66,10 @@ class Comparison(Protocol):
         """CPU threads."""
         ...
 
+
+class Comparison(Settings, Protocol):
+    """The settings of a comparison."""
+
     def plan(self) -> Plan:
         """Return the work.
 
@@ -72,6 +77,36 @@ class Comparison(Protocol):
             FanalError: the settings do not work.
         """
         ...
+
+
+@contextmanager
+def opened(
+    config: Settings,
+    out: str | Path,
+    *,
+    overwrite: bool,
+    say: Callable[[str], None],
+    what: str = "blocks",
+    identity: Mapping[str, str] | None = None,
+) -> Iterator[Run]:
+    """Open a run folder with its number of CPU threads, and say how much is there already.
+
+    Args:
+        config: decides what a block contains.
+        out: the run folder.
+        overwrite: replace a finished run.
+        say: takes one line for the user.
+        what: a block's name for the user, in the plural.
+        identity: what decides the numbers beside the configuration.
+
+    Raises:
+        FanalError: the place does not work.
+    """
+    head = dataclasses.asdict(config)
+    with cpu_threads(config.threads), Run(out, config.command, head, identity=identity, overwrite=overwrite) as run:
+        if run.resumed:
+            say(f"resuming: {run.resumed} {what} are there already")
+        yield run
 
 
 def compare(
@@ -97,10 +132,7 @@ def compare(
     """
     with cpu_threads(config.threads):
         plan = config.plan()
-        head = dataclasses.asdict(config)
-        with Run(out, config.command, head, identity=plan.identity, overwrite=overwrite) as run:
-            if run.resumed:
-                say(f"resuming: {run.resumed} {plan.what} are there already")
+        with opened(config, out, overwrite=overwrite, say=say, what=plan.what, identity=plan.identity) as run:
             found: list[Found] = []
             for i in progress(range(len(plan.blocks)), plan.what):
                 found.append(run.block(i, lambda work=plan.blocks[i]: work(found)))
