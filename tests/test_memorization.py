@@ -18,6 +18,7 @@ from scipy import integrate, optimize, stats
 
 import fanal as package
 from fanal.datasets import get
+from fanal.datasets.levels import levels_of
 from fanal.errors import FanalError
 from fanal.exact import Dataset
 from fanal.memorization import command, copied, neighbors, settling, threshold, typical
@@ -186,6 +187,29 @@ def test_runs_under_a_class_are_judged_by_its_points(tmp_path):
     run = Trajectory.record(package.trace(model, x, package.schedules.polynomial(12), package.solvers.Heun()))
     assert not float(settling(D, run).gap.max()) < 0.05
     assert float(settling(D, run, labels=wanted).gap.max()) < 1e-9
+
+
+def test_a_class_is_measured_by_its_own_held_out_points(tmp_path):
+    """A class on a line has small ratios without any copy: against held-out points of all it would be guilty."""
+    classes = levels_of(get("digits8"), "held out").labels
+    config = AuditConfig("data:digits8", "digits8", steps=4, count=4, block=4, traced=0, level=0.05, label=3)
+    found = record(audit(config, tmp_path / "run"))["results"]["copies"]
+    assert classes is not None
+    assert found["held"] == int((classes == 3).sum()) < len(classes)
+    with pytest.raises(FanalError, match="none of the 2 held-out points of digits8 is of class 3"):
+        audit(dataclasses.replace(config, held=2), tmp_path / "few")
+
+    def drawn(n, seed, share=0.05):
+        x = normal(n, 8, seed=seed)
+        line = torch.arange(n) < share * n
+        x[line, 1:] = 50.0
+        return x, line
+
+    exact = Dataset(drawn(2000, 1)[0])
+    (held, line), (new, _) = drawn(2000, 2), drawn(100, 3, share=1.0)
+    ratio, own = neighbors(exact, held).ratio, neighbors(exact, new).ratio
+    assert copied(own, ratio).p < 1e-6
+    assert copied(own, ratio[line]).p > 0.01
 
 
 def test_the_posterior_of_a_class_collapses_where_it_must():

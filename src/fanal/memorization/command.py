@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from fanal import pictures
 from fanal.datasets import Dataset as Source
 from fanal.datasets import get
-from fanal.denoiser import Latent, Model, counters
+from fanal.denoiser import Latent, counters
 from fanal.errors import FanalError
 from fanal.exact import Dataset
 from fanal.exact.reference import digest, first_points, labels_of, names_of, reference
@@ -97,15 +98,30 @@ class AuditConfig:
         return sampling_of(self)
 
 
-def _sets(config: AuditConfig, network: Model) -> tuple[Source, Dataset, Points]:
+def _sets(config: AuditConfig, setup: Setup) -> tuple[Source, Dataset, Points]:
     """The data, the exact denoiser of the training points, and held-out points."""
     source = get(config.data)
-    exact = reference(source, network, config.points)
+    exact = reference(source, setup.network, config.points)
     if len(exact) < 2:
         raise FanalError(f"{config.data} has one training point: copies are told from two or more")
-    held = Points(first_points(source, "held out", config.held or _MOST_HELD)[0])
+    held = _held_out(config, setup, exact, source)
     check_level(held.count, config.level)
     return source, exact, held
+
+
+def _held_out(config: AuditConfig, setup: Setup, exact: Dataset, source: Source) -> Points:
+    """Held-out points; for samples of one class, those of that class: others may lie on more dimensions."""
+    x, classes = first_points(source, "held out", config.held or _MOST_HELD)
+    one = None if config.label in (None, "each") else labels_of(exact, setup.bound(range(1)), 1)
+    if one is None or classes is None:
+        return Points(x)
+    kept = torch.nonzero(classes.cpu() == one)[:, 0]
+    if not len(kept):
+        raise FanalError(
+            f"none of the {len(x)} held-out points of {config.data} is of class {int(one)}, whose samples "
+            "they must judge: give a larger --held, or audit all classes"
+        )
+    return Points(x[kept] if isinstance(x, Tensor) else np.asarray(x[kept.numpy()]))
 
 
 def _block(config: AuditConfig, setup: Setup, exact: Dataset, rows: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -249,7 +265,7 @@ def audit(config: AuditConfig, out: str | Path, *, overwrite: bool = False, prog
     """
     sampling = config.sampling()
     setup, _ = prepare(sampling)
-    source, exact, held_out = _sets(config, setup.network)
+    source, exact, held_out = _sets(config, setup)
     head = dataclasses.asdict(config)
     decides = identity(sampling, setup.network) | {"data": digest(exact.points, held_out)}
     with cpu_threads(config.threads), Run(out, "audit", head, identity=decides, overwrite=overwrite) as run:
