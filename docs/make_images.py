@@ -4,7 +4,10 @@
     python docs/make_images.py paths step         # some of them
     python docs/make_images.py demo               # runs `fanal demo` and photographs its report
 
-Every picture is a PNG in docs/images, at most 150 KB.
+Every picture is a PNG in docs/images, at most 150 KB. Those of the theory come from the checks themselves:
+
+    python benchmarks/theory_densities.py --figures docs/images
+    python benchmarks/theory_samplers.py --figures docs/images
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ from torch import Tensor
 
 import fanal
 from fanal.pictures import COLORS
+from fanal.report.sheets import compact
 
 FOLDER = Path(__file__).parent / "images"
-LIMIT = 150 * 1024
 INK, SOFT, LIGHT = "#1d2733", "#5b6875", "#cfd8e0"
 
 mpl.use("Agg")
@@ -263,10 +266,7 @@ def save(name: str, drawn: Figure | Image.Image) -> None:
         drawn.savefig(target, dpi=110, metadata={"Software": None})
         plt.close(drawn)
         drawn = Image.open(target).convert("RGB").copy()
-    for colors in (256, 128, 64, 32, 16):
-        drawn.quantize(colors, kmeans=2, dither=Image.Dither.NONE).save(target, optimize=True)
-        if target.stat().st_size <= LIMIT:
-            break
+    compact(drawn, target)
     print(f"{target}: {target.stat().st_size // 1024} KB")
 
 

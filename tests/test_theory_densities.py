@@ -11,13 +11,14 @@ from scipy import integrate, stats
 
 from fanal import pde
 from fanal.pde.laws import averages
-from fanal.pde.theory import STATEMENTS, backward, forward, generated
+from fanal.pde.theory import SHEETS, STATEMENTS, backward, forward, generated
 from fanal.pde.theory.findings import score_of_law
 
 
 def holds(finding):
     assert finding.error <= finding.tolerance, finding
     assert finding.tolerance < 0.06, finding
+    assert any(curve.tells for panel in finding.panels for curve in panel.curves), finding
     return finding
 
 
@@ -117,6 +118,7 @@ def test_every_check_is_in_the_table():
     helpers = {"factors", "generated", "shifted_bumps"}
     known = {getattr(m, n) for m in (forward, backward, generated) for n in m.__all__ if n not in helpers}
     assert made == known
+    assert sorted(name for names in SHEETS.values() for name in names) == sorted(STATEMENTS)
 
 
 @pytest.mark.parametrize(

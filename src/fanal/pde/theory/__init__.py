@@ -8,7 +8,7 @@ from functools import partial
 from fanal.pde.theory import backward, forward, generated
 from fanal.pde.theory.findings import Finding as Finding
 
-__all__ = ["STATEMENTS", "Finding"]
+__all__ = ["SHEETS", "STATEMENTS", "Finding"]
 
 STATEMENTS: dict[str, Callable[[], Finding]] = {
     "forward equation": forward.forward_equation,
@@ -39,3 +39,15 @@ STATEMENTS: dict[str, Callable[[], Finding]] = {
     "convergence, centered data": partial(generated.convergence, 0.0),
 }
 """Checks by name, in the paper's order; each returns a `Finding`."""
+
+SHEETS: dict[str, tuple[str, ...]] = {
+    "forward": ("forward equation", "transition", "equilibrium", "equilibrium, centered data"),
+    "unstable": ("growing waves", "blow-up"),
+    "reverse": ("stable reverse", "deterministic reverse"),
+    "walls": ("walled forward", "uniform equilibrium", "without walls", "walled reverse"),
+    "generators": ("transport", "backward equation", "adjoint", "terminal", "reverse generator", "product rule"),
+    "kernel": ("homogeneity", "past is future", "explicit kernel", "any start"),
+    "support": ("support", "vanishing"),
+    "convergence": ("convergence", "convergence, centered data"),
+}
+"""Checks whose figures are drawn together, by name of the picture."""

@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import sparse
+from scipy.interpolate import CubicSpline
 from scipy.sparse.linalg import splu
 
 from fanal.pde import equations
 from fanal.pde.fokker_planck import Drift, evolve, generator
 from fanal.pde.grid import Array, Grid
 from fanal.pde.laws import averages, law
-from fanal.pde.theory.findings import SAFETY, Finding, differences, refined, score_of_law
+from fanal.pde.theory.findings import SAFETY, Finding, Refined, differences, refined, score_of_law
+from fanal.pde.theory.panels import Panel, decay, overlaid
 
 __all__ = [
     "deterministic_reverse",
@@ -30,20 +32,26 @@ _WIDTH = 2.0  # between the walls, which are at 0 and 2
 _WAVES = {1: 0.5, 2: -0.3, 3: 0.15}  # amplitudes of a density between them
 
 
-def _returned(make: Callable[..., Drift], diffusion: float, scheme: str, order: int, factor: float) -> tuple:
-    """Errors and tolerances of a reverse equation at three times on its way, from the forward density."""
-    own, times = law("two-bumps"), (0.25, 0.6, END)
+_ON_THE_WAY = (0.25, 0.6, END)
+
+
+def _returned(
+    make: Callable[..., Drift], diffusion: float, scheme: str, order: int, factor: float
+) -> tuple[Refined, tuple[Panel, ...]]:
+    """A reverse equation at three times on its way, from the forward density."""
+    own = law("two-bumps")
     drift = make(score_of_law(own, factor), END)
 
     def solve(cells: int) -> Array:
         grid, steps = Grid.even(-REACH, REACH, cells), cells
         moments = np.linspace(0, END, steps + 1)
         found = evolve(grid, own.cells(grid, END), drift, moments, diffusion=diffusion, scheme=scheme)
-        return np.stack([found[round(s * steps)] for s in times])
+        return np.stack([found[round(s * steps)] for s in _ON_THE_WAY])
 
     grid = Grid.even(-REACH, REACH, CELLS // 2)
-    wanted = np.stack([own.cells(grid, END - s) for s in times])
-    return refined(solve, wanted, grid.widths[0][0], CELLS, order)
+    wanted = np.stack([own.cells(grid, END - s) for s in _ON_THE_WAY])
+    found = refined(solve, wanted, grid.widths[0][0], CELLS, order)
+    return found, found.panels(grid.centers[0], [f"s = {s:g}" for s in _ON_THE_WAY])
 
 
 def stable_reverse(factor: float = 1.0) -> Finding:
@@ -52,9 +60,9 @@ def stable_reverse(factor: float = 1.0) -> Finding:
     Args:
         factor: of the score; 1 but for tests that must fail.
     """
-    error, tolerance = _returned(equations.reverse, 1.0, "trapezoid", 2, factor)
-    says = "from ρ(·, T*), the stable reverse diffusion at s is ρ(·, T* − s)"
-    return Finding("2.7, 2.36, 2.37", says, "largest total variation at s = 0.25, 0.6, 1", error, tolerance, {})
+    found, drawn = _returned(equations.reverse, 1.0, "trapezoid", 2, factor)
+    says, measured = "from ρ(·, T*), the stable reverse diffusion at s is ρ(·, T* − s)", "largest total variation"
+    return Finding("2.7, 2.36, 2.37", says, f"{measured} at s = 0.25, 0.6, 1", found.error, found.tolerance, {}, drawn)
 
 
 def deterministic_reverse(factor: float = 1.0) -> Finding:
@@ -63,9 +71,9 @@ def deterministic_reverse(factor: float = 1.0) -> Finding:
     Args:
         factor: of the score; 1 but for tests that must fail.
     """
-    error, tolerance = _returned(equations.reverse_ode, 0.0, "implicit", 1, factor)
-    says = "so does the equation without diffusion, with one score instead of two"
-    return Finding("2.8", says, "largest total variation at s = 0.25, 0.6, 1", error, tolerance, {})
+    found, drawn = _returned(equations.reverse_ode, 0.0, "implicit", 1, factor)
+    says, measured = "so does the equation without diffusion, with one score instead of two", "largest total variation"
+    return Finding("2.8", says, f"{measured} at s = 0.25, 0.6, 1", found.error, found.tolerance, {}, drawn)
 
 
 def reverse_generator(factor: float = 1.0) -> Finding:
@@ -74,7 +82,7 @@ def reverse_generator(factor: float = 1.0) -> Finding:
     Args:
         factor: of the score; 1 but for tests that must fail.
     """
-    own, t, inner = law("two-bumps"), 0.4, np.array([-2.0, -1.0, 0.0, 0.5, 1.5])
+    own, t, inner = law("two-bumps"), 0.4, np.linspace(-2, 2, 17)
     drift = equations.reverse(score_of_law(own, factor), END)
 
     def solve(cells: int) -> Array:
@@ -88,11 +96,12 @@ def reverse_generator(factor: float = 1.0) -> Finding:
             here = generator(grid, drift, 1.0, float(s)).T
             v = splu(sparse.csc_matrix(eye - half * here)).solve(v + half * (later @ v))
             later = here
-        return np.interp(inner, grid.centers[0], v)
+        return CubicSpline(grid.centers[0], v)(inner)
 
-    error, tolerance = differences(solve, _expected_cosine(inner, t), CELLS, 2)
+    found = differences(solve, _expected_cosine(inner, t), CELLS, 2)
     says = "E[φ(X_0) | X_t = x] solves the backward equation with the generator (x + 2∇log ρ)·∇ + Δ"
-    return Finding("2.20–2.25, 2.35", says, "largest error for φ = cos, t = 0.4", error, tolerance, {})
+    measured, drawn = "largest error for φ = cos, t = 0.4", found.panels(inner, ["solved"], "x", "E cos X_0", True)
+    return Finding("2.20–2.25, 2.35", says, measured, found.error, found.tolerance, {}, drawn)
 
 
 def _expected_cosine(x: Array, t: float) -> Array:
@@ -136,35 +145,46 @@ def _walled_cells(grid: Grid, time: float) -> Array:
 
 def walled_forward() -> Finding:
     """(2.9) on a bounded domain: a density of cosines stays one, each wave shrinking at `(nπ/W)²`."""
-    end = 0.2
+    times = (0.04, 0.1, 0.2)
 
     def solve(cells: int) -> Array:
-        grid = _between(cells)
-        times = np.linspace(0, end, cells // 2 + 1)
-        return evolve(grid, _walled_cells(grid, 0), equations.brownian, times, scheme="trapezoid", steady=True)[-1]
+        grid, steps = _between(cells), cells // 2
+        moments = np.linspace(0, times[-1], steps + 1)
+        found = evolve(grid, _walled_cells(grid, 0), equations.brownian, moments, scheme="trapezoid", steady=True)
+        return np.stack([found[round(t / times[-1] * steps)] for t in times])
 
-    wanted = _walled_cells(_between(100), end)
-    error, tolerance = refined(solve, wanted, _WIDTH / 100, 200, 2)
+    grid = _between(100)
+    found = refined(solve, np.stack([_walled_cells(grid, t) for t in times]), _WIDTH / 100, 200, 2)
     says = "between walls without flux, Brownian motion's density is a sum of shrinking cosines"
-    return Finding("2.9", says, "total variation at t = 0.2", error, tolerance, {})
+    measured, drawn = (
+        "largest total variation at t = 0.04, 0.1, 0.2",
+        found.panels(grid.centers[0], [f"t = {t:g}" for t in times]),
+    )
+    return Finding("2.9", says, measured, found.error, found.tolerance, {}, drawn)
 
 
 def uniform_equilibrium() -> Finding:
     """(2.9): between walls the density tends to the uniform one, at the rate of the longest wave, `(π/W)²`."""
-    theory = (math.pi / _WIDTH) ** 2
+    theory, moments = (math.pi / _WIDTH) ** 2, np.linspace(0, 2, 11)
+
+    def sizes(cells: int) -> Array:
+        grid, steps = _between(cells), 5 * cells
+        times = np.linspace(0, moments[-1], steps + 1)
+        found = evolve(grid, _walled_cells(grid, 0), equations.brownian, times, scheme="trapezoid", steady=True)
+        return np.abs(found[:: steps // 10] - 1 / _WIDTH).sum(1) * grid.widths[0][0] / 2
+
+    known: dict[int, Array] = {cells: sizes(cells) for cells in (100, 200)}
 
     def solve(cells: int) -> Array:
-        grid = _between(cells)
-        times = np.linspace(0, 2.0, 5 * cells + 1)
-        found = evolve(grid, _walled_cells(grid, 0), equations.brownian, times, scheme="trapezoid", steady=True)
-        sizes = [float(np.abs(found[round(t / 2 * 5 * cells)] - 1 / _WIDTH).sum()) for t in (1.6, 2.0)]
-        return np.array([-math.log(sizes[1] / sizes[0]) / 0.4])
+        return np.array([math.log(known[cells][-3] / known[cells][-1]) / 0.4])
 
-    error, tolerance = differences(solve, np.array([theory]), 200, 2)
+    found = differences(solve, np.array([theory]), 200, 2)
     # The second wave is still there: it shrinks by e^{−3(π/W)²t} against the first.
-    tolerance += SAFETY * abs(_WAVES[2] / _WAVES[1]) * math.exp(-3 * theory * 1.6) * 3 * theory
+    more = SAFETY * abs(_WAVES[2] / _WAVES[1]) * math.exp(-3 * theory * 1.6) * 3 * theory
     says = "between walls the density tends to the uniform one at rate (π/W)²"
-    return Finding("2.9", says, "error of the rate", error, tolerance, {"rate": float(solve(200)[0]), "theory": theory})
+    values = {"rate": float(found.found[0, 0]), "theory": theory}
+    drawn = decay(moments, {"from the uniform law": known[200]}, {"from the uniform law": theory}, "t", "TV")
+    return Finding("2.9", says, "error of the rate", found.error, found.tolerance + more, values, drawn)
 
 
 def walled_reverse(factor: float = 1.0) -> Finding:
@@ -173,22 +193,26 @@ def walled_reverse(factor: float = 1.0) -> Finding:
     Args:
         factor: of the score; 1 but for tests that must fail.
     """
-    end = 0.2
+    end, moments = 0.2, (0.1, 0.16, 0.2)
     drift = equations.reverse(_walled_score(factor), end, equations.brownian)
 
     def solve(cells: int) -> Array:
-        grid = _between(cells)
-        times = np.linspace(0, end, cells // 2 + 1)
-        return evolve(grid, _walled_cells(grid, end), drift, times, scheme="trapezoid")[-1]
+        grid, steps = _between(cells), cells // 2
+        times = np.linspace(0, end, steps + 1)
+        found = evolve(grid, _walled_cells(grid, end), drift, times, scheme="trapezoid")
+        return np.stack([found[round(s / end * steps)] for s in moments])
 
-    error, tolerance = refined(solve, _walled_cells(_between(100), 0), _WIDTH / 100, 200, 2)
+    grid = _between(100)
+    found = refined(solve, np.stack([_walled_cells(grid, end - s) for s in moments]), _WIDTH / 100, 200, 2)
     says = "its reverse, with drift 2∇log ρ and the same walls, returns to the start"
-    return Finding("2.10", says, "total variation at s = T* = 0.2", error, tolerance, {})
+    measured = "largest total variation at s = 0.1, 0.16 and T* = 0.2"
+    drawn = found.panels(grid.centers[0], [f"s = {s:g}" for s in moments])
+    return Finding("2.10", says, measured, found.error, found.tolerance, {}, drawn)
 
 
 def without_walls() -> Finding:
     """Sec. 2.1.2: without walls Brownian motion's density tends to 0: its largest value falls as `t^{−1/2}`."""
-    start, times = 0.5, np.array([4.0, 16.0])
+    start, times = 0.5, np.array([1.6, 3.2, 4.0, 8.0, 16.0])
 
     def solve(cells: int) -> Array:
         grid = Grid.even(-40.0, 40.0, cells)
@@ -196,9 +220,17 @@ def without_walls() -> Finding:
         moments = np.linspace(0, times[-1], cells // 4 + 1)
         found = evolve(grid, begin, equations.brownian, moments, scheme="trapezoid", steady=True)
         tops = [found[round(t / times[-1] * (cells // 4))].max() for t in times]
-        return np.array([*tops, math.log(tops[0] / tops[1]) / math.log((times[1] + start) / (times[0] + start))])
+        return np.array([*tops, math.log(tops[2] / tops[4]) / math.log((times[4] + start) / (times[2] + start))])
 
     wanted = np.array([*(1 / np.sqrt(4 * math.pi * (times + start))), 0.5])
-    error, tolerance = differences(solve, wanted, 800, 2)
+    found = differences(solve, wanted, 800, 2)
     says = "without walls the density tends to 0, its largest value as t^(−1/2)"
-    return Finding("2.9", says, "error of two largest values and of the power", error, tolerance, {})
+    tops, closed = found.found[0, :-1], wanted[:-1]
+    drawn = (
+        Panel(
+            "largest value", "t", "density", overlaid(times, closed, tops, ["solved"], "closed form", "points"), "xy"
+        ),
+        decay(times + start, {"": tops}, {"": -0.5}, "t + 0.5", "largest value", power=True)[1],
+    )
+    measured = "error of five largest values and of the power"
+    return Finding("2.9", says, measured, found.error, found.tolerance, {"power": float(found.found[0, -1])}, drawn)

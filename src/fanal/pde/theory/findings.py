@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from fanal.errors import FanalError
 from fanal.pde.fokker_planck import Drift, evolve
 from fanal.pde.grid import Array, Grid
 from fanal.pde.laws import Law, noise_of
+from fanal.pde.theory.panels import Panel, overlaid
 
-__all__ = ["SAFETY", "Finding", "differences", "halved", "point", "refined", "score_of_law", "smooth"]
+__all__ = ["SAFETY", "Finding", "Refined", "differences", "halved", "point", "refined", "score_of_law", "smooth"]
 
 SAFETY = 2.0
 """How many times the estimated error of a solution a statement may be off."""
@@ -32,6 +33,7 @@ class Finding:
         error: how far it is from the statement.
         tolerance: how far it may be, from the solution's own discretization or rounding.
         values: other figures that were measured on the way.
+        panels: what was compared, as curves.
     """
 
     number: str
@@ -40,6 +42,7 @@ class Finding:
     error: float
     tolerance: float
     values: dict[str, float]
+    panels: tuple[Panel, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def holds(self) -> bool:
@@ -70,10 +73,61 @@ def halved(fine: Array) -> Array:
     return (fine[..., ::2] + fine[..., 1::2]) / 2
 
 
-def refined(solve: Callable[[int], Array], wanted: Array, width: float, count: int, order: int) -> tuple[float, float]:
-    """Return the error of a fine solution, and what may be left of it by halving cells and steps.
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """A solution beside what it should be, and its own guess of the difference.
 
-    The tolerance is Richardson's: `SAFETY·‖u_h − u_2h‖/(2^order − 1)`, of solutions alone, without what is wanted.
+    Attributes:
+        wanted: (cases, n) what should be found.
+        found: (cases, n) the fine solution.
+        predicted: (cases, n) its error by Richardson's rule, `(u_2h − u_h)/(2^order − 1)`, of solutions alone.
+        size: norm of a difference.
+    """
+
+    wanted: Array
+    found: Array
+    predicted: Array
+    size: Callable[[Array], float] = field(repr=False)
+
+    @property
+    def error(self) -> float:
+        """Size of the difference."""
+        return self.size(self.found - self.wanted)
+
+    @property
+    def tolerance(self) -> float:
+        """`SAFETY` times the size of the error that it predicts."""
+        return SAFETY * self.size(self.predicted)
+
+    def panels(
+        self, x: Array, names: Sequence[str], axis: str = "x", value: str = "density", points: bool = False
+    ) -> tuple[Panel, Panel]:
+        """Return solution and closed form over each other, and their difference over the predicted one.
+
+        Args:
+            x: (n,) where the values are.
+            names: of the cases.
+            axis: of x.
+            value: what is solved for.
+            points: whether they are numbers, drawn as points.
+        """
+        look, off = "points" if points else "line", self.found - self.wanted
+        return (
+            Panel(f"{value}, solved", axis, value, overlaid(x, self.wanted, self.found, names, "closed form", look)),
+            Panel(
+                "solved − closed form",
+                axis,
+                "difference",
+                overlaid(x, self.predicted, off, names, "predicted by refinement", look),
+            ),
+        )
+
+
+def refined(solve: Callable[[int], Array], wanted: Array, width: float, count: int, order: int) -> Refined:
+    """Return a fine solution, and what may be left of its error by halving cells and steps.
+
+    The tolerance is Richardson's: `SAFETY·‖u_h − u_2h‖/(2^order − 1)`, of solutions alone, without what is wanted; of
+    several cases the largest.
 
     Args:
         solve: averages over `count` cells, (…, cells), with steps in proportion.
@@ -83,14 +137,10 @@ def refined(solve: Callable[[int], Array], wanted: Array, width: float, count: i
         order: of the scheme.
     """
     coarse, fine = solve(count // 2), halved(solve(count))
-
-    def size(difference: Array) -> float:
-        return float(np.abs(difference).sum(-1).max()) * width / 2
-
-    return size(fine - wanted), SAFETY * size(fine - coarse) / (2**order - 1)
+    return _refined(wanted, fine, coarse, order, lambda off: float(np.abs(off).sum(-1).max()) * width / 2)
 
 
-def differences(solve: Callable[[int], Array], wanted: Array, count: int, order: int) -> tuple[float, float]:
+def differences(solve: Callable[[int], Array], wanted: Array, count: int, order: int) -> Refined:
     """Return the same as `refined` for numbers instead of densities, their largest difference as size.
 
     Args:
@@ -99,9 +149,12 @@ def differences(solve: Callable[[int], Array], wanted: Array, count: int, order:
         count: fine cells.
         order: of the scheme.
     """
-    coarse, fine = solve(count // 2), solve(count)
-    left = float(np.abs(fine - wanted).max())
-    return left, SAFETY * float(np.abs(fine - coarse).max()) / (2**order - 1)
+    return _refined(wanted, solve(count), solve(count // 2), order, lambda off: float(np.abs(off).max()))
+
+
+def _refined(wanted: Array, fine: Array, coarse: Array, order: int, size: Callable[[Array], float]) -> Refined:
+    wanted, fine, coarse = (np.atleast_2d(each) for each in (wanted, fine, coarse))
+    return Refined(wanted, fine, (coarse - fine) / (2**order - 1), size)
 
 
 def point(grid: Grid, x: float) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.polynomial import hermite_e
 from scipy import integrate, sparse, stats
+from scipy.interpolate import CubicSpline
 from scipy.sparse.linalg import expm_multiply, splu
 
 from fanal.pde import equations
@@ -18,6 +19,7 @@ from fanal.pde.instability import blow_up, mode_rate
 from fanal.pde.laws import averages, law
 from fanal.pde.theory.findings import SAFETY, Finding, differences, point, refined, smooth
 from fanal.pde.theory.generated import shifted_bumps
+from fanal.pde.theory.panels import Curve, Panel, decay, overlaid, sides
 
 __all__ = [
     "adjoint",
@@ -34,7 +36,7 @@ __all__ = [
 
 CELLS, REACH, END = 400, 7.0, 1.0
 _OU = equations.ornstein_uhlenbeck
-_INNER = np.array([-2.0, -1.0, 0.0, 0.5, 1.5])
+_INNER = np.linspace(-2, 2, 17)
 
 
 def _grid(cells: int) -> Grid:
@@ -48,17 +50,20 @@ def _cosine(x: Array, time: float) -> Array:
 
 def forward_equation() -> Finding:
     """(2.1), (2.16): densities of a mixture under Ornstein–Uhlenbeck are those of its closed form."""
-    own = law("two-bumps")
+    own, moments = law("two-bumps"), (0.1, 0.3, END)
 
     def solve(cells: int) -> Array:
-        grid = _grid(cells)
-        times = np.linspace(0, END, cells // 4 + 1)
-        return evolve(grid, own.cells(grid), _OU, times, scheme="trapezoid", steady=True)[-1]
+        grid, steps = _grid(cells), cells // 4
+        times = np.linspace(0, END, steps + 1)
+        found = evolve(grid, own.cells(grid), _OU, times, scheme="trapezoid", steady=True)
+        return np.stack([found[round(t * steps)] for t in moments])
 
     grid = _grid(CELLS // 2)
-    error, tolerance = refined(solve, own.cells(grid, END), grid.widths[0][0], CELLS, 2)
+    wanted = np.stack([own.cells(grid, t) for t in moments])
+    found = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
     says = "the forward equation turns the data's density into that of e^(−t)·x0 + sqrt(1 − e^(−2t))·n"
-    return Finding("2.1, 2.12", says, "total variation at t = 1", error, tolerance, {})
+    measured, names = "largest total variation at t = 0.1, 0.3, 1", [f"t = {t:g}" for t in moments]
+    return Finding("2.1, 2.12", says, measured, found.error, found.tolerance, {}, found.panels(grid.centers[0], names))
 
 
 def transition() -> Finding:
@@ -71,9 +76,10 @@ def transition() -> Finding:
     grid = _grid(CELLS // 2)
     std = math.sqrt(1 - math.exp(-2 * time))
     wanted = np.diff(stats.norm.cdf(grid.edges[0], x0 * math.exp(-time), std)) / grid.widths[0]
-    error, tolerance = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
+    found = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
     says = "from one point, X_t is normal with mean e^(−t)·x0 and variance 1 − e^(−2t)"
-    return Finding("2.12", says, "total variation at t = 0.5", error, tolerance, {})
+    drawn = found.panels(grid.centers[0], [f"from x0 = {x0:g}, t = {time:g}"])
+    return Finding("2.12", says, "total variation at t = 0.5", found.error, found.tolerance, {}, drawn)
 
 
 def equilibrium(offset: float = 0.5) -> Finding:
@@ -82,18 +88,18 @@ def equilibrium(offset: float = 0.5) -> Finding:
     The relative correction falls as `e^{−t}`, so that the rates of two windows tell what is left of it.
     """
     own, grid = shifted_bumps(offset), _grid(CELLS)
-    times = np.linspace(0, 4, 4 * CELLS + 1)
+    times, moments = np.linspace(0, 4, 4 * CELLS + 1), np.arange(0.5, 3.01, 0.25)
     found = evolve(grid, own.cells(grid), _OU, times, scheme="trapezoid", steady=True)
     # What the cells' own equilibrium is, which differs from the normal one by their order.
     still = evolve(grid, averages(grid, lambda x: stats.norm.pdf(x[:, 0])), _OU, [0, 1e3, 2e3], steady=True)[-1]
-    sizes = [kl(grid, found[round(t * CELLS)], still) for t in (1.5, 2.0, 2.5, 3.0)]
-    rates = [-math.log(b / a) / 0.5 for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    sizes = np.array([kl(grid, found[round(t * CELLS)], still) for t in moments])
+    rates = np.log(sizes[-7:-2:2] / sizes[-5::2]) / 0.5  # over windows of 0.5 that end at 2, 2.5 and 3
     wanted = 2.0 if offset else 4.0
-    left = abs(rates[-1] - rates[-2]) / math.expm1(0.5)
-    says = "the forward density approaches the normal one exponentially"
-    return Finding(
-        "2.1", says, f"rate of KL against {wanted:g}", abs(rates[-1] - wanted), SAFETY * left, {"rate": rates[-1]}
-    )
+    left, rate = abs(rates[-1] - rates[-2]) / math.expm1(0.5), float(rates[-1])
+    says = f"the forward density approaches the normal one exponentially; data of mean {offset:g}"
+    drawn = decay(moments, {"KL to the normal law": sizes}, {"KL to the normal law": wanted}, "t", "KL")
+    measured = f"rate of KL against {wanted:g}"
+    return Finding("2.1", says, measured, abs(rate - wanted), SAFETY * float(left), {"rate": rate}, drawn)
 
 
 def backward_equation() -> Finding:
@@ -104,23 +110,46 @@ def backward_equation() -> Finding:
         matrix = generator(grid, _OU, 1.0)
         phi = averages(grid, lambda x: np.cos(x[:, 0]))
         u = np.asarray(expm_multiply(matrix.T * END, phi))
-        return np.interp(_INNER, grid.centers[0], u)
+        return CubicSpline(grid.centers[0], u)(_INNER)
 
-    error, tolerance = differences(solve, _cosine(_INNER, END), CELLS, 2)
+    found = differences(solve, _cosine(_INNER, END), CELLS, 2)
     says = "u(x, t) = E[φ(X_t) | X_0 = x] solves ∂u/∂t = −x·∇u + Δu"
-    return Finding("2.13–2.15", says, "largest error of u for φ = cos, t = 1", error, tolerance, {})
+    measured, drawn = "largest error of u for φ = cos, t = 1", found.panels(_INNER, ["u(x, 1)"], "x", "u", True)
+    return Finding("2.13–2.15", says, measured, found.error, found.tolerance, {}, drawn)
 
 
 def adjoint() -> Finding:
     """(2.16): the forward operator is the adjoint: `∫ φ ρ(·, t) = ∫ u(·, t) ρ0`, to rounding, on any grid."""
-    own, grid = law("two-bumps"), _grid(CELLS)
+    own, grid, times = law("two-bumps"), _grid(CELLS), np.linspace(0, END, 11)
     matrix, phi = generator(grid, _OU, 1.0), np.cos(grid.centers[0]) + grid.centers[0] ** 3
     rho = own.cells(grid)
-    forward = float((phi * np.asarray(expm_multiply(matrix * END, rho)) * grid.volumes).sum())
-    backward = float((np.asarray(expm_multiply(matrix.T * END, phi)) * rho * grid.volumes).sum())
-    scale = float((np.abs(phi) * rho * grid.volumes).sum())
+    forward = np.asarray(expm_multiply(matrix, rho, 0.0, END, 11)) @ (phi * grid.volumes)
+    backward = np.asarray(expm_multiply(matrix.T, phi, 0.0, END, 11)) @ (rho * grid.volumes)
+    off = np.abs(forward - backward) / float((np.abs(phi) * rho * grid.volumes).sum())
     says = "densities move with the adjoint of the generator: E φ(X_t) is the same from both sides"
-    return Finding("2.16", says, "relative difference of the two sides", abs(forward - backward) / scale, 1e-12, {})
+    measured, drawn = (
+        "largest relative difference of the two sides",
+        (
+            Panel(
+                "E φ(X_t), φ = cos x + x³",
+                "t",
+                "expectation",
+                [
+                    Curve("∫ φ ρ(·, t)", times, forward, "wide", 0),
+                    Curve("∫ u(·, t) ρ0", times, backward, "points", 0),
+                ],
+            ),
+            Panel(
+                "relative difference",
+                "t",
+                "difference",
+                [Curve("", times, off, "joined", 0)],
+                "y",
+                {"tolerance": 1e-12},
+            ),
+        ),
+    )
+    return Finding("2.16", says, measured, float(off.max()), 1e-12, {}, drawn)
 
 
 def terminal() -> Finding:
@@ -136,11 +165,12 @@ def terminal() -> Finding:
         v = averages(grid, lambda x: np.cos(x[:, 0]))
         for _ in range(steps):
             v = solver.solve(v + half * (matrix @ v))
-        return np.interp(_INNER, grid.centers[0], v)
+        return CubicSpline(grid.centers[0], v)(_INNER)
 
-    error, tolerance = differences(solve, _cosine(_INNER, END - t), CELLS, 2)
+    found = differences(solve, _cosine(_INNER, END - t), CELLS, 2)
     says = "v(x, t) = E[φ(X_T*) | X_t = x] solves ∂v/∂t = −Lv with v = φ at T*"
-    return Finding("2.17, 2.18", says, "largest error of v for φ = cos, t = 0.4", error, tolerance, {})
+    measured, drawn = "largest error of v for φ = cos, t = 0.4", found.panels(_INNER, ["v(x, 0.4)"], "x", "v", True)
+    return Finding("2.17, 2.18", says, measured, found.error, found.tolerance, {}, drawn)
 
 
 def growing_waves() -> Finding:
@@ -150,20 +180,32 @@ def growing_waves() -> Finding:
     def solve(cells: int) -> Array:
         return np.array([mode_rate(-wall, wall, n, _OU, "ou", cells) for n in numbers])
 
-    error, tolerance = differences(solve, np.array(numbers, dtype=np.float64), 160, 2)
+    found = differences(solve, np.array(numbers, dtype=np.float64), 160, 2)
     # Waves of these cells have the same rates; what is left is the walls', which cut off so much of the fourth.
     beyond = 2 * integrate.quad(lambda x: hermite_e.hermeval(x, [0, 0, 0, 0, 1]) ** 2 * stats.norm.pdf(x), wall, 20)[0]
-    tolerance += SAFETY * beyond / math.factorial(4) / (2 * wall / 160) ** 2
-    found = dict(zip((f"rate {n}" for n in numbers), solve(160).tolist(), strict=True))
+    tolerance = found.tolerance + SAFETY * beyond / math.factorial(4) / (2 * wall / 160) ** 2
+    n, rates = np.array(numbers), found.found[0]
     says = "reversed without more, the equation makes each wave grow: He_n(x)·N(x) at rate n"
-    return Finding("2.3", says, "largest error of four rates", error, tolerance, found)
+    drawn = (
+        Panel("growth rate of a wave", "number n of the wave", "rate", overlaid(n, n, rates, ["grown"], "n", "points")),
+        Panel(
+            "relative difference",
+            "number n of the wave",
+            "|rate − n|/n",
+            [Curve("", n, np.abs(rates / n - 1), "joined", 0)],
+            "y",
+            {"tolerance": tolerance},
+        ),
+    )
+    values = dict(zip((f"rate {k}" for k in numbers), rates.tolist(), strict=True))
+    return Finding("2.3", says, "largest error of four rates", found.error, tolerance, values, drawn)
 
 
 def blown_up() -> Finding:
     """(2.3): the shortest wave of a grid grows at `4/h²`: rounding takes over, the sooner the finer the cells."""
     own, found = law("two-bumps"), {}
-    errors, tolerances = [], []
-    for cells in (100, 200):
+    errors, tolerances, curves, shown = [], [], [], []
+    for k, cells in enumerate((100, 200)):
         grid = own.grid(cells)
         out = blow_up(grid, _OU, own.cells(grid, END), lambda x, s: own.density(x, END - s), END)
         errors.append(abs(out.rate / out.theory - 1))
@@ -173,8 +215,23 @@ def blown_up() -> Finding:
         tolerances.append(SAFETY / (2 * out.theory * middle))
         found |= {f"rate, {cells} cells": out.rate, f"4/h², {cells} cells": out.theory}
         found |= {f"lost at s, {cells} cells": out.lost if out.lost is not None else math.nan}
+        over = out.growth > 1e-2
+        guide = out.growth[-1] * np.exp(out.theory * (out.times - out.times[-1]))
+        name = "slope 4/h²" if k == 0 else ""
+        curves += [Curve(name, out.times[over], guide[over], "wide", k)]
+        curves += [Curve(f"{cells} cells", out.times, np.maximum(out.growth, 1e-17), "joined", k)]
+        at = int(np.argmax(out.growth > 1))
+        if cells == 100:
+            truth = own.cells(grid, END - float(out.times[at]))
+            shown = overlaid(
+                grid.centers[0], truth, out.densities[at], [f"s = {out.times[at]:.3f}"], "what it should be"
+            )
     says = "anti-diffusion is ill-posed: the shortest wave grows at 4/h² and destroys the density"
-    return Finding("2.3", says, "relative error of the growth rate", max(errors), min(tolerances), found)
+    drawn = (
+        Panel("the density when it is lost, 100 cells", "x", "density", shown),
+        Panel("its difference from the closed form", "s", "size", curves, "y", {"size of the density": 1.0}),
+    )
+    return Finding("2.3", says, "relative error of the growth rate", max(errors), min(tolerances), found, drawn)
 
 
 def _points() -> torch.Tensor:
@@ -204,7 +261,8 @@ def _adjoint(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def _identity(number: str, says: str, left: torch.Tensor, right: torch.Tensor) -> Finding:
     """Two expressions at random points of the plane."""
     error = ((left - right).abs().max() / right.abs().max()).item()
-    return Finding(number, says, "relative difference at 64 points of the plane", error, 1e-12, {})
+    drawn = sides(left.detach().numpy(), right.detach().numpy(), 1e-12)
+    return Finding(number, says, "relative difference at 64 points of the plane", error, 1e-12, {}, drawn)
 
 
 def transport() -> Finding:

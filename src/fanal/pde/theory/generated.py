@@ -13,6 +13,7 @@ from fanal.pde.fokker_planck import evolve
 from fanal.pde.grid import Array, Grid
 from fanal.pde.laws import Law, averages, law
 from fanal.pde.theory.findings import SAFETY, Finding, differences, point, refined, score_of_law, smooth
+from fanal.pde.theory.panels import Curve, Panel, decay, overlaid
 
 __all__ = [
     "any_start",
@@ -71,9 +72,13 @@ def past_is_future(factor: float = 1.0) -> Finding:
 
     grid = _grid(CELLS // 2)
     wanted = np.stack([averages(grid, lambda x, y=y: past(y, x)) for y in starts])
-    error, tolerance = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
+    found = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
     says = "where X was at t1, given that it is at y at t2, is where the reverse process from y will be"
-    return Finding("3.4, theorem 1", says, "largest total variation for three y", error, tolerance, {})
+    measured, drawn = (
+        "largest total variation for three y",
+        found.panels(grid.centers[0], [f"q from y = {y:g}" for y in starts]),
+    )
+    return Finding("3.4, theorem 1", says, measured, found.error, found.tolerance, {}, drawn)
 
 
 def homogeneity() -> Finding:
@@ -85,9 +90,13 @@ def homogeneity() -> Finding:
     )
     early, late = (smooth(grid, point(grid, x0), drift, a, a + 0.4, CELLS // 4) for a in (0.0, 0.5))
     says = "forward transitions depend on the time between alone; those of the reverse do not"
-    values = {"reverse, total variation": tv(grid, early, late)}
+    values, x = {"reverse, total variation": tv(grid, early, late)}, grid.centers[0]
     error = tv(grid, first, second) if values["reverse, total variation"] > 0.1 else math.inf
-    return Finding("3.3", says, "forward, total variation between two starts", error, 1e-12, values)
+    drawn = (
+        Panel("forward, 0.4 later", "x", "density", overlaid(x, first, second, ["from t = 0.5"], "from t = 0")),
+        Panel("reverse, 0.4 later", "x", "density", overlaid(x, early, late, ["from s = 0.5"], "from s = 0")),
+    )
+    return Finding("3.3", says, "forward, total variation between two starts", error, 1e-12, values, drawn)
 
 
 def explicit_kernel(factor: float = 1.0) -> Finding:
@@ -109,9 +118,13 @@ def explicit_kernel(factor: float = 1.0) -> Finding:
     grid = _grid(CELLS // 2)
     wanted = np.stack([averages(grid, lambda y, x=x: ends(x, y)) for x in starts])
     wanted /= wanted.sum(1, keepdims=True) * grid.widths[0][0]
-    error, tolerance = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
+    found = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
     says = "from one point x, the reverse ends in the data's density times a normal factor, normalized"
-    return Finding("3.13, 3.18, cor. 3.1", says, "largest total variation for two x", error, tolerance, {})
+    measured, drawn = (
+        "largest total variation for two x",
+        found.panels(grid.centers[0], [f"from x = {x:g}" for x in starts]),
+    )
+    return Finding("3.13, 3.18, cor. 3.1", says, measured, found.error, found.tolerance, {}, drawn)
 
 
 def factors(own: Law, start: Array, x: Array, y: Array, end: float) -> Array:
@@ -150,10 +163,14 @@ def any_start(factor: float = 1.0) -> Finding:
 
     grid, x = _grid(CELLS // 2), np.linspace(-REACH, REACH, 2001)
     wanted = np.stack([generated(own, stats.norm.pdf(x, *q), x, grid, END) for q in starts.values()])
-    error, tolerance = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
+    found = refined(solve, wanted, grid.widths[0][0], CELLS, 2)
     far = {f"TV from the data, {n}": tv(grid, q, own.cells(grid)) for n, q in zip(starts, wanted, strict=True)}
     says = "from any q0, the reverse ends in the data's density times ∫ ρ(x, T*|y, 0)·q0(x)/ρ(x, T*) dx"
-    return Finding("3.19, cor. 3.2", says, "largest total variation for three q0", error, tolerance, far)
+    measured, drawn = (
+        "largest total variation for three q0",
+        found.panels(grid.centers[0], [f"from q0 {n}" for n in starts]),
+    )
+    return Finding("3.19, cor. 3.2", says, measured, found.error, found.tolerance, far, drawn)
 
 
 _EDGE_CELLS = 240
@@ -169,16 +186,21 @@ def _edge_grid(cells: int) -> Grid:
     return Grid((np.concatenate([-right[:0:-1], right]),))
 
 
-def _outside_found(cells: int, factor: float = 1.0) -> Array:
-    """Mass outside of [−1, 1] of the reverse that starts from N(0, 1) at T* = 1, at three times."""
+def _outside(cells: int, factor: float = 1.0) -> tuple[Grid, Array, Array, Array]:
+    """The reverse from N(0, 1) at T* = 1 to data uniform on [−1, 1]: cells, forward times, densities, mass outside."""
     own, grid, steps = law("box"), _edge_grid(cells), cells // 4 * 4
     score = equations.score_of_denoiser(own.denoiser)
     drift = equations.reverse(lambda x, t: factor * score(x, t), END)
-    times = END - 4.0 ** -np.linspace(0, 4, steps + 1)
+    times = 4.0 ** -np.linspace(0, 4, steps + 1)
     begin = averages(grid, lambda x: stats.norm.pdf(x[:, 0]))
-    found = evolve(grid, begin, drift, times, scheme="trapezoid")
-    out = np.abs(grid.centers[0]) > 1
-    return np.array([(found[k] * grid.widths[0])[out].sum() for k in (steps // 2, 3 * steps // 4, steps)])
+    found = evolve(grid, begin, drift, END - times, scheme="trapezoid")
+    return grid, times, found, (found * grid.widths[0])[:, np.abs(grid.centers[0]) > 1].sum(1)
+
+
+def _at_edge_times(kept: Array) -> Array:
+    """What was kept of all steps, at `_EDGE_TIMES`."""
+    steps = len(kept) - 1
+    return kept[[steps // 2, 3 * steps // 4, steps]]
 
 
 def _outside_wanted() -> Array:
@@ -200,22 +222,39 @@ def support(factor: float = 1.0) -> Finding:
     Args:
         factor: of the score; 1 but for tests that must fail.
     """
-    error, tolerance = differences(lambda cells: _outside_found(cells, factor), _outside_wanted(), _EDGE_CELLS, 2)
-    values = {
-        f"outside at t = {t:.4f}": float(v) for t, v in zip(_EDGE_TIMES, _outside_found(_EDGE_CELLS), strict=True)
-    }
+    solved = {cells: _outside(cells, factor) for cells in (_EDGE_CELLS // 2, _EDGE_CELLS)}
+    wanted = _outside_wanted()
+    found = differences(lambda cells: _at_edge_times(solved[cells][3]), wanted, _EDGE_CELLS, 2)
+    grid, times, densities, masses = solved[_EDGE_CELLS]
     says = "the generated law has no mass outside of the data's support: before the end, only the blur"
-    return Finding("cor. 3.3", says, "largest error of the mass outside, at three t", error, tolerance, values)
+    values = {f"outside at t = {t:.4f}": float(v) for t, v in zip(_EDGE_TIMES, found.found[0], strict=True)}
+    x, near = grid.centers[0], np.abs(grid.centers[0]) < 2.4
+    curves = [Curve("data", np.array([-2.4, -1, -1, 1, 1, 2.4]), np.array([0, 0, 0.5, 0.5, 0, 0]), "dashed", -1)]
+    for t, q in zip(_EDGE_TIMES, _at_edge_times(densities), strict=True):
+        curves.append(Curve(f"t = {t:.4f}", x[near], q[near]))
+    at = np.array(_EDGE_TIMES)
+    later = times <= _EDGE_TIMES[0]
+    outside = [Curve("by (3.19)", at, wanted, "points", 1), Curve("solved", times[later], masses[later], "line", 0)]
+    measured, drawn = (
+        "largest error of the mass outside, at three t",
+        (
+            Panel("generated law", "x", "density", curves),
+            Panel("mass outside of [−1, 1]", "t", "mass", outside, "xy", falling=True),
+        ),
+    )
+    return Finding("cor. 3.3", says, measured, found.error, found.tolerance, values, drawn)
 
 
 def vanishing() -> Finding:
     """Cor. 3.3: the mass outside a box falls to 0 as `√t`; corrections to the power fall by half from t to t/4."""
-    masses = _outside_found(_EDGE_CELLS)
+    _, times, _, outside = _outside(_EDGE_CELLS)
+    masses = _at_edge_times(outside)
     powers = np.log(masses[:-1] / masses[1:]) / math.log(4)
     left = SAFETY * abs(float(powers[1] - powers[0]))
     says = "the mass outside of a box falls to 0 as √t"
-    power = float(powers[1])
-    return Finding("cor. 3.3", says, "error of the power", abs(power - 0.5), left, {"power": power})
+    power, every = float(powers[1]), slice(0, None, 4)
+    drawn = decay(times[every], {"solved": outside[every]}, {"solved": 0.5}, "t", "mass outside", power=True)
+    return Finding("cor. 3.3", says, "error of the power", abs(power - 0.5), left, {"power": power}, drawn)
 
 
 def convergence(offset: float) -> Finding:
@@ -227,22 +266,23 @@ def convergence(offset: float) -> Finding:
     Args:
         offset: m, the data's mean.
     """
-    own, grid, x = shifted_bumps(offset), _grid(1600), np.linspace(-9, 9, 1801)
-    data, ends = own.cells(grid), (1.5, 2.0, 2.5)
+    own, grid, x = shifted_bumps(offset), _grid(1600), np.linspace(-9, 9, 601)
+    data, ends, begin = own.cells(grid), np.array([0.5, 1.0, 1.5, 2.0, 2.5]), stats.norm.pdf(x)
     rows = []
     for end in ends:
-        q = generated(own, stats.norm.pdf(x), x, grid, end)
+        q = generated(own, begin, x, grid, end)
         rows.append([tv(grid, data, q), kl(grid, data, q / grid.mass(q)), w2(grid, data, q)])
     rates = -np.diff(np.log(rows), axis=0) / 0.5
     wanted = np.array([2.0, 4.0, 2.0]) * (1 if offset else 2)
     errors = np.abs(rates[-1] / wanted - 1)
-    left = np.abs(np.diff(rates, axis=0)[0] / wanted) / math.expm1(0.5)  # corrections fall by e^{−1/2} per window
+    left = np.abs((rates[-1] - rates[-2]) / wanted) / math.expm1(0.5)  # corrections fall by e^{−1/2} per window
     worst = int((errors / left).argmax())
     names = ("TV", "KL", "W2")
     values = {f"rate of {name}": float(rate) for name, rate in zip(names, rates[-1], strict=True)}
-    for end, row in zip(ends, rows, strict=True):
+    for end, row in zip(ends[2:], rows[2:], strict=True):
         values |= {f"{name} at T* = {end:g}": value for name, value in zip(names, row, strict=True)}
-    says = "q(·, T*) from N(0, 1) approaches the data as e^(−2T*), KL as e^(−4T*); centered data twice as fast"
+    says = f"q(·, T*) from N(0, 1) approaches the data as e^(−{wanted[0]:g}T*), KL as e^(−{wanted[1]:g}T*)"
+    sizes: dict[str, Array] = dict(zip(names, np.transpose(rows), strict=True))
     return Finding(
         f"3.19, remark, mean {offset:g}",
         says,
@@ -250,4 +290,5 @@ def convergence(offset: float) -> Finding:
         float(errors[worst]),
         SAFETY * float(left[worst]),
         values,
+        decay(ends, sizes, dict(zip(names, wanted.tolist(), strict=True)), "T*", "distance"),
     )
