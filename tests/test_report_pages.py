@@ -20,6 +20,7 @@ from fanal.geometry.command import geometry as measure
 from fanal.memorization.command import AuditConfig, audit
 from fanal.report import write_figures, write_report
 from fanal.report.geometry import geometry_page
+from fanal.report.geometry.run import estimated
 from fanal.report.plots import Film
 from toys import fanal, record, refused
 
@@ -62,7 +63,7 @@ def text_of(folder):
 
 def test_a_geometry_page_has_every_figure_that_its_run_has_data_for(runs):
     always = {"deviation", "reconstruction", "boomerang", "bending", "turning", "magnitude", "slope", "predictions"}
-    always |= {"z-space", "weights", "forward-paths", "spectra"}
+    always |= {"z-space", "weights", "forward-paths", "spectra", "reconstruction-steps", "rebuilt"}
     digits = always | {"strips", "score", "diagnosis", "neighbors", "entropy", "coefficients", "likelihood"}
     digits |= {"residual", "residual-spectrum", "regularity"}
     assert {figure.name for figure in page_of(runs["digits"]).figures} == digits
@@ -183,7 +184,7 @@ def test_the_page_of_a_long_run_stays_small(place, runs):
 def test_pages_say_what_their_runs_found(runs):
     write_report(runs["encode"])
     found = record(runs["encode"])["results"]["table"][-1]["round trip"]
-    assert f"{found['value']:.4f} ± {found['se']:.4f}" in text_of(runs["encode"])
+    assert estimated(found).rounded() in text_of(runs["encode"])
     assert "gaussian:digits8 and mixture:digits8" in text_of(runs["encode"])
     assert "No sign of replayed training data" in text_of(runs["audit"])
     shown = text_of(runs["digits"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,30 +24,16 @@ Examples:\n
 
 
 def _show(folder: Path) -> None:
-    """Print the numbers of a run."""
+    """Print what a run found, in words, and its numbers."""
     from fanal.files import read_json
-    from fanal.report.geometry.run import estimate
+    from fanal.report.geometry.words import SPREAD, sentences, tables
 
     results = read_json(folder / "run.json")["results"]
-    rows = [[name, estimate(found)] for name, found in {**results["numbers"], **results["shape"]}.items()]
-    table(["per trajectory", "mean"], rows, title="each figure ± one standard error")
-    _show_regularity(results["regularity"])
-    for level in results.get("flagged", ()):
-        told = f"{level['deviation']:.3g} in place of {level['usual']:.3g}"
-        say(f"score deviation stands out at sigma {level['sigma']:.4g}: {told}")
-
-
-def _show_regularity(found: dict[str, Any]) -> None:
-    """Print how alike trajectories are, within and between groups, and by chance."""
-    names, blank = found["names"], [""] * (len(found["names"]) - 1)
-    for key in ("procrustes", "curvature", "torsion"):
-        rows = [[name, *(_number(cell) for cell in row)] for name, row in zip(names, found[key], strict=True)]
-        rows += [[f"chance: {name}", _number(null[key]["value"]), *blank] for name, null in found["nulls"].items()]
-        table(["apart", *names], rows, title=f"{key}: mean over pairs of trajectories; 0: alike")
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    for line in sentences(results):
+        say(line)
+    for each in tables(results):
+        table(each.head, each.rows)
+    say(SPREAD)
 
 
 def geometry(

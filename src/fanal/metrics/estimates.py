@@ -15,6 +15,9 @@ from fanal.errors import FanalError
 __all__ = ["Estimate", "auc", "jackknife", "mean", "paired_rate", "rate", "spread", "std_ratio"]
 
 
+_FAR = 4  # powers of ten from 1 beyond which a figure is written with one
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A figure, its standard error, and the number of samples behind it."""
@@ -30,6 +33,27 @@ class Estimate:
     def plain(self, digits: int = 2) -> str:
         """Return the figure as it is, e.g. `0.81 ± 0.02`."""
         return self._text(1, digits)
+
+    def rounded(self, scale: float = 1.0) -> str:
+        """Return the figure with as many digits as its error bears, e.g. `0.856 ± 0.012`, `1.00052 ± 0.00004`.
+
+        The error has two digits where it begins with 1 or 2, else one. Where it is below a millionth of the figure, six
+        digits stand alone; where there is none, four.
+
+        Args:
+            scale: factor, e.g. 100 for a percentage.
+        """
+        value, se = scale * self.value, abs(scale) * self.se
+        if math.isnan(value):
+            return "–"
+        if not se > 1e-6 * abs(value):
+            return f"{value:.{6 if se > 0 else 4}g}"
+        lead = math.floor(math.log10(se))
+        last = lead - (se < 2.95 * 10.0**lead)  # place of the last digit, as a power of ten
+        top = max(math.floor(math.log10(max(abs(value), se))), last)
+        if not -_FAR <= top <= _FAR:
+            return f"({value / 10.0**top:.{top - last}f} ± {se / 10.0**top:.{top - last}f})e{top}"
+        return f"{round(value, -last):.{max(-last, 0)}f} ± {round(se, -last):.{max(-last, 0)}f}"
 
     def _text(self, scale: float, digits: int) -> str:
         if math.isnan(self.value):

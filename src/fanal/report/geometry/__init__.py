@@ -8,7 +8,8 @@ from typing import Any
 
 from fanal.files import read_tensors
 from fanal.report.geometry import data, likeness, shape
-from fanal.report.geometry.run import GeometryRun, estimate
+from fanal.report.geometry.run import GeometryRun
+from fanal.report.geometry.words import sentences
 from fanal.report.study import Page, study
 
 __all__ = ["geometry_page"]
@@ -26,7 +27,6 @@ def geometry_page(folder: Path, record: Mapping[str, Any]) -> Page:
     lines = [
         f"{run.config['count']} trajectories of {run.config['model']} with {run.config['solver']}, "
         f"{run.config['steps']} steps.",
-        f"They stray at most {estimate(run.numbers['largest deviation / chord'])} of their chord from it, and two "
-        f"components explain {estimate(run.numbers['explained by 2'])} of the variance that is off the chord.",
+        *sentences(run.results),
     ]
     return study(f"geometry: {run.config['model']}", lines, sections, record)

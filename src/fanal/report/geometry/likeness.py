@@ -6,43 +6,51 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fanal.report.geometry.run import GeometryRun, estimate
+from fanal.metrics import Estimate
+from fanal.report.geometry.run import GeometryRun, estimate, estimated
 from fanal.report.geometry.shape import curve_points
 from fanal.report.plots import Figure, Heat, Line, Panel, Space
 from fanal.report.study import Section, Table
 
-__all__ = ["SECTIONS"]
+__all__ = ["KEYS", "SECTIONS", "cell", "compared"]
 
-_KEYS = ("procrustes", "curvature", "torsion")
+KEYS = ("procrustes", "curvature", "torsion")
+"""How curves are compared."""
+
 _MOST_WRITTEN = 8
 _NULLS = {"smooth": "random smooth curves", "forward": "forward noise paths"}
 
 
-def _cell(found: Mapping[str, Any], key: str, i: int, j: int) -> str:
-    value, error = found[key][i][j], found.get("se", {}).get(key)
-    se = None if error is None else error[i][j]
-    return estimate({"value": value, "se": se, "n": 2}, 3)
+def cell(found: Mapping[str, Any], key: str, i: int, j: int) -> Estimate:
+    """Return how far two groups' curves are apart by one measure, as `regularity` of the results holds it."""
+    error = found.get("se", {}).get(key)
+    return estimated({"value": found[key][i][j], "se": None if error is None else error[i][j], "n": 2})
 
 
-def _rows(found: Mapping[str, Any]) -> list[list[str]]:
+def compared(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return rows of how alike curves are: within groups, between the first pairs of them, and by chance.
+
+    Args:
+        found: `regularity` of the results.
+    """
     names = found["names"]
     size = range(len(names))
     pairs = [(i, i) for i in size] + [(i, j) for i in size for j in size if i < j]
     rows = []
     for i, j in pairs[: 3 * _MOST_WRITTEN]:
         who = f"within {names[i]}" if i == j else f"{names[i]} and {names[j]}"
-        rows.append([who, *(_cell(found, key, i, j) for key in _KEYS)])
+        rows.append([who, *(cell(found, key, i, j).rounded() for key in KEYS)])
     for key, word in _NULLS.items():
         chance = found.get("nulls", {}).get(key, {})
         if chance:
-            rows.append([f"by chance: {word}", *(estimate(chance[k], 3) if k in chance else "–" for k in _KEYS)])
+            rows.append([f"by chance: {word}", *(estimate(chance[k]) if k in chance else "–" for k in KEYS)])
     return rows
 
 
 def _tables(found: Mapping[str, Any]) -> Figure:
     names = list(found["names"])
     heats = []
-    for key in _KEYS:
+    for key in KEYS:
         cells = [[None if v is None or not math.isfinite(v) else float(v) for v in row] for row in found[key]]
         heats.append(Heat("", "", names, names, cells, key, written=len(names) <= _MOST_WRITTEN))
     return Figure(
@@ -105,7 +113,7 @@ def _regularity(run: GeometryRun) -> list[Section]:
             "One shape for all: distances between trajectories well below those of curves that are smooth by chance. "
             "Each figure is a mean over pairs of curves with its standard error.",
             [*several, *_forward(run, found)],
-            tables=[Table("regularity-numbers", ["curves", *_KEYS], _rows(found))],
+            tables=[Table("regularity-numbers", ["curves", *KEYS], compared(found))],
         )
     ]
 

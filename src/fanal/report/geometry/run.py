@@ -31,9 +31,9 @@ def estimated(found: Mapping[str, Any]) -> Estimate:
     return Estimate(value, se, int(found.get("n", 0)))
 
 
-def estimate(found: Mapping[str, Any], digits: int = 4) -> str:
+def estimate(found: Mapping[str, Any]) -> str:
     """Return a figure with its standard error in words."""
-    return estimated(found).plain(digits)
+    return estimated(found).rounded()
 
 
 def short(values: Iterable[float]) -> list[float]:
