@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import sparse, stats
 
 from fanal import pde
 from fanal.errors import FanalError
 from fanal.exact import Mixture
+from fanal.pde import fokker_planck
 
 MEANS, STDS, SHARES = (-1.5, 1.0), (0.4, 0.6), (0.4, 0.6)
 T = 1.0
@@ -73,9 +74,26 @@ def test_mass_and_sign_are_kept_for_any_step(n, step, pull, diffusion, seed):
     grid = pde.Grid((np.cumsum(0.05 + rng.random(n + 1)),))
     density = rng.random(n) * (rng.random(n) > 0.5) + 1e-3
     density /= grid.mass(density)
+    matrix = pde.generator(grid, lambda x, t: pull * np.sin(x), diffusion)
+    assert np.abs(grid.volumes.ravel() @ matrix).max() <= 1e-12 * np.abs(matrix.data).max(initial=1.0)
     out = pde.evolve(grid, density, lambda x, t: pull * np.sin(x), [0, step, 3 * step], diffusion=diffusion)
     assert out.min() >= 0
     assert [grid.mass(p) for p in out] == pytest.approx([1, 1, 1], abs=1e-12)
+
+
+def test_a_matrix_that_loses_mass_is_refused(monkeypatch):
+    """A decay of 1e-6 in a step: rounding is given back, this is not."""
+    grid = pde.Grid.even(-3.0, 3.0, 30)
+    density = np.full(30, 1 / 6)
+    right = fokker_planck.generator
+
+    def leaky(*args):
+        matrix = right(*args)
+        return matrix - 1e-6 * sparse.identity(matrix.shape[0], format="csc")
+
+    monkeypatch.setattr(fokker_planck, "generator", leaky)
+    with pytest.raises(FanalError, match="of the mass"):
+        pde.evolve(grid, density, pde.ornstein_uhlenbeck, [0, 1.0])
 
 
 @pytest.mark.parametrize(("pull", "place"), [(1.0, 40), (-1.0, 60)])
