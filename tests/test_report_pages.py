@@ -148,9 +148,9 @@ def test_strips_are_those_that_were_kept(runs):
     assert torch.equal(sheet.images[3, 1:], tensors["neighbors"][1, 1])
 
 
-def long(folder, place, steps=1000):
-    """The same run as if it had many steps, many drawn curves and large pictures that do not pack."""
-    target = shutil.copytree(folder, place / "long")
+def long(folder, place, side, steps=1000):
+    """The same run as if it had many steps, many drawn curves and colored pictures that do not pack."""
+    target = shutil.copytree(folder, place / f"long-{side}")
     told, (tensors, _) = read_json(target / "run.json"), read_tensors(target / "geometry.safetensors")
     results, before = told["results"], len(told["results"]["sigmas"])
 
@@ -162,23 +162,25 @@ def long(folder, place, steps=1000):
         name: {part: stretched(values) for part, values in band.items()} for name, band in results["bands"].items()
     }
     results["sigmas"] = [*np.geomspace(80, 0.002, steps).tolist(), 0.0]
-    results["weights"] |= {"sigmas": results["sigmas"][:-2], "prediction": [1 / steps] * (steps - 1)}
+    shares = {"prediction": [1 / steps] * (steps - 1), "between": [False] * (steps - 1)}
+    results["weights"] |= {"sigmas": results["sigmas"][:-2], **shares}
     results["likelihood"] |= {k: [0.5] * steps for k in results["likelihood"] if k.endswith("steps")}
     noise = torch.Generator().manual_seed(0)
     for name in ("aligned", "forward", "curvature", "torsion"):
         tensors[name] = torch.randn(30, steps + 1, *tensors[name].shape[2:], generator=noise)
     tensors["point_weights"] = torch.rand(6, steps, 5, generator=noise)
     for name in [name for name in tensors if name.startswith("strip") and name != "strip_sigmas"]:
-        tensors[name] = torch.randint(0, 256, (6, 24, 96, 96, 3), generator=noise, dtype=torch.uint8)
+        tensors[name] = torch.randint(0, 256, (6, 24, side, side, 3), generator=noise, dtype=torch.uint8)
     tensors["strip_sigmas"] = torch.linspace(80, 0, 24)
-    tensors["neighbors"] = torch.randint(0, 256, (6, 2, 5, 96, 96, 3), generator=noise, dtype=torch.uint8)
+    tensors["neighbors"] = torch.randint(0, 256, (6, 2, 5, side, side, 3), generator=noise, dtype=torch.uint8)
     write_tensors(target / "geometry.safetensors", tensors)
     write_json(target / "run.json", told)
     return target
 
 
-def test_the_page_of_a_long_run_stays_small(place, runs):
-    assert write_report(long(runs["digits"], place)).stat().st_size < LIMIT
+@pytest.mark.parametrize("side", [32, 96])
+def test_the_page_of_a_long_run_stays_small(place, runs, side):
+    assert write_report(long(runs["digits"], place, side)).stat().st_size < LIMIT
 
 
 def test_pages_say_what_their_runs_found(runs):

@@ -261,14 +261,16 @@ class Dataset(Denoiser):
         return stream(self.points, query.to(accumulator(query.x))).log_sum
 
     def top(
-        self, x: Float[Tensor, "b *d"], sigma: Tensor | float, k: int
+        self, x: Float[Tensor, "b *d"], sigma: Tensor | float, k: int, labels: Int[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
         """Return the k largest posterior weights of each sample and their points, decreasing.
+
+        With labels, of the points of a class; where it has fewer than k, the rest weigh 0.
 
         Raises:
             FanalError: k is not positive, or as the denoiser.
         """
-        found = self._sums(self._query(x, sigma), _check_k(k))
+        found = self._sums(self._query(x, sigma, labels), _check_k(k))
         k = min(k, len(self))
         return (found.top[:, :k] - found.log_sum[:, None]).exp(), found.index[:, :k]
 

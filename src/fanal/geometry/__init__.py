@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from fanal.geometry.alignment import align as align
 from fanal.geometry.alignment import procrustes as procrustes
+from fanal.geometry.combination import Shares as Shares
 from fanal.geometry.combination import shares as shares
+from fanal.geometry.combination import shares_of as shares_of
 from fanal.geometry.diagnosis import Diagnosis as Diagnosis
 from fanal.geometry.diagnosis import Outlier as Outlier
 from fanal.geometry.diagnosis import diagnose as diagnose
@@ -46,3 +48,4 @@ from fanal.geometry.streaming import Gathered as Gathered
 from fanal.geometry.subspace import Projection as Projection
 from fanal.geometry.subspace import direct as direct
 from fanal.geometry.subspace import project as project
+from fanal.geometry.subspace import reconstruct as reconstruct

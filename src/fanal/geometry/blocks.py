@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fanal.denoiser import Latent, Model, counters, network_of
+from fanal.denoiser import Model, counters
 from fanal.exact import Dataset
 from fanal.exact.reference import labels_of
-from fanal.geometry import nulls, stages, subspace
-from fanal.geometry.diagnosis import NEIGHBORS, Diagnosis, diagnose
+from fanal.geometry import stages, subspace
+from fanal.geometry.arrival import Arrival
+from fanal.geometry.diagnosis import Diagnosis, diagnose
+from fanal.geometry.drawn import drawn_tensors
 from fanal.geometry.likelihood import ascent
-from fanal.geometry.measures import COMPONENTS, measure
+from fanal.geometry.measures import measure
 from fanal.geometry.streaming import Band
-from fanal.pictures import to_bytes
 from fanal.preparation import Setup
 from fanal.runs import Block
 from fanal.sampling import trace
@@ -26,7 +27,6 @@ from fanal.trajectory import Trajectory
 
 __all__ = ["Gathering", "measured_block", "projected_block"]
 
-_STRIPS, _STRIP_STEPS = 6, 24
 _PARTS = ("mean", "squares", "low", "high")
 
 
@@ -88,60 +88,14 @@ def _beside(exact: Dataset, model: Model, setup: Setup, run: Trajectory) -> tupl
     return curves, numbers, found
 
 
-def _pictures(setup: Setup, run: Trajectory, found: Diagnosis | None, own: int) -> dict[str, Tensor]:
-    """Strips of predictions and states as images (B, N, H, W, C); none where samples are no pictures."""
-    network, shape = network_of(setup.network), tuple(run.x.shape[2:])
-    latent = isinstance(network, Latent)
-    if not own or not (latent or (len(shape) == 3 and shape[0] in (1, 3))):
-        return {}
-    count = len(run.denoised)
-    steps = torch.linspace(0, count - 1, min(count, _STRIP_STEPS)).round().long()
-
-    def images(x: Tensor) -> Tensor:
-        rows = x.flatten(0, 1)
-        rows = network.decode(rows) if isinstance(network, Latent) else rows
-        return to_bytes(rows).unflatten(0, x.shape[:2]).movedim(2, -1).transpose(0, 1).contiguous()
-
-    # seen at one contrast: pictures as they are, noise within [−1, 1]
-    shown = run.x[steps, :own] / (1 + (1 if latent else 4) * run.sigmas[steps] ** 2).sqrt().reshape(-1, 1, 1, 1, 1).to(
-        run.x
-    )
-    strips = {"strip": images(run.denoised[steps, :own]), "strip_x": images(shown)}
-    if found is not None:
-        best = torch.stack([found.optimal[i].denoised[:own] for i in steps.tolist()])
-        strips["strip_D*(model x)"] = images(best)
-        strips["strip_D(exact x)"] = images(found.learned[steps, :own])
-        strips["strip_D*(exact x)"] = images(found.exact.denoised[steps, :own])
-    return strips
-
-
-def _neighbors(exact: Dataset, found: Diagnosis, setup: Setup, own: int) -> dict[str, Tensor]:
-    """The training points nearest to both ends of the drawn runs as images (B, 2, K, H, W, C)."""
-    shape = tuple(setup.network.shape)
-    if not own or isinstance(network_of(setup.network), Latent) or len(shape) != 3 or shape[0] not in (1, 3):
-        return {}
-    index = found.index[:own]
-    points = exact.points.rows(index.flatten(1), "cpu", torch.float32)
-    return {"neighbors": to_bytes(points.reshape(*index.shape, *shape)).movedim(3, -1).contiguous()}
-
-
-def _point_weights(exact: Dataset, run: Trajectory, own: int) -> dict[str, Tensor]:
-    """The largest posterior weights at the states of the first runs, (B, N, K): [REG] fig. 9(e)."""
-    if not own:
-        return {}
-    found = [exact.top(x[:own], sigma, NEIGHBORS)[0] for x, sigma in zip(run.x[:-1], run.sigmas[:-1], strict=True)]
-    return {"point_weights": torch.stack(found, 1).cpu()}
-
-
-def _drawn(setup: Setup, run: Trajectory, rows: range, own: int) -> dict[str, Tensor]:
-    """Forward paths from the ends of the drawn runs, projected as they are: what noise alone looks like."""
-    seeds = setup.config.seeds()[rows.start : rows.start + own]
-    path = nulls.forward_paths(run.x[-1, :own].cpu(), run.sigmas, seeds)
-    projection = subspace.project(path, COMPONENTS)
-    return {"forward": projection.coordinates[:, :, :3], "forward.explained": projection.explained}
-
-
-def measured_block(setup: Setup, exact: Dataset | None, rows: range, drawn: int, images: Tensor | None = None) -> Block:
+def measured_block(
+    setup: Setup,
+    exact: Dataset | None,
+    rows: range,
+    drawn: int,
+    images: Tensor | None = None,
+    arrival: Arrival | None = None,
+) -> Block:
     """Run some trajectories and keep their bands, their numbers, and of the first ones projections and pictures.
 
     Args:
@@ -150,6 +104,7 @@ def measured_block(setup: Setup, exact: Dataset | None, rows: range, drawn: int,
         rows: which trajectories.
         drawn: how many of the run's first ones are drawn.
         images: (B, *shape), real images whose codes the run begins at.
+        arrival: features of the data, where states and predictions are compared with them.
     """
     begin, model = time.perf_counter(), setup.bound(rows)
     seeds = setup.config.seeds()[rows.start : rows.stop]
@@ -164,14 +119,9 @@ def measured_block(setup: Setup, exact: Dataset | None, rows: range, drawn: int,
         numbers["end to encoded image / sqrt d"] = off.norm(dim=1) / math.sqrt(off.shape[1])
     tensors = _bands(curves) | {f"number.{name}": value for name, value in numbers.items()}
     own = max(0, min(len(rows), drawn - rows.start))
-    if own:
-        tensors["curve"] = measured.coordinates[:own, :, :3].cpu()
-        tensors |= _drawn(setup, run, rows, own)
-    few = max(0, min(own, _STRIPS - rows.start))
-    tensors |= _pictures(setup, run, found, few)
-    if exact is not None and found is not None:
-        tensors |= _neighbors(exact, found, setup, few)
-        tensors |= _point_weights(exact, run, few) if labels_of(exact, model, len(rows)) is None else {}
+    tensors |= {"curve": measured.coordinates[:own, :, :3].cpu()} if own else {}
+    tensors |= drawn_tensors(setup, model, run, exact, found, range(rows.start, rows.start + own))
+    tensors |= {} if arrival is None else arrival.features(run, rows)
     return tensors, _spent(model, rows, begin)
 
 

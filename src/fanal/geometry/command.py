@@ -14,6 +14,7 @@ from fanal.errors import FanalError
 from fanal.exact.reference import digest, reference
 from fanal.files import read_tensors, write_tensors
 from fanal.generation import identity
+from fanal.geometry.arrival import arrival_of
 from fanal.geometry.blocks import Gathering, measured_block, projected_block
 from fanal.geometry.groups import Rival, rival_of
 from fanal.geometry.measures import COMPONENTS
@@ -123,6 +124,7 @@ def geometry(config: GeometryConfig, out: str | Path, *, overwrite: bool = False
     if not bool(torch.isfinite(setup.sigmas[0])):
         raise FanalError(f"{config.model} starts at infinite sigma, where nothing has a length: give --sigma-max 80")
     exact = None if config.data is None else reference(get(config.data), setup.network, config.points)
+    arrival = None if exact is None else arrival_of(setup, exact)
     rivals = [rival_of(text, dataclasses.replace(sampling, count=config.drawn), setup) for text in config.against]
     images = None if config.noise is None else read_tensors(Path(config.noise))[0].get("x")
     head, decides = dataclasses.asdict(config), identity(sampling, setup.network)
@@ -132,12 +134,12 @@ def geometry(config: GeometryConfig, out: str | Path, *, overwrite: bool = False
         found = Gathering()
 
         def work(rows: range) -> Block:
-            return measured_block(setup, exact, rows, config.drawn, images)
+            return measured_block(setup, exact, rows, config.drawn, images, arrival)
 
         for block in run.blocks(range(config.count), config.block, work, what="trajectories", progress=progress):
             found.add(block)
         others = _compared(config, rivals, run, progress)
-        results, drawn = results_of(setup, exact, found, rivals, config.fitted)
+        results, drawn = results_of(setup, exact, arrival, found, rivals, config.fitted)
         write_tensors(run.path("geometry.safetensors"), drawn)
         notes = [*found.notes, *(note for _, note in others)]
         spent = {key: sum(note[key] for note in notes) for key in ("calls", "evaluations")}

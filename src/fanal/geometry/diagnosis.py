@@ -15,6 +15,7 @@ from fanal.denoiser import Denoiser, Labelled
 from fanal.errors import FanalError
 from fanal.exact import Dataset
 from fanal.exact.dataset import Posterior
+from fanal.geometry.measures import speed
 from fanal.sampling import Solver, trace
 from fanal.trajectory import Trajectory
 
@@ -78,8 +79,9 @@ def diagnose(
     The exact trajectory starts at the run's own noise, on its grid. `score deviation` is the distance of the model's
     prediction from the exact one at the model's states, `score deviation on exact path` at the exact trajectory's;
     `model x`, `exact x`, `D(exact x)` and `D*(model x)` are distances of the four trajectories from the end of the
-    exact one, `apart` is that of the two states at each level; all per √d. `entropy` is that of the posterior over the
-    data at the model's states in nats ([REG] fig. 9), `log density` is per dimension, at the state's own sigma.
+    exact one, `apart` is that of the two states at each level; all per √d. `exact slope` is the `speed` of the exact
+    trajectory ([REG] fig. 12). `entropy` is that of the posterior over the data at the model's states in nats ([REG]
+    fig. 9), `log density` is per dimension, at the state's own sigma.
 
     Args:
         model: whose run it is; it is asked again at every state of the exact trajectory.
@@ -107,6 +109,7 @@ def diagnose(
         "D(exact x)": _apart(learned, end),
         "D*(model x)": _apart(best, end),
         "apart": _apart(run.x[:-1], exact.x[:-1]),
+        "exact slope": speed(exact),
         "entropy": torch.stack([each.entropy.cpu().double() for each in optimal]),
         "log density": torch.stack([each.log_density.cpu().double() / d for each in optimal]),
     }

@@ -14,7 +14,7 @@ from fanal.geometry import paths, stages, subspace
 from fanal.geometry.subspace import Projection
 from fanal.trajectory import Trajectory
 
-__all__ = ["COMPONENTS", "Measured", "measure"]
+__all__ = ["COMPONENTS", "Measured", "measure", "speed"]
 
 COMPONENTS = 5
 """Principal components that are reported; two of them are drawn."""
@@ -103,6 +103,17 @@ def _predictions(run: Trajectory, distance: Tensor) -> tuple[dict[str, Tensor], 
     return curves, numbers
 
 
+def speed(run: Trajectory) -> Float[Tensor, "n b"]:
+    """Return `‖dx/dsigma‖/√d` at all states but the last: 1 where all noise is seen as noise ([REG] prop. 2, fig. 12).
+
+    Args:
+        run: from a finite sigma.
+    """
+    sigmas = run.sigmas[:-1].reshape(-1, *[1] * (run.x.ndim - 1)).to(run.x)
+    found = slope(run.x[:-1], run.denoised, sigmas).flatten(2).norm(dim=2) / math.sqrt(run.x[0, 0].numel())
+    return found.cpu().double()
+
+
 def measure(run: Trajectory) -> Measured:
     """Return every curve and every number of a batch of trajectories.
 
@@ -113,14 +124,14 @@ def measure(run: Trajectory) -> Measured:
         FanalError: the run has no more than `COMPONENTS` states, or one is not finite.
     """
     d = run.x[0, 0].numel()
-    sigmas = run.sigmas[:-1].reshape(-1, *[1] * (run.x.ndim - 1)).to(run.x)
     curves, numbers, projection = _shape(run.x)
     chord, plain = curves["distance"][0], subspace.direct(run.x, 3)
+    curves |= {f"error in {k + 1}-D": projection.error[k] for k in range(COMPONENTS + 1)}
     curves |= {
         "angle": paths.angle(run.x, run.denoised),
         "rotation": paths.rotation(run.x),
         "pendulum": paths.pendulum(run.x, run.denoised),
-        "slope": slope(run.x[:-1], run.denoised, sigmas).flatten(2).norm(dim=2) / math.sqrt(d),
+        "slope": speed(run),
     }
     length = numbers["length / chord"] * chord
     numbers = {"length / (sigma_max sqrt d)": length / (float(run.sigmas[0]) * math.sqrt(d)), **numbers}

@@ -10,22 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fanal.errors import FanalError
 from fanal.exact import Dataset
 from fanal.geometry import alignment, combination, frames, nulls, regularity, stages
+from fanal.geometry.arrival import Arrival
 from fanal.geometry.blocks import Gathering
 from fanal.geometry.diagnosis import outliers
+from fanal.geometry.drawn import shown_steps
 from fanal.geometry.groups import Rival, group_names, split
 from fanal.geometry.measures import COMPONENTS
 from fanal.geometry.streaming import Band
 from fanal.metrics.estimates import Estimate, mean
 from fanal.preparation import Setup
 from fanal.schedules import plain_sigmas
-from fanal.solvers import Euler
 from fanal.summary import as_json
 
 __all__ = ["results_of"]
 
-_PICTURED = ("strip", "neighbors", "point_weights")
+_PICTURED = ("strip", "rebuilt", "neighbors", "point_weights")
 _ROUNDING = 1e-4  # of the predictions' size: score deviations below this are none
 _RISES = {"met": "assumption met", "state": "state rises", "prediction": "prediction rises"}
 
@@ -95,17 +97,27 @@ def _regularity(found: Gathering, curve: Tensor, setup: Setup, rivals: Sequence[
     return out
 
 
-def _weights(setup: Setup) -> dict[str, Any] | None:
-    """Shares of the predictions in the last state above 0, which an Euler step into 0 replaces by its prediction."""
-    if not isinstance(setup.solver, Euler):
-        return None
+def _weights(setup: Setup) -> dict[str, Any]:
+    """Shares of all predictions in the last state above 0, which a step into 0 replaces by its prediction."""
     sigmas = setup.sigmas[setup.sigmas > 0]
-    last = combination.shares(sigmas)[-1]
+    try:
+        # over the whole grid: some solvers lower their order on the last steps
+        found = combination.shares_of(setup.solver, setup.sigmas)
+    except FanalError as error:
+        return {"refused": str(error)}
+    last, made = found.table[len(sigmas) - 1], found.steps < len(sigmas) - 1
+    prediction, steps = last[1:][made], found.steps[made]
     return {
-        "sigmas": plain_sigmas(sigmas[:-1]),
-        "prediction": last[1:].tolist(),
+        "sigmas": plain_sigmas(found.sigmas[made]),
+        "prediction": prediction.tolist(),
+        "between": [False, *(steps.diff() == 0).tolist()],
         "start": float(last[0]),
         "at": float(sigmas[-1]),
+        "sum": float(last.sum()),
+        "negative": float(-last.clamp_max(0).sum()),
+        "least": float(last.min()),
+        "convex": found.convex(),
+        "noise": found.noise,
     }
 
 
@@ -129,13 +141,19 @@ def _shell(exact: Dataset, sigmas: Tensor) -> Band:
 
 
 def results_of(
-    setup: Setup, exact: Dataset | None, found: Gathering, rivals: Sequence[Rival], window: int
+    setup: Setup,
+    exact: Dataset | None,
+    arrival: Arrival | None,
+    found: Gathering,
+    rivals: Sequence[Rival],
+    window: int,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return every figure of a run as JSON, and the tensors behind its pictures.
 
     Args:
         setup: the run.
         exact: of the data, where the model stands beside them.
+        arrival: their features, where states and predictions were compared with them.
         found: what was measured.
         rivals: what it is compared with.
         window: points on each side that curvature and torsion are fitted to.
@@ -151,9 +169,11 @@ def results_of(
         bands = {name: band for name, band in bands.items() if name not in _RISES.values()}
         columns = {name: values for name, values in columns.items() if name not in _RISES.values()}
         bands["forward magnitude"] = _shell(exact, setup.sigmas)
-    weights = _weights(setup)
-    results |= {} if weights is None else {"weights": weights}
+    if arrival is not None:
+        features = {name: found.stack(name) for name in ("features.x", "features.denoised")}
+        results["frechet"] = arrival.results(features, setup.sigmas)
     results |= {
+        "weights": _weights(setup),
         "groups": group_names(setup.config.model, setup, len(curve)),
         "regularity": _regularity(found, curve, setup, rivals, window),
         "numbers": {name: as_json(mean(values[~values.isnan()])) for name, values in columns.items()},
@@ -165,7 +185,5 @@ def results_of(
     }
     pictures = [name for name in found.parts[0] if name.startswith(_PICTURED)]
     drawn |= {name: found.stack(name) for name in (*pictures, "forward")}
-    if "strip" in drawn:
-        count, most = len(setup.sigmas) - 1, drawn["strip"].shape[1]
-        drawn["strip_sigmas"] = setup.sigmas[torch.linspace(0, count - 1, most).round().long()]
+    drawn["strip_sigmas"] = setup.sigmas[shown_steps(len(setup.sigmas) - 1)]
     return results, drawn

@@ -11,7 +11,7 @@ from torch import Tensor
 from fanal.errors import FanalError
 from fanal.geometry.paths import Path, gram, split
 
-__all__ = ["Projection", "direct", "project"]
+__all__ = ["Projection", "direct", "project", "reconstruct"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,18 @@ class Projection:
     error: Float[Tensor, "k1 n b"]
 
 
-def _components(inner: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Principal coordinates (B, N, k), all eigenvalues (B, N), decreasing, and squared distances to the mean."""
+def _directions(inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvectors (B, N, N) and eigenvalues (B, N) of centered inner products, decreasing, and their diagonal."""
     inner = inner - inner.mean(1, keepdim=True)
     inner = inner - inner.mean(2, keepdim=True)
     values, vectors = torch.linalg.eigh((inner + inner.transpose(1, 2)) / 2)
-    values, vectors = values.flip(1).clamp_min(0), vectors.flip(2)
-    return vectors[:, :, :k] * values[:, None, :k].sqrt(), values, inner.diagonal(dim1=1, dim2=2)
+    return vectors.flip(2), values.flip(1).clamp_min(0), inner.diagonal(dim1=1, dim2=2)
+
+
+def _components(inner: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Principal coordinates (B, N, k), all eigenvalues (B, N), decreasing, and squared distances to the mean."""
+    vectors, values, squares = _directions(inner)
+    return vectors[:, :, :k] * values[:, None, :k].sqrt(), values, squares
 
 
 def _shares(values: Tensor, k: int) -> Tensor:
@@ -67,6 +72,36 @@ def project(path: Path, k: int = 4) -> Projection:
     left = squares[None] - (coordinates**2).cumsum(2).permute(2, 0, 1)
     error = torch.cat([rest.norm(dim=2)[None], left.clamp_min(0).sqrt()]).transpose(1, 2)
     return Projection(torch.cat([along[:, :, None], coordinates], 2), _shares(values, k), error)
+
+
+def reconstruct(path: Path, k: int = 3) -> Float[Tensor, "k n b *d"]:
+    """Return each path rebuilt in 1, 2, … k dimensions: its chord, then principal components of what is off it.
+
+    In one dimension the states on the chord; in more, their position along it, the mean of what is off it, and its
+    first k − 1 components: what `Projection.error` is the distance from ([REG] fig. 4).
+
+    Args:
+        path: (N+1, B, *shape).
+        k: largest number of dimensions.
+
+    Returns:
+        (k, N+1, B, *shape), in the dtype of the path.
+
+    Raises:
+        FanalError: k is not in [1, N + 1], or as `fanal.geometry.paths.split`.
+    """
+    along, rest = split(path)
+    _check(k, len(path) + 1)
+    vectors = _directions(rest @ rest.transpose(1, 2))[0]
+    first = path[0].flatten(1).to(rest.dtype)
+    on_chord = (path[-1] - path[0]).flatten(1).to(rest.dtype)
+    on_chord = first[:, None] + along[:, :, None] * (on_chord / on_chord.norm(dim=1, keepdim=True))[:, None]
+    mean = rest.mean(1, keepdim=True)
+    out = [on_chord]
+    for m in range(1, k):
+        own = vectors[:, :, :m]
+        out.append(on_chord + mean + own @ (own.transpose(1, 2) @ (rest - mean)))
+    return torch.stack(out).transpose(1, 2).reshape(k, *path.shape).to(path.dtype)
 
 
 def direct(path: Path, k: int = 4) -> Float[Tensor, "b k"]:

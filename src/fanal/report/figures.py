@@ -34,7 +34,8 @@ from fanal.report.plots import (
 __all__ = ["markup", "script"]
 
 _GRID, _CLEAR = "rgba(128,136,148,0.25)", "rgba(0,0,0,0)"
-_MOST_EXACT, _MOST_PIXELS = 40, 250_000  # side of pictures that are stored as they are; pixels of a film's sheet
+_MOST_EXACT, _MOST_BYTES = 40, 200_000  # side of pictures that are stored as they are, and size of their sheet
+_MOST_PIXELS, _MOST_TOGETHER = 250_000, 600_000  # of a film's sheet, and of all sheets of a film
 _HINTS = {Space: "Drag to turn.", Film: "Drag the slider to go along the run."}
 _SIDE = 64  # of a picture at most
 
@@ -192,28 +193,35 @@ def _plotted(figure: go.Figure, name: str, height: int) -> str:
     return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config)
 
 
-def _packed(images: Tensor) -> str:
-    """Pictures (rows, columns, H, W, C) side by side as a `data:` URI."""
+def _packed(images: Tensor, most: int = _MOST_PIXELS) -> str:
+    """Pictures (rows, columns, H, W, C) side by side as a `data:` URI, large ones on so many pixels at most."""
     k, n, high, wide, depth = images.shape
     exact = max(high, wide) <= _MOST_EXACT  # noise does not pack: larger pictures lose what nobody sees
-    scale = 1 if exact else min(_SIDE / max(high, wide), math.sqrt(_MOST_PIXELS / (k * n * high * wide)), 1)
+    scale = 1 if exact else min(_SIDE / max(high, wide), math.sqrt(most / (k * n * high * wide)), 1)
     size = max(1, round(wide * scale)), max(1, round(high * scale))
     pixels = images.permute(0, 2, 1, 3, 4).reshape(k * high, n * wide, depth).numpy()
     whole = Image.fromarray(pixels[:, :, 0] if depth == 1 else pixels[:, :, :3]).convert("RGB")
     if (wide, high) != size:
         whole = whole.resize((n * size[0], k * size[1]), Image.Resampling.BOX)
+    content, kind = _file(whole, "png", optimize=True) if exact else b"", "png"
+    if not content or len(content) > _MOST_BYTES:
+        content, kind = _file(whole, "jpeg", quality=75), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    whole.save(buffer, **({"format": "PNG", "optimize": True} if exact else {"format": "JPEG", "quality": 75}))
-    kind = "png" if exact else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
 
 
 def _film(film: Film, name: str) -> str:
     """Boxes that show one picture each of a layer's sheet, and a slider that says which."""
     shape = next(iter(film.layers.values())).shape
     k, n = int(shape[0]), int(shape[1])
+    most = min(_MOST_PIXELS, _MOST_TOGETHER // len(film.layers))
     sheets = "".join(
-        f"#{name} .layer-{i}{{background-image:url({_packed(images)})}}"
+        f"#{name} .layer-{i}{{background-image:url({_packed(images, most)})}}"
         for i, images in enumerate(film.layers.values())
     )
     rows = []

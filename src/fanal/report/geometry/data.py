@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from fanal.errors import FanalError
 from fanal.exact import Gaussian
 from fanal.exact.named import closed_form
 from fanal.geometry.gaussian import residual
-from fanal.report.geometry.run import GeometryRun, estimate, short
+from fanal.report.geometry.run import GeometryRun, estimate, estimated, short
 from fanal.report.plots import BLUE, COLORS, INK, RED, Figure, Heat, Line, Mark, Panel, Sheet
 from fanal.report.study import Section, Table
 
@@ -26,27 +28,41 @@ def _weights(run: GeometryRun) -> list[Section]:
     found = run.results.get("weights")
     if not found:
         return []
+    title = "What a sample is made of"
+    if "refused" in found:
+        return [Section(title, str(found["refused"])[:1].upper() + str(found["refused"])[1:] + ".")]
     at, shares = found["sigmas"], found["prediction"]
-    keep = run.kept(len(at))
-    lines = [
-        Line("this prediction", [at[i] for i in keep], [shares[i] for i in keep]),
-        Line("all up to it", [at[i] for i in keep], [sum(shares[: i + 1]) for i in keep], dashed=True),
-    ]
+    between = found.get("between", [False] * len(shares))
+    upto = torch.tensor(shares, dtype=torch.float64).cumsum(0).tolist()
+    starts, inner = ([i for i, b in enumerate(between) if b == which] for which in (False, True))
+    ends = [*(i - 1 for i in starts[1:]), len(at) - 1]  # of the same steps
+    keep = run.kept(len(starts))
+    own = [starts[k] for k in keep]
+    lines = [Line("this prediction", [at[i] for i in own], short(shares[i] for i in own))]
+    if inner:
+        inner = [inner[k] for k in run.kept(len(inner))]
+        lines.append(Line("predictions on the way", [at[i] for i in inner], short(shares[i] for i in inner)))
+    lines.append(Line("all up to it", [at[i] for i in own], short(upto[ends[k]] for k in keep), dashed=True))
+    convex = found.get("convex", True)
     figure = Figure(
         "weights",
-        "Share of each prediction in the last state above 0, and of all predictions up to it. A state of an Euler run "
-        "is a convex combination of the start and of the predictions ([REG] eq. 17), by the grid alone.",
-        [Panel("sigma of the prediction", "share", lines, log_x=True, falling=True, from_zero=True)],
-    )
-    rows = [["the start", f"{found['start']:.3g}"], ["all predictions", f"{sum(shares):.6g}"]]
-    return [
-        Section(
-            "What a sample is made of",
-            "Half of a state comes from the predictions made since sigma was twice as large.",
-            [figure],
-            tables=[Table("weights-sum", ["share of", ""], rows)],
-        )
-    ]
+        "Share of each prediction in the last state above 0, and of all predictions up to it, by the grid alone. "
+        + ("No share is negative: states are convex combinations of the start and of the predictions" if convex else
+           "Some shares are negative: states are affine combinations, which extrapolate, and no convex ones as Euler's")
+        + " ([REG] eq. 17).",
+        [Panel("sigma of the prediction", "share", lines, log_x=True, falling=True, from_zero=convex)],
+    )  # fmt: skip
+    rows = [["the start", f"{found['start']:.3g}"], ["all predictions", f"{upto[-1]:.6g}"]]
+    rows += [["negative ones", f"{-found['negative']:.4g}"]] if found.get("negative") else []
+    return [Section(title, _made(found), [figure], tables=[Table("weights-sum", ["share of", ""], rows)])]
+
+
+def _made(found: Mapping[str, Any]) -> str:
+    """What the shares say, in a sentence."""
+    noise = " The solver's own noise comes on top." if found.get("noise") else ""
+    at, shares = found["sigmas"], found["prediction"]
+    near = sum(share for sigma, share in zip(at, shares, strict=True) if sigma <= 2 * found["at"])
+    return f"The predictions made since sigma was twice as large have {100 * near:.3g} % of a state.{noise}"
 
 
 def _score(run: GeometryRun) -> list[Section]:
@@ -106,9 +122,12 @@ def _diagnosis(run: GeometryRun) -> list[Section]:
     """Pictures of the four trajectories, and of the training points nearest to the ends."""
     film = run.film(
         "diagnosis",
-        "Predictions at the same noise level: the model's and the exact ones, on the model's and on the exact "
-        "trajectory, from one noise. In the form of [REG] fig. 21 and [GEO] fig. 15 and 19, upper parts.",
+        "At the same noise level: noise added to the model's sample, states of the exact trajectory, and the model's "
+        "and the exact predictions on the model's and on the exact trajectory, from one noise. In the form of [REG] "
+        "fig. 21 and [GEO] fig. 15 and 19, upper parts.",
         {
+            "noise added to the sample": "strip_forward",
+            "states of the exact run": "strip_exact x",
             "model's, its own states": "strip",
             "exact, the model's states": "strip_D*(model x)",
             "model's, exact states": "strip_D(exact x)",
@@ -184,6 +203,34 @@ def _coefficients(run: GeometryRun) -> list[Figure]:
             "The largest weights of data points in the exact prediction at the states of the drawn runs, plus 1e-10: "
             "from 1/N each to one point alone. In the form of [REG] fig. 9(e).",
             [run.panel("log10 weight", lines)],
+        )
+    ]
+
+
+def _arrival(run: GeometryRun) -> list[Section]:
+    """Fréchet distances of states and predictions from the data, level by level."""
+    found = run.results.get("frechet")
+    if not found:
+        return []
+    at, lines, columns = found["sigmas"], [], []
+    for name in ("predictions", "states"):
+        each = [estimated(value) for value in found[name]]
+        columns.append([estimate(value) for value in found[name]])
+        lines.append(Line(name, short(at), short(e.value for e in each), short(e.se for e in each)))
+    figure = Figure(
+        "frechet",
+        f"Fréchet distance from the data, in the features {found['features']}, of {found['n']} states and predictions "
+        f"from {found['n_real']} points, and its standard error. Small samples raise it, all levels alike: compare "
+        "within the figure. In the form of [REG] fig. 8 and [GEO] fig. 3, lower parts.",
+        [run.panel("Fréchet distance", lines, log_y=True)],
+    )
+    rows = [[f"{sigma:.4g}", *cells] for sigma, *cells in zip(at, *columns, strict=True)]
+    return [
+        Section(
+            "When runs look like the data",
+            "Where the predictions' curve is down before that of the states, a run shows what it will be before it is.",
+            [figure],
+            tables=[Table("frechet-distances", ["sigma", "predictions", "states"], rows)],
         )
     ]
 
@@ -302,5 +349,5 @@ def _residuals(run: GeometryRun) -> list[Section]:
     return [Section("The law of the residual", reading, [figure, spectrum])]
 
 
-SECTIONS = (_weights, _score, _entropy, _likelihood, _residuals)
+SECTIONS = (_arrival, _weights, _score, _entropy, _likelihood, _residuals)
 """In the order of the page."""

@@ -16,13 +16,15 @@ from fanal.report.study import Table
 
 __all__ = ["GeometryRun", "estimate", "estimated", "short"]
 
-_MOST = 250
+_MOST = 200
 """States of a curve that are drawn; longer runs are thinned, both ends kept."""
 
 _ROUNDING = 1e-6
 
 _DRAWN = 30
 """Trajectories that are drawn."""
+
+_FEW, _MUCH = 3, 500_000  # runs in films of many layers, where their pictures have more bytes than this
 
 
 def estimated(found: Mapping[str, Any]) -> Estimate:
@@ -112,5 +114,7 @@ class GeometryRun:
         kept = {label: self.tensors[key] for label, key in layers.items() if key in self.tensors}
         if not kept:
             return []
+        if len(kept) > 2 and sum(images.numel() for images in kept.values()) > _MUCH:
+            kept = {label: images[:_FEW] for label, images in kept.items()}
         labels = [f"sigma {float(sigma):.3g}" for sigma in self.tensors["strip_sigmas"]]
         return [Figure(name, caption, [Film(kept, labels)])]

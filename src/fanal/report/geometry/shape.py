@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from fanal.report.geometry.run import GeometryRun, estimate, estimated
-from fanal.report.plots import BLUE, RED, Figure, Line, Panel, Space
+from fanal.report.geometry.run import GeometryRun, estimate, estimated, short
+from fanal.report.plots import BLUE, COLORS, RED, Figure, Line, Panel, Space
 from fanal.report.study import Section, Table
 
 __all__ = ["SECTIONS", "curve_points"]
@@ -69,7 +69,7 @@ def _dimensions(run: GeometryRun) -> list[Section]:
         "reconstruction",
         "Left: mean distance of the states from their reconstruction in k dimensions, the chord counted. Right: share "
         "of the variance off the chord that k principal components explain. Bars are standard errors. In the form of "
-        "[REG] fig. 4(b, c), 17 to 19.",
+        "[REG] fig. 4(c), 17 to 19.",
         [
             Panel("dimensions", "distance", [Line("", [*counts, len(names) + 1], [e.value for e in errors],
                   [e.se for e in errors], points=True)], log_y=True),
@@ -77,6 +77,7 @@ def _dimensions(run: GeometryRun) -> list[Section]:
                   [100 * e.se for e in shares], points=True)]),
         ],
     )  # fmt: skip
+    figures = [figure, *_rebuilding(run), *_rebuilt(run)]
     direct = ["direct, top 1", "direct, top 2", "direct, top 3"]
     ratios = Table(
         "pca-ratios",
@@ -90,13 +91,60 @@ def _dimensions(run: GeometryRun) -> list[Section]:
         Section(
             "In how many dimensions",
             "How many principal components a trajectory needs beside its chord: two explain nearly all that is left.",
-            [figure],
+            figures,
             tables=[
                 Table("dimensions", ["dimensions", "variance explained", "mean distance left"], rows, caption),
                 ratios,
             ],
         )
     ]
+
+
+def _rebuilding(run: GeometryRun) -> list[Figure]:
+    """How far states rebuilt in few dimensions are from the run's, and the predictions made there."""
+    # in as many dimensions as the data have, nothing is left but rounding
+    names = [name for k in range(1, min(20, run.d)) if (name := f"error in {k}-D") in run.bands]
+    if not names:
+        return []
+    panels = [run.panel("distance", run.lines(*((name, name[9:]) for name in names)), log_y=True)]
+    found = run.tensors.get("rebuilt_error")
+    if found is not None:
+        at = [float(sigma) for sigma in run.tensors["strip_sigmas"]]
+        means = found.double().mean(0)
+        lines = [Line(f"{k + 1}-D", at, short(row.tolist())) for k, row in enumerate(means[: run.d - 1])]
+        panels.append(run.panel("distance of predictions / √d", lines, log_y=True))
+    caption = (
+        "Left: distance of the states from their reconstruction in k dimensions, the chord counted, step by step; "
+        "means, and one standard deviation over trajectories."
+    )
+    if found is not None:
+        caption += (
+            " Right: distance of the predictions at the rebuilt states from those at the run's, mean over "
+            f"{len(found)} trajectories."
+        )
+    return [Figure("reconstruction-steps", f"{caption} In the form of [REG] fig. 4(b, e, h), 17 to 19.", panels)]
+
+
+def _rebuilt(run: GeometryRun) -> list[Figure]:
+    """Predictions at the states of the first runs, and at their reconstructions: as pictures, or in the plane."""
+    few = "1 dimension" if run.d == 2 else "1 and 2 dimensions" if run.d == 3 else "1, 2 and 3 dimensions"
+    what = f"The model's predictions at the run's states, and at these rebuilt in {few}"
+    form = "In the form of [REG] fig. 4(a, d, g)."
+    layers = {"the run's": "strip"} | {f"rebuilt in {k}-D": f"strip_{k}-D" for k in (1, 2, 3)}
+    if "strip_1-D" in run.tensors:
+        return run.film("rebuilt", f"{what}, at the same noise level. {form}", layers)
+    found = run.tensors.get("rebuilt")
+    if found is None:
+        return []
+    looks = {"the run's": BLUE, "1-D": RED, "2-D": COLORS[2], "3-D": COLORS[3]}
+    lines = [
+        Line(name, *(short(path[:, axis].tolist()) for axis in (0, 1)), color=color, dashed=k > 0, faint=True)
+        for own in found.double()
+        for k, ((name, color), path) in enumerate(zip(looks.items(), own, strict=False))
+        if k < run.d
+    ]
+    panel = Panel("first coordinate", "second coordinate", lines)
+    return [Figure("rebuilt", f"{what}: their ways to the end, of {len(found)} trajectories. {form}", [panel])]
 
 
 def _percent(run: GeometryRun, name: str) -> str:
@@ -179,11 +227,14 @@ def _sizes(run: GeometryRun) -> list[Section]:
         "predictions. In the form of [GEO] fig. 2a.",
         [run.panel("norm", [*sizes, shell, *run.lines(("denoised magnitude", "predictions"))], log_y=True)],
     )
+    beside = "exact slope" in run.bands
     slope = Figure(
         "slope",
         "Norm of the noise prediction dx/dsigma over √d: 1 where the model sees plain noise; it shrinks in the last "
-        "stage. In the form of [REG] fig. 12; an exact denoiser as the model gives the optimal curve.",
-        [run.panel("‖dx/dsigma‖ / √d", [run.line("slope", "")])],
+        "stage. "
+        + ("Beside it that of the data's exact denoiser on its own trajectory from the same noise. " if beside else "")
+        + "In the form of [REG] fig. 12.",
+        [run.panel("‖dx/dsigma‖ / √d", run.lines(("slope", "model" if beside else ""), ("exact slope", "exact")))],
     )
     return [
         Section(
