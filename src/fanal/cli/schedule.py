@@ -44,7 +44,7 @@ def schedule(
     coeff: Annotated[float, typer.Option(help="GITS's γ: above 1 it moves nodes to smaller sigma.")] = 1.15,
     metric: Annotated[str, typer.Option(help="GITS's cost of a jump: dev, l1 or l2.")] = "dev",
     afs: Annotated[
-        bool, typer.Option("--afs", help="Put a free interval before the others, by the analytical first step.")
+        bool, typer.Option("--afs", help="Put a free interval, not counted in --steps, before the others: the analytical first step.")
     ] = False,
     objective: Annotated[
         str, typer.Option(help="What a fit makes small: robust, typical or mean (square) misses.")
