@@ -6,7 +6,11 @@ import json
 
 import pytest
 import torch
+import typer
 
+from fanal.cli import app, options
+from fanal.datasets import get
+from fanal.errors import FanalError
 from fanal.generation import SampleConfig, generate
 from fanal.loading import embedded
 from toys import fanal, part_of, record, refused, samples, tiny
@@ -34,6 +38,7 @@ def test_sample_leaves_the_run_that_generate_leaves(tmp_path):
     assert told.exit_code == 0, told.output
     assert told.stdout.strip().splitlines()[-1] == f"report: {tmp_path / 'a' / 'report.html'}"
     assert "6 samples of mixture:grid2 with churn:s_churn=10, 5 steps." in told.stdout
+    assert "spread: total variance relative to held-out real data" in " ".join(told.stdout.split())
     config = SampleConfig("mixture:grid2", solver="churn:s_churn=10", schedule="logsnr", steps=5, count=6, seed=4)
     generate(config, tmp_path / "b")
     assert torch.equal(samples(tmp_path / "a")["x"], samples(tmp_path / "b")["x"])
@@ -160,11 +165,50 @@ def test_a_place_under_a_file_is_refused(tmp_path):
 def test_a_finished_run_is_replaced_only_when_asked(tmp_path):
     assert fanal(*SAMPLE, "--out", "r").exit_code == 0
     before = samples(tmp_path / "r")["x"]
-    assert refused(fanal(*SAMPLE, "--seed", 1, "--out", "r"), "holds a finished run", "--overwrite")
+    assert refused(fanal(*SAMPLE, "--seed", 1, "--out", "r"), "holds a finished run", "--overwrite", "fanal report")
     assert torch.equal(samples(tmp_path / "r")["x"], before)
     assert fanal(*SAMPLE, "--seed", 1, "--out", "r", "--overwrite").exit_code == 0
     assert not torch.equal(samples(tmp_path / "r")["x"], before)
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize("command", ["geometry", "audit", "encode", "interpolate"])
+def test_help_names_every_form_of_data(command):
+    (option,) = [each for each in typer.main.get_command(app).commands[command].params if each.name == "data"]
+    assert options.DATA in option.help
+    with pytest.raises(FanalError) as refusal:
+        get("nothing")
+    forms = [name for name in str(refusal.value).split("known: ")[1].split(", ") if ":" in name]
+    assert forms == ["array:FILE.npy", "folder:DIR"]
+    assert all(form in options.DATA for form in forms)
+
+
+def test_a_run_without_a_page_says_where_its_figures_are(tmp_path):
+    words = ("bench", "jumps", "grid2", "--steps", 2, "--count", 4, "--out", "r")
+    assert fanal(*words).exit_code == 0
+    assert refused(fanal("report", "r"), "has no page", "what it found is in r/tables.md")
+    for name in ("tables.md", "plots.html"):
+        (tmp_path / "r" / name).unlink()
+    assert refused(fanal("report", "r"), "what it found is in r/run.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "name"),
+    [
+        (SAMPLE, "fanal.report", "headline"),
+        (("geometry", "mixture:ring8", "--steps", 6, "--count", 3), "fanal.report.geometry.words", "tables"),
+    ],
+)
+def test_ctrl_c_after_the_run_says_that_it_is_finished(tmp_path, monkeypatch, words, place, name):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{place}.{name}", stop)
+    result = fanal(*words, "--out", tmp_path / "r")
+    assert result.exit_code == 130
+    assert result.stderr.strip() == f"stopped; the run in {tmp_path / 'r'} is finished"
+    monkeypatch.undo()
+    assert fanal("report", tmp_path / "r").exit_code == 0
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def finished(out, value=1, **options):
 def test_a_finished_run_is_replaced_only_when_asked(tmp_path):
     out = tmp_path / "run"
     finished(out)
-    with pytest.raises(FanalError, match="holds a finished run; choose another --out or pass --overwrite"):
+    with pytest.raises(FanalError, match="choose another --out or pass --overwrite; fanal report"):
         Run(out, "sample", {})
     finished(out, 2, overwrite=True)
     assert json.loads((out / "x.json").read_text()) == 2

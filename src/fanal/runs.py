@@ -108,7 +108,10 @@ class Run:
         if not _is_record(self.out / "run.json"):
             raise FanalError(f"{self.out} exists and is not a run folder; choose another --out")
         if not overwrite:
-            raise FanalError(f"{self.out} holds a finished run; choose another --out or pass --overwrite")
+            raise FanalError(
+                f"{self.out} holds a finished run; choose another --out or pass --overwrite; fanal report {self.out} "
+                "shows what it found"
+            )
 
     def _acquire(self) -> None:
         try:

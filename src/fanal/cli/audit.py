@@ -49,7 +49,7 @@ def _show(folder: Path) -> None:
 def audit(
     context: typer.Context,
     model: options.Model,
-    data: Annotated[str, typer.Option(help="What it was trained on: a data set of the package, or folder:DIR.")],
+    data: Annotated[str, typer.Option(help=f"What it was trained on: {options.DATA}.")],
     out: options.Out = Path("fanal-audit"),
     count: options.Count = 1000,
     points: Annotated[

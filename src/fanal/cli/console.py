@@ -12,7 +12,7 @@ import typer
 
 from fanal.errors import FanalError
 
-__all__ = ["carry_out", "draw", "errors_shown", "progress", "say", "show_run", "table"]
+__all__ = ["carry_out", "draw", "errors_shown", "finished", "progress", "say", "show_run", "table"]
 
 
 def say(line: str) -> None:
@@ -35,6 +35,20 @@ def errors_shown(resumable: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         more = "; run the same command again to go on" if resumable else ""
         typer.echo(f"stopped{more}", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def finished(folder: Path) -> Iterator[None]:
+    """Let Ctrl-C say that a run is whole, while what it found is printed: there is nothing to go on with.
+
+    Args:
+        folder: of the finished run.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the run in {folder} is finished", err=True)
         raise typer.Exit(130) from None
 
 
@@ -82,9 +96,10 @@ def carry_out(
 
     formats = formats_of(figures)
     folder = run(config, out, overwrite=overwrite, progress=progress)
-    show(folder)
-    say(f"page: {folder / 'report.html'}")
-    draw(folder, formats)
+    with finished(folder):
+        show(folder)
+        say(f"page: {folder / 'report.html'}")
+        draw(folder, formats)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
@@ -107,11 +122,15 @@ def show_run(folder: Path) -> None:
     from fanal.report import diversity, headline
     from fanal.report import table as figures
 
-    record = read_json(folder / "run.json")
-    table(*figures(record["results"]), title="each figure ± one standard error")
-    head, rows = diversity(record["results"])
-    if rows:
-        table(head, rows, title="diversity among right samples: standard deviation relative to real data")
-    for line in headline(record):
-        say(line)
-    say(f"report: {folder / 'report.html'}")
+    with finished(folder):
+        record = read_json(folder / "run.json")
+        head, rows = figures(record["results"])
+        legend = "each figure ± one standard error"
+        legend += "; spread: total variance relative to held-out real data" if "spread" in head else ""
+        table(head, rows, title=legend)
+        head, rows = diversity(record["results"])
+        if rows:
+            table(head, rows, title="diversity among right samples: standard deviation relative to real data")
+        for line in headline(record):
+            say(line)
+        say(f"report: {folder / 'report.html'}")

@@ -45,7 +45,7 @@ def _show(folder: Path) -> None:
 def encode(
     context: typer.Context,
     model: options.Model,
-    data: Annotated[str, typer.Option(help="Images to encode: a data set of the package, or folder:DIR.")],
+    data: Annotated[str, typer.Option(help=f"Images to encode: {options.DATA}.")],
     out: options.Out = Path("fanal-encode"),
     split: Annotated[str, typer.Option(help="Which of them: held_out or train.")] = "held_out",
     count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 16,

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fanal.cli.console import errors_shown, progress, say, table
+from fanal.cli import options
+from fanal.cli.console import errors_shown, finished, progress, say, table
 
 EPILOG = """
 Examples:\n
@@ -65,6 +66,7 @@ def _write_captions(source: str | None, count: int | None, seed: int | None, pat
 
 
 def evaluate(
+    context: typer.Context,
     samples: Annotated[
         str | None,
         typer.Argument(help="Run folder, .safetensors file, folder or .zip of images, or a data set."),
@@ -72,7 +74,7 @@ def evaluate(
     real: Annotated[
         str | None, typer.Option(help="The same, or a file of statistics (.safetensors, .npz with mu and sigma).")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("fanal-eval"),
+    out: options.Out = Path("fanal-eval"),
     metric: Annotated[
         str | None,
         typer.Option(help="Of fid, kid, pr, dc, sw, mmd, clip; with commas. Default: fid,kid,pr,dc."),
@@ -110,9 +112,9 @@ def evaluate(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of random directions and halves.", min=0)] = 0,
     block: Annotated[int, typer.Option(help="Samples whose features are computed together.", min=1)] = 128,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; they decide rounding.", min=1)] = 1,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "cpu",
+    threads: options.Threads = 1,
 ) -> None:
     """Compare samples with real ones: FID, KID, precision and recall, density and coverage, and more.
 
@@ -127,25 +129,8 @@ def evaluate(
         from fanal.evaluation import EvalConfig
         from fanal.evaluation import evaluate as run
 
-        config = EvalConfig(
-            samples=samples,
-            real=real,
-            metrics=tuple(name.strip() for name in metric.split(",")) if metric else (),
-            features=features,
-            tensor=tensor,
-            split=split,
-            samples_split=samples_split,
-            count=count,
-            real_count=real_count,
-            size=size,
-            captions=str(captions) if captions else None,
-            clip=clip,
-            caption_seed=caption_seed,
-            seed=seed,
-            block=block,
-            write_stats=str(write_stats) if write_stats else None,
-            moments_only=moments_only,
-            device=device,
-            threads=threads,
-        )
-        _show(run(config, out, overwrite=overwrite, progress=progress, say=say))
+        metrics = tuple(name.strip() for name in metric.split(",")) if metric else ()
+        config = EvalConfig(**options.given(context, "metric", "write_captions", metrics=metrics))
+        folder = run(config, out, overwrite=overwrite, progress=progress, say=say)
+        with finished(folder):
+            _show(folder)

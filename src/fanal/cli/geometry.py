@@ -51,7 +51,7 @@ def geometry(
         typer.Option(help="Model, or run folder of this command, to compare the trajectories with; repeatable."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Data set, or folder:DIR, whose exact denoiser is put beside the model.")
+        str | None, typer.Option(help=f"Data whose exact denoiser is put beside the model: {options.DATA}.")
     ] = None,
     points: Annotated[int, typer.Option(help="Points of the data that are used.", min=2)] = 2000,
     noise: Annotated[

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fanal.cli.console import errors_shown, progress, say, table
+from fanal.cli import options
+from fanal.cli.console import errors_shown, finished, progress, say, table
 
 EPILOG = """
 Examples:\n
@@ -60,7 +61,7 @@ def interpolate(
     points: Annotated[int, typer.Option(help="Points of a path, both ends included.", min=2)] = 9,
     neighbors: Annotated[int, typer.Option(help="Nearest training samples to find for each point.", min=0)] = 0,
     data: Annotated[
-        str | None, typer.Option(help="Data set to find them in, e.g. folder:DIR; default: the model's own.")
+        str | None, typer.Option(help=f"Where they are found: {options.DATA}; default: the model's own.")
     ] = None,
     solver: Annotated[str, typer.Option(help="As for fanal sample.")] = "euler",
     schedule: Annotated[
@@ -117,4 +118,6 @@ def interpolate(
             device=device,
             threads=threads,
         )
-        _show(run(config, out, overwrite=overwrite, progress=progress))
+        folder = run(config, out, overwrite=overwrite, progress=progress)
+        with finished(folder):
+            _show(folder)

@@ -16,6 +16,9 @@ Model = Annotated[
         "mixture:NAME, gaussian:NAME, data:NAME or python:MODULE:FUNC."
     ),
 ]
+DATA = "a data set of the package, folder:DIR (with ,size=N for smaller pictures) or array:FILE.npy"
+"""The forms of data, for the help of the options that take them."""
+
 Out = Annotated[Path, typer.Option(help="Run folder to write.")]
 _SOLVER = (
     "name or name:field=value,… (euler = DDIM, heun, ipndm, dpmpp, unipc, deis, sde, …, rods), "

@@ -35,6 +35,9 @@ PAGES: dict[str, Callable[[Path, Mapping[str, Any]], Page]] = {
 }
 """What makes the page of a run, by the command that wrote it."""
 
+_INSTEAD = ("tables.md", "plots.html")
+"""What runs without a page leave to read."""
+
 _BROKEN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, jinja2.UndefinedError)
 
 
@@ -45,7 +48,11 @@ def _page_of(folder: Path) -> Page:
     command = record.get("command")
     make = PAGES.get(command) if isinstance(command, str) else None
     if make is None:
-        raise FanalError(f"{folder} has no page: pages are of runs of fanal {', '.join(PAGES)}, got {command!r:.60}")
+        told = [str(folder / name) for name in _INSTEAD if (folder / name).is_file()] or [f"{folder / 'run.json'}"]
+        raise FanalError(
+            f"{folder} has no page: pages are of runs of fanal {', '.join(PAGES)}, got {command!r:.60}; what it found "
+            f"is in {' and '.join(told)}"
+        )
     if "results" not in record:
         raise FanalError(f"{folder} is an unfinished run of fanal {command}: run its command again to finish it")
     try:
