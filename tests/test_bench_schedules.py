@@ -15,9 +15,8 @@ from fanal.bench.plans import compare
 from fanal.bench.schedule_tables import results_of, tables
 from fanal.bench.schedules import SchedulesConfig, mixture
 from fanal.files import read_tensors
-from fanal.preparation import SEED_STRIDE
 from fanal.schedules import logsnr, polynomial
-from fanal.seeding import noise
+from fanal.seeding import SEED_STRIDE, noise
 from fanal.solvers import RK4, Euler
 from toys import fanal
 

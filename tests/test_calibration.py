@@ -27,7 +27,7 @@ from fanal.hallucination.calibration import (
 from fanal.hallucination.detectors import build, last_window
 from fanal.hallucination.thresholds import interval
 from fanal.schedules import logsnr, polynomial
-from fanal.seeding import noise
+from fanal.seeding import SEED_STRIDE, noise
 from fanal.solvers import Churn, Euler
 from toys import blurred, mixture
 
@@ -103,9 +103,9 @@ def test_with_one_kind_alone_the_figures_are_absent_and_still_json(wrong):
 
 
 def test_no_seed_of_a_run_is_ever_a_seed_of_a_calibration_or_of_a_card():
-    last = (FIRST_SEED // preparation.SEED_STRIDE) - 1
+    last = (FIRST_SEED // SEED_STRIDE) - 1
     for seed in (0, 1, last):
-        seeds = preparation.SampleConfig("hands32", seed=seed, count=preparation.SEED_STRIDE).seeds()
+        seeds = preparation.SampleConfig("hands32", seed=seed, count=SEED_STRIDE).seeds()
         assert seeds.stop <= FIRST_SEED
     with pytest.raises(FanalError, match="seed must be in"):
         preparation.SampleConfig("hands32", seed=last + 1)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from fanal.errors import FanalError
 from fanal.sampling import Span
-from fanal.seeding import check_seeds, noise
+from fanal.seeding import SEED_STRIDE, check_seeds, noise, run_seeds
 
 KEYS = st.tuples(
     st.integers(0, 2**64 - 1),
@@ -31,6 +31,16 @@ def test_noise_does_not_depend_on_batch_or_order():
     assert torch.equal(whole[[4]], noise((3, 5), [4], step=7))
     assert torch.equal(whole.flip(0), noise((3, 5), reversed(range(10)), step=7))
     assert torch.equal(torch.cat([noise((3, 5), range(6), step=7), noise((3, 5), range(6, 10), step=7)]), whole)
+
+
+def test_runs_of_different_seeds_share_no_noise():
+    one, other = run_seeds(3, SEED_STRIDE), run_seeds(4, 2)
+    assert one[-1] + 1 == other[0] == 4 * SEED_STRIDE
+    assert list(run_seeds(0, 2)) == [0, 1]
+    assert run_seeds(2**40 // SEED_STRIDE - 1, SEED_STRIDE)[-1] < 2**40
+    for seed, count, word in ((0, 0, "count"), (0, SEED_STRIDE + 1, "count"), (-1, 1, "seed"), (2**40, 1, "seed")):
+        with pytest.raises(FanalError, match=f"{word} must be in"):
+            run_seeds(seed, count)
 
 
 def test_noise_leaves_the_global_random_states_alone():

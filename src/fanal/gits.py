@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fanal.denoiser import Counted, Denoiser, Model, counters
 from fanal.errors import FanalError, unknown_name
-from fanal.preparation import SEED_STRIDE
 from fanal.runs import Progress, quiet
 from fanal.sampling import Solver
 from fanal.schedule_search.cost import Metric, cost_matrix
@@ -30,7 +29,7 @@ from fanal.schedule_search.student import Student, teach
 from fanal.schedule_search.tournament import Contest, starts, with_free_step
 from fanal.schedule_search.weights import Rows, Weighted, calls_of, weights_of
 from fanal.schedules import check_sigmas, polynomial
-from fanal.seeding import noise
+from fanal.seeding import noise, run_seeds
 from fanal.solvers import AFS, IPNDM
 from fanal.trajectory import Trajectory
 
@@ -96,11 +95,7 @@ def _drawn(denoiser: Denoiser, x: Tensor | int, sigma: float, seed: int, device:
         return x
     if not isinstance(denoiser, Model) or x < 1:
         raise FanalError("pass x as noise at the first sigma, or a positive number of samples of a model with a shape")
-    return noise(denoiser.shape, _seeds(seed, x), sigma, stream="warm-up", device=device)
-
-
-def _seeds(seed: int, count: int) -> range:
-    return range(seed * SEED_STRIDE, seed * SEED_STRIDE + count)
+    return noise(denoiser.shape, run_seeds(seed, x), sigma, stream="warm-up", device=device)
 
 
 def teacher_grid(denoiser: Denoiser, intervals: int = _INTERVALS) -> Float[Tensor, " n"]:
@@ -274,7 +269,7 @@ def _judge(
         top = float(found.teacher.sigmas[0])
         fresh = wanted
         if not isinstance(fresh, Tensor):
-            seeds = _seeds(seed, fresh)
+            seeds = run_seeds(seed, fresh)
             fresh = noise(warm.shape[1:], seeds, top, stream="holdout", dtype=warm.dtype, device=warm.device)
         run = teach(network, fresh, found.teacher.sigmas, found.pilot, batch, progress, "held-out teacher")
     student = Student(network, run.x[0], run.x[-1], batch)

@@ -23,12 +23,11 @@ from fanal.hallucination.hints import FLAG, HINTS
 from fanal.loading import PIPELINES, Conditions, bind, card, open_network
 from fanal.sampling import Solver
 from fanal.schedules import check_sigmas, jump
-from fanal.seeding import noise
+from fanal.seeding import noise, run_seeds
 
 __all__ = [
     "CALIBRATING",
     "REPEATABLE",
-    "SEED_STRIDE",
     "SampleConfig",
     "Setup",
     "prepare",
@@ -36,9 +35,6 @@ __all__ = [
     "sampling_of",
     "settings_of",
 ]
-
-SEED_STRIDE = 1_000_000
-"""`--seed k` gives sample b the seed k·SEED_STRIDE + b, so that runs with different seeds share no noise."""
 
 REPEATABLE: tuple[str, ...] = ("sample", "demo", "guard")
 """Commands whose runs can be watched again."""
@@ -64,7 +60,7 @@ class SampleConfig:
         zero: whether the grid ends at 0.
         jump: sigma from which the run goes straight to its denoised prediction (ODE-Jump); None: nowhere.
         count: number of samples.
-        seed: run seed; see `SEED_STRIDE`.
+        seed: run seed; see `fanal.seeding.run_seeds`.
         block: samples computed together.
         guard: repairs to try, as written on the command line (`redo`, `redo:kappa=0.1`); the first one gives the
             run's samples; ("none",) flags and repairs nothing; () samples and watches only.
@@ -120,12 +116,9 @@ class SampleConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= SEED_STRIDE:
-            raise FanalError(f"count must be in [1, {SEED_STRIDE}], got {self.count}")
+        self.seeds()
         if self.block < 1 or self.threads < 1:
             raise FanalError(f"block and threads must be at least 1, got {self.block} and {self.threads}")
-        if not 0 <= self.seed < 2**40 // SEED_STRIDE:
-            raise FanalError(f"seed must be in [0, {2**40 // SEED_STRIDE}), got {self.seed}")
         if self.schedule is None:
             native = self.model.startswith(PIPELINES)
             object.__setattr__(self, "schedule", "native" if native else "polynomial")
@@ -163,7 +156,7 @@ class SampleConfig:
 
     def seeds(self) -> range:
         """Seeds of the samples."""
-        return range(self.seed * SEED_STRIDE, self.seed * SEED_STRIDE + self.count)
+        return run_seeds(self.seed, self.count)
 
     def files(self) -> dict[str, list[str]]:
         """Files that decide the numbers, by the setting that names them."""

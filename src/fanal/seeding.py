@@ -14,9 +14,30 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["check_seeds", "noise"]
+__all__ = ["SEED_STRIDE", "check_seeds", "noise", "run_seeds"]
+
+SEED_STRIDE = 1_000_000
+"""`--seed k` gives sample b the seed k·SEED_STRIDE + b, so that runs with different seeds share no noise."""
 
 _STEP_BITS, _ROUND_BITS = 20, 12
+_MOST = 2**40  # seeds from here on belong to calibration and tuning
+
+
+def run_seeds(seed: int, count: int) -> range:
+    """Return the seeds of a run's samples, `seed·SEED_STRIDE + b`.
+
+    Args:
+        seed: run seed, as `--seed`.
+        count: number of samples.
+
+    Raises:
+        FanalError: the count is not in [1, SEED_STRIDE], or the run seed not in [0, 2^40/SEED_STRIDE).
+    """
+    if not 1 <= count <= SEED_STRIDE:
+        raise FanalError(f"count must be in [1, {SEED_STRIDE}], got {count}")
+    if not 0 <= seed < _MOST // SEED_STRIDE:
+        raise FanalError(f"seed must be in [0, {_MOST // SEED_STRIDE}), got {seed}")
+    return range(seed * SEED_STRIDE, seed * SEED_STRIDE + count)
 
 
 def check_seeds(seeds: Iterable[int], count: int | None = None) -> tuple[int, ...]:

@@ -23,13 +23,12 @@ from fanal.errors import FanalError
 from fanal.exact import Mixture
 from fanal.gits import Search, search
 from fanal.loading import fingerprint, load
-from fanal.preparation import SEED_STRIDE
 from fanal.runs import Progress
 from fanal.sampling import Solver, sample
 from fanal.schedule_search import Student, calls_of, starts
 from fanal.schedule_search.fitting import OBJECTIVES, judge
 from fanal.schedules import logsnr
-from fanal.seeding import noise
+from fanal.seeding import noise, run_seeds
 from fanal.solvers import RK4
 
 __all__ = ["BASELINES", "Maker", "Problem", "SchedulesConfig", "mixture", "problems", "spendable", "whole"]
@@ -185,8 +184,7 @@ class Problem:
         warmup, test, steps = sizes
 
         def drawn(count: int, stream: str) -> Tensor:
-            seeds = range(seed * SEED_STRIDE, seed * SEED_STRIDE + count)
-            return noise(model.shape, seeds, model.sigma_max, stream=stream, dtype=dtype)
+            return noise(model.shape, run_seeds(seed, count), model.sigma_max, stream=stream, dtype=dtype)
 
         x = drawn(test, "bench test")
         fine = logsnr(steps, model.sigma_min, model.sigma_max, zero=False)

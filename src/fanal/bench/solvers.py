@@ -25,11 +25,10 @@ from fanal.denoiser import Counted
 from fanal.errors import FanalError, NonFiniteError
 from fanal.exact import Mixture
 from fanal.loading import card, fingerprint
-from fanal.preparation import SEED_STRIDE
 from fanal.runs import Progress
 from fanal.sampling import sample
 from fanal.schedule_search import Student
-from fanal.seeding import noise
+from fanal.seeding import noise, run_seeds
 from fanal.summary import as_json
 
 __all__ = ["STREAM", "SolversConfig"]
@@ -213,7 +212,7 @@ class _Bench:
         """Judge the samples that each solver makes, the same seeds for all."""
         config, judge, model = self.config, self.judge(), self.problem.model
         count, dtype = (config.quality if self.network else config.test), self.problem.test.dtype
-        seeds = range(config.seed * SEED_STRIDE, config.seed * SEED_STRIDE + count)
+        seeds = run_seeds(config.seed, count)
         x = noise(model.shape, seeds, model.sigma_max, stream=STREAM, dtype=dtype)
         for text in solvers:
             solver, schedule = build_solver(text), self.schedules[0]
