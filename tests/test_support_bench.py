@@ -76,16 +76,34 @@ def test_guide_says_what_it_found(tmp_path):
     [
         (["--support", "sqare"], "square"),
         (["--process", "mariyama"], "process"),
-        (["--form", "reward", "--support", "spheres"], "differentiates"),
+        (["--form", "classifier", "--support", "outlier"], "differentiates densities"),
         (["--model", "digits8", "--error", "0.1"], "not both"),
         (["--model", "digits8"], "shape"),
         (["--form", "negative", "--window", "0.1", "1"], "window"),
         (["--label", "3"], "own condition"),
         (["--scale", "nan"], "finite"),
+        (["--seed", "2000000"], "seed must be in"),
+        (["--count", "1000001"], "count must be in"),
     ],
 )
 def test_guide_refuses(options, word, tmp_path):
     refused(fanal("guide", "--count", "4", "--steps", "3", *options, "--out", tmp_path / "no"), word)
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_guide_refuses_errors_that_are_no_shares(value):
+    with pytest.raises(FanalError, match="error must be"):
+        GuideConfig(error=value)
+
+
+@pytest.mark.parametrize(("form", "word"), [("classifier-free", "away from"), ("negative", "towards")])
+def test_guide_says_where_a_negative_scale_leads(form, word, tmp_path):
+    """Away from the condition, and off the support, as the theory has it; twice negated, towards it."""
+    out = tmp_path / "run"
+    result = fanal("guide", "--form", form, "--scale", "-3", "--count", "8", "--steps", "40", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"the scale is negative: it leads {word} the condition" in " ".join(result.output.split())
+    assert (record(out)["results"]["whole"]["worst"] > 0.1) == (form == "classifier-free")
 
 
 def test_guide_takes_a_trained_model(tmp_path):
@@ -134,6 +152,27 @@ def test_the_comparison_measures_and_goes_on_where_it_was(tmp_path):
     assert own["nowhere"]["calls"] == 40
     assert own["everywhere"]["calls"] == 80
     assert "Steps that are needed" in (out / "tables.md").read_text(encoding="utf-8")
+
+
+def test_the_comparison_knows_its_data_by_their_bytes(tmp_path):
+    """Images that were changed do not go on with an old run; without a study of them they do not matter."""
+    from PIL import Image
+
+    for shade, name in enumerate(("left", "right")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for k in range(2):
+            Image.new("L", (4, 4), 40 * k + 99 * shade).save(tmp_path / "set" / name / f"{k}.png")
+    grid = Grid(targets=("circle", f"folder:{tmp_path / 'set'}:1"), scales=(2.0,), steps=(3,))
+    sizes = dataclasses.replace(Sizes.quick(), count=4, targets=grid)
+    config = SupportConfig(studies=("targets",), sizes=sizes)
+    compare(config, tmp_path / "run")
+    told = record(tmp_path / "run")
+    assert [cell["target"] for cell in told["results"]["cells"]["targets"]] == list(grid.targets)
+    before = config.plan().identity
+    assert list(before) == [f"folder:{tmp_path / 'set'}"]
+    Image.new("L", (4, 4), 200).save(tmp_path / "set" / "left" / "0.png")
+    assert config.plan().identity != before
+    assert dataclasses.replace(config, studies=("noise",)).plan().identity == {}
 
 
 def cell(**own):

@@ -202,14 +202,14 @@ def test_figures_are_quantiles_and_shares():
 
 
 def test_mistakes_are_told():
-    goal, spheres = target("circle"), target("spheres")
+    goal, fork = target("circle"), target("fork")
     for call, word in (
         (lambda: target("cirlce"), "circle"),
         (lambda: target("circle", 2), "own condition"),
         (lambda: target("grid2", 1), "no classes"),
         (lambda: target("digits8", 12), "0 to 9"),
         (lambda: guided("clasifier", goal, exact(goal), 1.0), "classifier"),
-        (lambda: guided("reward", spheres, exact(spheres), 1.0), "differentiates"),
+        (lambda: guided("classifier", fork, exact(fork), 1.0), "differentiates densities"),
         (lambda: chain("all", t([0.0, 0.0], [1.0, 0.0]), 0, 1, ""), "not none or all"),
         (lambda: Perturbed(goal.part, -0.1), "relative error"),
         (lambda: Blurred(goal.part, -0.1), "blur"),

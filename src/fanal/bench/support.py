@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fanal.bench.plans import Found, Outcome, Plan
+from fanal.bench.support_cells import place_of
 from fanal.bench.support_hunt import hunt_blocks
 from fanal.bench.support_studies import Block, Sizes, blocks_of
 from fanal.errors import FanalError, unknown_name
+from fanal.exact.named import content
 from fanal.loading import fingerprint
 from fanal.runs import Progress
+from fanal.seeding import run_seeds
+from fanal.supports.targets import TARGETS
 
 __all__ = ["STUDIES", "SupportConfig"]
 
@@ -61,8 +65,16 @@ class SupportConfig:
         if not self.near > 0:
             raise FanalError(f"near must be positive, got {self.near}")
 
+    def _data(self) -> list[str]:
+        """Data sets whose points are targets of the chosen studies."""
+        sizes = self.sizes
+        targets = {name: getattr(sizes, name).targets for name in ("grid", "forms", "targets", "errors", "limit")}
+        names = [name for study in self.studies for name in {**targets, "interval": sizes.intervals}.get(study, ())]
+        places = dict.fromkeys(place_of(name)[0] for name in names)
+        return [place for place in places if place not in TARGETS]
+
     def _blocks(self, study: str) -> list[Block]:
-        first = self.seed * 1_000_000
+        first = run_seeds(self.seed, max(self.samples, self.sizes.count, self.sizes.noise)).start
         if study == "hunt":
             return hunt_blocks(self.sizes, first, self.near)
         if study == "hallucination":
@@ -79,6 +91,7 @@ class SupportConfig:
         """
         blocks = [block for study in STUDIES if study in self.studies for block in self._blocks(study)]
         identity = {} if self.model is None else {"model": fingerprint(self.model)}
+        identity |= {name: digest for name in self._data() if (digest := content("data", name))}
         return Plan(blocks, self._close, "blocks", identity)
 
     def _close(self, found: Sequence[Found], progress: Progress) -> Outcome:

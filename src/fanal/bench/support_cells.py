@@ -19,7 +19,7 @@ from fanal.supports.forms import Scores, exact, guided
 from fanal.supports.landing import figures, land
 from fanal.supports.processes import process
 
-__all__ = ["Cell", "Grid", "counted", "run_cells", "start"]
+__all__ = ["Cell", "Grid", "counted", "goal_of", "place_of", "run_cells", "start"]
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,19 @@ class Grid:
             yield [Cell(*names, scale, steps) for scale in self.scales for steps in self.steps]
 
 
+def place_of(name: str) -> tuple[str, int | None]:
+    """Return the support of a cell's target and its class: `digits8:3`, `folder:PATH:0`, or a named one without."""
+    place, _, label = name.rpartition(":")
+    return (place, int(label)) if place and label.isdecimal() else (name, None)
+
+
 def goal_of(name: str) -> Target:
-    """Return a cell's target."""
-    place, _, label = name.partition(":")
-    return target(place, int(label) if label else None)
+    """Return a cell's target.
+
+    Raises:
+        FanalError: nothing is called that.
+    """
+    return target(*place_of(name))
 
 
 def start(goal: Target, count: int, first: int) -> tuple[Tensor, range]:

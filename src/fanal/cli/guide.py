@@ -16,6 +16,7 @@ Examples:\n
   fanal guide --process maruyama --steps 5 --out jumps\n
   fanal guide --support outlier --scale 30 --steps 20 --out counter-example\n
   fanal guide --scale 100 --error 0.05 --out wrong-scores\n
+  fanal guide --scale -3 --steps 40 --out away\n
   fanal guide --form autoguidance --scale 3 --process exponential3 --steps 40 --out auto\n
   fanal guide --support digits8 --label 3 --model digits8 --scale 4 --count 64 --out threes
 """
@@ -46,7 +47,9 @@ def guide(
         str,
         typer.Option(help="classifier-free, interval, classifier, autoguidance, negative, reward or inverse."),
     ] = "classifier-free",
-    scale: Annotated[float, typer.Option(help="Scale of guidance; 1: the plain conditional.")] = 30.0,
+    scale: Annotated[
+        float, typer.Option(help="Scale of guidance; 1: the plain conditional, below 0: away from the condition.")
+    ] = 30.0,
     window: Annotated[
         tuple[float, float] | None, typer.Option(help="LOW HIGH: sigmas in which guidance acts. \\[default: all]")
     ] = None,

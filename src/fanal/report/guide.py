@@ -21,6 +21,11 @@ __all__ = ["guide_page", "headline", "table"]
 _GREEN, _FAINT, _GRID = "#2a9d5c", "rgba(47,111,219,0.35)", "rgba(128,136,148,0.25)"
 
 _MOST_TILES, _LEAST = 24, 1e-9
+_LEADS = {
+    **dict.fromkeys(("classifier-free", "interval", "classifier", "reward"), "away from the condition"),
+    "negative": "towards the condition",
+    "autoguidance": "past the weak model, which it should lead away from",
+}
 _NAMES = {"part": "support of p(x|c)", "whole": "support of p"}
 
 
@@ -42,13 +47,16 @@ def headline(record: Mapping[str, Any]) -> list[str]:
     score = f"scores that are wrong by {100 * config['error']:g} %" if config["error"] else score
     calls = record["network"]["per sample"]
     on = Estimate(**results["chosen"]).percent()
-    return [
+    lines = [
         f"{config['support']}: {results['about']}.",
         f"{config['count']} samples by {config['form']} guidance of scale {config['scale']:g}, {config['process']}, "
         f"{config['steps']} steps, {score}; {calls:.0f} predictions per sample.",
         f"{on} end within {results['near']:.3g} of the support of p(x|c); the farthest ends "
         f"{results['part']['worst']:.3g} from it and {results['whole']['worst']:.3g} from the support of p.",
     ]
+    if config["scale"] < 0 and config["form"] in _LEADS:
+        lines.insert(2, f"the scale is negative: it leads {_LEADS[config['form']]}.")
+    return lines
 
 
 def _plane(tensors: dict[str, Tensor], near: float) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from fanal.supports.sets import Ball as Ball
+from fanal.supports.sets import Polytope as Polytope
 from fanal.supports.shapes import Affine as Affine
-from fanal.supports.shapes import Ball as Ball
 from fanal.supports.shapes import Box as Box
 from fanal.supports.shapes import FiniteSet as FiniteSet
 from fanal.supports.shapes import Polyline as Polyline
-from fanal.supports.shapes import Polytope as Polytope
 from fanal.supports.shapes import Sphere as Sphere
 from fanal.supports.shapes import Support as Support
 from fanal.supports.shapes import Union as Union

@@ -24,7 +24,7 @@ from fanal.metrics.estimates import rate
 from fanal.runs import Progress, Run, cpu_threads, quiet
 from fanal.sampling import Solver, trace
 from fanal.schedules import plain_sigmas
-from fanal.seeding import noise
+from fanal.seeding import noise, run_seeds
 from fanal.summary import as_json
 from fanal.supports.forms import Scores, exact, guided
 from fanal.supports.landing import FARTHEST, Capped, figures
@@ -34,7 +34,6 @@ from fanal.supports.targets import TARGETS, Target, target
 __all__ = ["GuideConfig", "guide", "scores_of"]
 
 _DRAWN = 64  # paths that are kept
-_PER_RUN_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,21 @@ class GuideConfig:
         support: a key of `fanal.supports.TARGETS`, or a data set, whose training points are the support.
         label: class of a data set that is the condition; None: 0, or the support's own condition.
         form: a key of `fanal.supports.forms.FORMS`.
-        scale: w; 0 is without guidance, 1 the plain conditional.
+        scale: w; 0 is without guidance, 1 the plain conditional, below 0 leads away from the condition, where ends off
+            the support are to be expected.
         window: closed range of sigma in which classifier-free guidance acts; None: everywhere.
         process: a key of `fanal.supports.processes.PROCESSES`, or any solver.
-        error: relative error δ of both scores; 0: exact.
+        error: relative error δ >= 0 of both exact scores, `‖s̃ − s‖ = δ·‖s‖`, see `fanal.supports.perturbation`; 0 with
+            a model.
         model: a conditional model whose predictions are used instead of exact ones; its class `label` is the condition.
         schedule: of the noise levels.
         steps: number of intervals.
         sigma_min, sigma_max: smallest positive and first noise level; the grid ends at 0.
         near: distance that still counts as on the support, in units of the support's size.
         count, seed, block, threads: as in `SampleConfig`.
+
+    Raises:
+        FanalError: a value is out of range, or two of them do not go together.
     """
 
     support: str = "circle"
@@ -78,10 +82,13 @@ class GuideConfig:
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
             raise FanalError(f"scale must be a finite number, got {self.scale}")
-        if self.count < 1 or self.block < 1 or self.steps < 1:
+        self.seeds()
+        if self.block < 1 or self.steps < 1 or self.threads < 1:
             raise FanalError(
-                f"count, block and steps must be at least 1, got {self.count}, {self.block} and {self.steps}"
+                f"block, steps and threads must be at least 1, got {self.block}, {self.steps} and {self.threads}"
             )
+        if not 0 <= self.error < math.inf:
+            raise FanalError(f"error must be a share of the score's norm, 0 or above, got {self.error}")
         if not 0 < self.near < math.inf:
             raise FanalError(f"near must be a positive number, got {self.near}")
         if self.model is not None and self.error:
@@ -90,9 +97,12 @@ class GuideConfig:
             raise FanalError(f"a window belongs to classifier-free guidance, not to {self.form}")
 
     def seeds(self) -> range:
-        """Return one seed per sample."""
-        first = self.seed * _PER_RUN_SEED
-        return range(first, first + self.count)
+        """Return one seed per sample.
+
+        Raises:
+            FanalError: as `fanal.seeding.run_seeds`.
+        """
+        return run_seeds(self.seed, self.count)
 
 
 def scores_of(model: str, goal: Target, label: int) -> Scores:

@@ -95,8 +95,6 @@ FORMS: Mapping[str, Callable[[Target, Scores, float], Denoiser]] = {
 leads away from the condition, `D_u − w·(D_c − D_u)`; `reward` adds the gradient of w times the coordinate along the
 target's way; `inverse` is the posterior given that coordinate, measured with noise `size/(1 + w)`."""
 
-_SMOOTH = ("classifier", "reward", "inverse")
-
 
 def guided(form: str, goal: Target, scores: Scores, scale: float) -> Denoiser:
     """Return the guided denoiser.
@@ -108,12 +106,13 @@ def guided(form: str, goal: Target, scores: Scores, scale: float) -> Denoiser:
         scale: w.
 
     Raises:
-        FanalError: the form is unknown, or needs derivatives that this target's closed form does not have.
+        FanalError: the form is unknown, or needs a derivative of densities that this target's do not have.
     """
     if form not in FORMS:
         raise unknown_name("form of guidance", form, FORMS)
-    if form in _SMOOTH and not goal.smooth:
-        others = [name for name in FORMS if name not in _SMOOTH]
-        raise FanalError(f"{form} guidance differentiates the denoiser, and that of {goal.name} cannot be: choose "
-                         f"{', '.join(others)}, or another support")  # fmt: skip
+    if form == "classifier" and not goal.smooth:
+        raise FanalError(
+            f"classifier guidance differentiates densities, and those of the points of {goal.name} cannot be: "
+            "classifier-free guidance with exact scores is the same; or choose another support"
+        )
     return FORMS[form](goal, scores, scale)

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,7 +17,7 @@ from fanal.exact import Dataset, Gaussian, LowRank
 from fanal.exact.gaussian import flat
 from fanal.supports.truncated import bessel_ratio, log_bessel, log_mass, truncated_mean
 
-__all__ = ["Affine", "Ball", "Box", "FiniteSet", "Polytope", "Polyline", "Sphere", "Support", "Union"]
+__all__ = ["Affine", "Box", "FiniteSet", "Polyline", "Sphere", "Support", "Union"]
 
 
 @runtime_checkable
@@ -145,16 +144,19 @@ class Sphere(_Law):
         points, level = self._level(x, sigma)
         d, (_, size), s = points.shape[1], self._polar(points), level[:, 0]
         kappa, order = self.radius * size / s**2, d / 2 - 1
-        # E exp(κ⟨u, v⟩) over the sphere: Γ(d/2)·(2/κ)^order·I_order(κ); 1 at κ = 0
-        spread = math.lgamma(d / 2) + order * torch.log(2 / kappa) + log_bessel(order, kappa) + kappa
-        spread = torch.where(kappa > 1e-8, spread, kappa**2 / (2 * d))
+        # E exp(κ⟨u, v⟩) over the sphere: Γ(d/2)·(2/κ)^order·I_order(κ); 1 at κ = 0, where the terms are infinite
+        small = kappa <= 1e-8
+        away = torch.where(small, 1.0, kappa)
+        spread = math.lgamma(d / 2) + order * torch.log(2 / away) + log_bessel(order, away) + away
+        spread = torch.where(small, kappa**2 / (2 * d), spread)
         volume = d / 2 * torch.log(2 * math.pi * s**2)
         return spread - (self.radius**2 + size**2) / (2 * s**2) - volume
 
     def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
         """Return the nearest point of the sphere."""
-        unit, _ = self._polar(x.flatten(1).double())
-        return (self.center.flatten() + self.radius * unit).reshape(x.shape).to(x.dtype)
+        points = x.flatten(1).double()
+        unit, _ = self._polar(points)
+        return (self.center.flatten().to(points) + self.radius * unit).reshape(x.shape).to(x.dtype)
 
     def draw(self, count: int, seed: int = 0) -> Float[Tensor, "n *d"]:
         """Draw samples, seeded, float64."""
@@ -220,9 +222,9 @@ class Polyline(_Law):
         points = x.double()
         along, _ = self._along(points)
         there = torch.minimum(along.clamp_min(0), self.lengths.to(points))
-        near = self.corners[:-1] + there[:, :, None] * self.units
+        near = self.corners[:-1].to(points) + there[:, :, None] * self.units.to(points)
         best = (points[:, None] - near).square().sum(2).argmin(1)
-        return near[torch.arange(len(points)), best].to(x.dtype)
+        return near[torch.arange(len(points), device=x.device), best].to(x.dtype)
 
     def draw(self, count: int, seed: int = 0) -> Float[Tensor, "n d"]:
         """Draw samples, seeded, float64."""
@@ -251,103 +253,29 @@ class Affine(Gaussian):
     Args:
         center: (*shape).
         basis: (d, k), orthonormal columns.
-        values: (k,), variances along them.
+        values: (k,), variances along them, above 0: else the support were a smaller subspace.
 
     Raises:
-        FanalError: the columns are not orthonormal, or a variance is negative.
+        FanalError: the columns are not orthonormal, or a variance is not positive.
     """
 
     def __init__(self, center: Tensor, basis: Tensor, values: Tensor) -> None:
+        if not bool((values > 0).all()):
+            raise FanalError(
+                f"the variances along a subspace must be positive, got {values.tolist()}: leave columns out"
+            )
         super().__init__(center, LowRank(basis, values, 0.0))
         self.span = basis.double()
 
     def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
         """Return the nearest point of the subspace."""
-        off = x.flatten(1).double() - self.mean
-        return (self.mean + (off @ self.span) @ self.span.T).reshape(x.shape).to(x.dtype)
+        points = x.flatten(1).double()
+        mean, span = self.mean.to(points), self.span.to(points)
+        return (mean + ((points - mean) @ span) @ span.T).reshape(x.shape).to(x.dtype)
 
     def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """Return the distance from the subspace, float64."""
         return (x.double() - self.project(x.double())).flatten(1).norm(dim=1)
-
-
-class Ball:
-    """A ball `‖x − center‖ <= radius`; a set to measure distances from, its uniform law has no short closed form.
-
-    Args:
-        center: (*shape).
-        radius: above 0.
-
-    Raises:
-        FanalError: the radius is not positive.
-    """
-
-    def __init__(self, center: Tensor, radius: float) -> None:
-        if not (math.isfinite(radius) and radius > 0):
-            raise FanalError(f"the radius of a ball must be positive, got {radius}")
-        self.center, self.radius, self.shape = center.double(), float(radius), tuple(center.shape)
-
-    def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
-        """Return the signed distance, float64: negative inside."""
-        return (x.double() - self.center).flatten(1).norm(dim=1) - self.radius
-
-    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
-        """Return the nearest point of the ball."""
-        off = (x.double() - self.center).flatten(1)
-        size = off.norm(dim=1, keepdim=True)
-        shrink = torch.where(size > self.radius, self.radius / size.clamp_min(self.radius), 1.0)
-        return (self.center + (off * shrink).reshape(x.shape)).to(x.dtype)
-
-
-class Polytope:
-    """A polytope `A x <= b`; a set to measure distances from.
-
-    Args:
-        normals: A, (m, d), one outward normal per face.
-        offsets: b, (m,).
-
-    Raises:
-        FanalError: the sizes do not fit, a normal is zero, or the set is empty.
-    """
-
-    def __init__(self, normals: Float[Tensor, "m d"], offsets: Float[Tensor, " m"]) -> None:
-        if normals.ndim != 2 or offsets.shape != (len(normals),):
-            raise FanalError(f"a polytope needs normals (m, d) and offsets (m,), got {normals.shape}, {offsets.shape}")
-        size = normals.double().norm(dim=1)
-        if not bool((size > 0).all()):
-            raise FanalError("a face of a polytope needs a normal that is not zero")
-        self.normals, self.offsets = normals.double() / size[:, None], offsets.double() / size
-        self.shape = (normals.shape[1],)
-        self.project(torch.zeros(1, normals.shape[1], dtype=torch.float64))  # empty sets are told at once
-
-    def project(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """Return the nearest point, by least distance programming (Lawson & Hanson 1974, ch. 23).
-
-        Raises:
-            FanalError: the set is empty.
-        """
-        from scipy.optimize import nnls
-
-        out, faces = x.double().clone(), self.normals.numpy()
-        for b, gap in enumerate((out @ self.normals.T - self.offsets).numpy()):
-            if (gap <= 0).all():
-                continue
-            # least ‖z‖ with −A z >= A x − b
-            system = np.vstack([-faces.T, gap[None]])
-            goal = np.zeros(len(system))
-            goal[-1] = 1
-            weights, _ = nnls(system, goal, maxiter=50 * len(faces))
-            left = system @ weights - goal
-            if abs(left[-1]) < 1e-12:
-                raise FanalError("the polytope is empty: its faces contradict each other")
-            out[b] += torch.from_numpy(-left[:-1] / left[-1])
-        return out.to(x.dtype)
-
-    def distance(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        """Return the signed distance, float64: negative inside, to the nearest face."""
-        wide = x.double()
-        outside = (wide - self.project(wide)).norm(dim=1)
-        return torch.where(outside > 0, outside, (wide @ self.normals.T - self.offsets).amax(1))
 
 
 class Union(_Law):
@@ -367,7 +295,7 @@ class Union(_Law):
         share = torch.ones(len(parts)).double() if weights is None else torch.tensor(weights, dtype=torch.float64)
         if not parts or len({part.shape for part in parts}) != 1:
             raise FanalError("a union needs one or more parts of one shape")
-        if share.shape != (len(parts),) or not bool((share > 0).all()):
+        if share.shape != (len(parts),) or not bool(((share > 0) & share.isfinite()).all()):
             raise FanalError(f"weights must be {len(parts)} positive numbers, got {share.tolist()}")
         self.parts, self.prior, self.shape = tuple(parts), share / share.sum(), parts[0].shape
 
@@ -390,8 +318,8 @@ class Union(_Law):
         """Return the nearest point of the union."""
         near = torch.stack([part.project(x) for part in self.parts])
         best = (near.double() - x.double()).flatten(2).norm(dim=2).argmin(0)
-        return near[best, torch.arange(len(x))]
+        return near[best, torch.arange(len(x), device=x.device)]
 
     def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
-        """Return the smallest of the parts' distances, float64."""
+        """Return the smallest of the parts' distances, float64; inside parts that overlap the wall may be farther."""
         return torch.stack([part.distance(x).double() for part in self.parts]).amin(0)

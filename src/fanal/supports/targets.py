@@ -33,7 +33,7 @@ class Target:
         size: root mean square distance of p from its mean, the unit of tolerances.
         way: (*shape), unit vector from the mean of p to that of p(·|c).
         level: mean of p(·|c) along `way`.
-        smooth: whether densities and denoisers can be differentiated by autograd.
+        smooth: whether autograd differentiates the densities; it always does the denoisers.
         outline: curves and points to draw S, each with whether it belongs to S_c; empty where S is no plane figure.
     """
 
@@ -95,10 +95,12 @@ def chain(name: str, corners: Float[Tensor, "k1 d"], first: int, last: int, abou
     whole, part = Polyline(corners), Polyline(corners[first : last + 1])
     own = corners[first : last + 1].detach()
     outline = [(corners.detach(), False), (own, True)]
-    mean = [(law.corners[:-1] + law.corners[1:]).detach() / 2 for law in (whole, part)]
+    middles = [(law.corners[:-1] + law.corners[1:]).detach() / 2 for law in (whole, part)]
     weights = [law.lengths.detach() / law.lengths.detach().sum() for law in (whole, part)]
-    center, goal = ((m * w[:, None]).sum(0) for m, w in zip(mean, weights, strict=True))
-    size = float(((mean[0] - center).square().sum(1) * weights[0]).sum().sqrt())
+    center, goal = ((m * w[:, None]).sum(0) for m, w in zip(middles, weights, strict=True))
+    # A segment of length l has the variance l²/12 about its middle.
+    spread = (middles[0] - center).square().sum(1) + whole.lengths.detach() ** 2 / 12
+    size = float((spread * weights[0]).sum().sqrt())
     return Target(name, whole, part, about, size, *_direction(name, center, goal), True, tuple(outline))
 
 
@@ -137,7 +139,7 @@ def _spheres() -> Target:
     way = torch.eye(d, dtype=torch.float64)[0]
     parts = Sphere(1.5 * way, 1.0), Sphere(-1.5 * way, 1.0)
     about = f"two unit spheres in {d} dimensions, 3 apart; one of them"
-    return Target("spheres", Union(parts), parts[0], about, math.sqrt(1 + 1.5**2), way, 1.5, False)
+    return Target("spheres", Union(parts), parts[0], about, math.sqrt(1 + 1.5**2), way, 1.5)
 
 
 def _points(name: str, points: Tensor, own: slice, about: str) -> Target:

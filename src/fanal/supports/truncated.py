@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -63,8 +64,42 @@ def truncated_mean(x: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tenso
     return torch.minimum(torch.maximum(x + sigma * middle, low), high)
 
 
+class _Ratio(torch.autograd.Function):
+    """`bessel_ratio` with its derivative `1 − R² − (2ν − 1)·R/x`, which is 1/(2ν) at 0."""
+
+    @staticmethod
+    def forward(ctx: Any, order: float, x: Tensor) -> Tensor:
+        ctx.order = order
+        ctx.save_for_backward(x)
+        return _ratio(order, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (x,), order = ctx.saved_tensors, ctx.order
+        ratio, tiny = bessel_ratio(order, x), x < 1e-6
+        slope = 1 - ratio**2 - (2 * order - 1) * ratio / torch.where(tiny, 1.0, x)
+        return None, gradients[0] * torch.where(tiny, 1 / (2 * order), slope)
+
+
+class _Log(torch.autograd.Function):
+    """`log_bessel` with its derivative `I_{ν+1}/I_ν + ν/x − 1`."""
+
+    @staticmethod
+    def forward(ctx: Any, order: float, x: Tensor) -> Tensor:
+        ctx.order = order
+        ctx.save_for_backward(x)
+        return _log(order, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (x,), order = ctx.saved_tensors, ctx.order
+        # The share of ν/x is infinite at 0 where ν > 0, as the logarithm is.
+        first = order / x if order else torch.zeros_like(x)
+        return None, gradients[0] * (bessel_ratio(order + 1, x) + first - 1)
+
+
 def bessel_ratio(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Return `I_ν(x)/I_{ν−1}(x)` for x >= 0: how long the mean of a von Mises–Fisher law is.
+    """Return `I_ν(x)/I_{ν−1}(x)` for x >= 0: how long the mean of a von Mises–Fisher law is; gradients reach x.
 
     By scaled Bessel functions; by Gauss's continued fraction where those underflow, in many dimensions; by their
     expansion `exp(−(ν − ½)/x)` at large arguments, where scipy's are NaN.
@@ -73,6 +108,10 @@ def bessel_ratio(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         order: ν, at least 1/2.
         x: arguments.
     """
+    return cast(Tensor, _Ratio.apply(order, x))
+
+
+def _ratio(order: float, x: Tensor) -> Tensor:
     values = x.detach().cpu().double().numpy()
     top, bottom = special.ive(order, values), special.ive(order - 1, values)
     safe = (bottom > 1e-280) & (top > 1e-280)
@@ -89,7 +128,7 @@ def bessel_ratio(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
 
 
 def log_bessel(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Return `log I_ν(x) − x` for x >= 0.
+    """Return `log I_ν(x) − x` for x >= 0; gradients reach x.
 
     Where the scaled function underflows, by its expansion for large orders (Abramowitz & Stegun 9.7.7), which is good
     to 1/ν² there; at large arguments, where scipy's is NaN, by the first terms of 9.7.1.
@@ -98,6 +137,10 @@ def log_bessel(order: float, x: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         order: ν >= 0.
         x: arguments.
     """
+    return cast(Tensor, _Log.apply(order, x))
+
+
+def _log(order: float, x: Tensor) -> Tensor:
     values = x.detach().cpu().double().numpy()
     scaled = special.ive(order, values)
     with np.errstate(divide="ignore", invalid="ignore"):
