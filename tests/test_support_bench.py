@@ -370,9 +370,14 @@ def test_guided_hallucination_counts_wrong_samples_on_the_same_noise(tmp_path):
         assert wrong - plain == pytest.approx(row["change"]["value"])
         assert wrong - whole == pytest.approx(row["against everywhere"]["value"])
         assert row["served"]["value"] <= min(row["asked"]["value"], 1 - wrong)
+        served = rows[1.0, "everywhere"]["served"]["value"] + row["served change"]["value"]
+        assert row["served"]["value"] == pytest.approx(served)
         assert row["diversity"]["coverage"]["ratio"] is None or scale != 1 or row["diversity"]["coverage"]["ratio"] == 1
     assert sum(told["index"]["largest"]) == 8
     assert "critical: steps" in (run / "tables.md").read_text(encoding="utf-8")
+    kept = load_file(run / "errors.safetensors")
+    assert float((kept["w 4|first|verdict"] != 0).double().mean()) == rows[4.0, "first"]["wrong"]["value"]
+    assert len(kept) == 2 * len(rows)
 
 
 def test_the_page_of_a_guided_run_is_written_again(guided):

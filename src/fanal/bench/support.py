@@ -106,4 +106,9 @@ class SupportConfig:
             for name, values in tensors.items()
             if name.endswith("|part")
         }
+        if self.model is not None:
+            from fanal.bench.support_guided import guided_settings
+
+            for (scale, where), own in guided_settings(found).items():
+                kept |= {f"w {scale:g}|{where}|{name}": own[name] for name in ("verdict", "asked") if name in own}
         return Outcome(results, tables(results), panels(results), kept)

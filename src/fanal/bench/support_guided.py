@@ -35,7 +35,7 @@ from fanal.seeding import noise
 from fanal.solvers import Euler
 from fanal.summary import as_json
 
-__all__ = ["Subject", "busiest", "deciding", "guided_blocks", "guided_results", "placed"]
+__all__ = ["Subject", "busiest", "deciding", "guided_blocks", "guided_results", "guided_settings", "placed"]
 
 _TUNING = 2**41  # seeds that the windows are found on
 _TUNED, _BLOCK, _REAL = 256, 64, 2048
@@ -227,8 +227,17 @@ def guided_blocks(spec: str, count: int, steps: int, first: int) -> list[Block]:
     return blocks
 
 
-def _setting(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+def guided_settings(found: Sequence[Found]) -> dict[tuple[float, str], dict[str, Tensor]]:
+    """Return what each setting's samples are judged as, all batches together; nothing without this study.
+
+    Args:
+        found: all blocks.
+    """
+    groups: dict[tuple[float, str], list[dict[str, Tensor]]] = {}
+    for tensors, notes in found:
+        if notes.get("guided", {}).get("part") == "samples":
+            groups.setdefault((notes["guided"]["scale"], notes["guided"]["where"]), []).append(tensors)
+    return {key: {name: torch.cat([row[name] for row in rows]) for name in rows[0]} for key, rows in groups.items()}
 
 
 def _factors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -259,8 +268,14 @@ def _row(
     row["spread"] = as_json(metrics.spread(own["x"].float(), real))
     if "asked" in own:
         row["asked"] = as_json(metrics.rate(own["asked"] > 0))
-        row["served"] = as_json(metrics.rate((own["asked"] > 0) & ~wrong))
+        row["served"] = as_json(metrics.rate(_served(own)))
+        row["served change"] = as_json(metrics.paired_rate(_served(settings[others["change"]]), _served(own)))
     return row
+
+
+def _served(own: Mapping[str, Tensor]) -> Tensor:
+    """Which samples are right and show what was asked for."""
+    return (own["asked"] > 0) & (own["verdict"] == 0)
 
 
 def guided_results(spec: str, found: Sequence[Found]) -> dict[str, Any]:
@@ -270,17 +285,12 @@ def guided_results(spec: str, found: Sequence[Found]) -> dict[str, Any]:
         spec: of the model.
         found: all blocks.
     """
-    own = [(tensors, notes["guided"]) for tensors, notes in found if notes["study"] == "hallucination"]
-    about = next(notes for _, notes in own if notes["part"] == "windows")
+    about = next(notes["guided"] for _, notes in found if notes.get("guided", {}).get("part") == "windows")
+    settings = guided_settings(found)
     dataset = Subject.of(spec).dataset
     held = dataset.data("held out", _REAL).x
     judged = _judged(dataset, _extractor(dataset), held)
     real = Real.of(judged["features"], _factors(judged))
-    groups: dict[tuple[float, str], list[dict[str, Tensor]]] = {}
-    for tensors, notes in own:
-        if notes["part"] == "samples":
-            groups.setdefault((notes["scale"], notes["where"]), []).append(tensors)
-    settings = {key: _setting(parts) for key, parts in groups.items()}
     plain, rows = _diversity(settings[1.0, _WHERE[0]], real), []
     for key, tensors in settings.items():
         row, varied = _row(key, settings, dataset, held), _diversity(tensors, real)

@@ -154,7 +154,7 @@ def _where(row: Mapping[str, Any], windows: Mapping[str, Sequence[float]]) -> li
 
 def _hallucination(found: Mapping[str, Any]) -> str:
     """Rates and cost, and then diversity against no guidance."""
-    rates = ("wrong", "change", "against everywhere", "against critical", "asked", "served")
+    rates = ("wrong", "change", "against everywhere", "against critical", "asked", "served", "served change")
     rows, varied = [], []
     names = [name for name in found["rows"][0]["diversity"] if not name.startswith("histogram")]
     for row in found["rows"]:
@@ -173,6 +173,7 @@ def _hallucination(found: Mapping[str, Any]) -> str:
         "against critical",
         "class as asked",
         "right and as asked",
+        "its change",
     ]
     text = markdown([*head, "predictions"], rows)
     return f"{text}\n{_index(found)}\n{markdown(['w', 'where', 'spread', *names], varied)}"
