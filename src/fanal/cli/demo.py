@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fanal.cli import options
 from fanal.cli.console import errors_shown, progress, say, show_run
 
 EPILOG = """
@@ -18,11 +19,11 @@ Examples:\n
 
 def demo(
     model: Annotated[str, typer.Option(help="Embedded model or any other spec.")] = "hands32",
-    count: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Run seed.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("fanal-demo"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    count: options.Count = 64,
+    seed: options.Seed = 0,
+    out: options.Out = Path("fanal-demo"),
+    overwrite: options.Overwrite = False,
+    device: options.Device = "cpu",
 ) -> None:
     """Sample, watch, flag, repair in two ways, and show the evidence.
 

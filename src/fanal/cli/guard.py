@@ -113,16 +113,8 @@ def guard(
         show_run(folder)
 
 
-_ASIDE = ("model", "out", "repair", "save", "run", "overwrite")
-
-
 def _settings(context: typer.Context, every: bool) -> dict[str, Any]:
     """The options that belong to the configuration: every one, or those that were given on the command line."""
-    found = {}
-    for name, value in context.params.items():
-        given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        if name not in _ASIDE and (every or given):
-            found[name] = str(value) if isinstance(value, Path) else value
-    if "label" in found:
-        found["label"] = options.whole_or_name(found["label"])
-    return found
+    found = options.given(context, "model", "repair", "save", "run")
+    on_line = {name for name in found if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    return {name: value for name, value in found.items() if every or name in on_line}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,10 +20,9 @@ Examples:\n
 
 
 def _figure(found: dict[str, Any], percent: bool) -> str:
-    from fanal.metrics.estimates import Estimate
+    from fanal.report.geometry.run import estimated
 
-    value, se = (math.nan if found[name] is None else found[name] for name in ("value", "se"))
-    figure = Estimate(value, se, found["n"])
+    figure = estimated(found)
     return figure.percent() if percent else figure.plain(3)
 
 
@@ -53,37 +51,32 @@ def _show(folder: Path) -> None:
 
 
 def interpolate(
-    model: Annotated[str, typer.Argument(help="Any model spec, as for fanal sample.")],
+    context: typer.Context,
+    model: options.Model,
     start: Annotated[str, typer.Option("--from", help="Seeds that paths start from: 3, 3,8 or 0..7.")],
     end: Annotated[str, typer.Option("--to", help="Seeds that they end at, one for each.")],
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("fanal-interpolate"),
+    out: options.Out = Path("fanal-interpolate"),
     method: Annotated[str, typer.Option(help="slerp, in_distribution or linear.")] = "slerp",
     points: Annotated[int, typer.Option(help="Points of a path, both ends included.", min=2)] = 9,
     neighbors: Annotated[int, typer.Option(help="Nearest training samples to find for each point.", min=0)] = 0,
     data: Annotated[
         str | None, typer.Option(help=f"Where they are found: {options.DATA}; default: the model's own.")
     ] = None,
-    solver: Annotated[str, typer.Option(help="As for fanal sample.")] = "euler",
-    schedule: Annotated[
-        str | None, typer.Option(help="As for fanal sample. Default: native for a pipeline, else polynomial.")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Number of intervals.", min=1)] = 40,
-    sigma_min: Annotated[float | None, typer.Option(help="Smallest positive sigma; default: the model's.")] = None,
-    sigma_max: Annotated[float | None, typer.Option(help="First sigma; default: the model's.")] = None,
-    zero: Annotated[bool, typer.Option("--zero/--no-zero", help="End the grid at 0, or at --sigma-min.")] = True,
-    label: Annotated[int | None, typer.Option(help="Class label, for a conditional model.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What a text-to-image model is asked for.")] = None,
-    negative: Annotated[str, typer.Option(help="What guidance leads away from; needs a prompt.")] = "",
-    guidance: Annotated[
-        float | None, typer.Option(help="Scale of classifier-free guidance; needs --label or a prompt.")
-    ] = None,
-    allow_bin: Annotated[
-        bool, typer.Option("--allow-bin", help="Read a pipeline's .bin weights where it has no safetensors.")
-    ] = False,
-    block: Annotated[int, typer.Option(help="Samples computed together.", min=1)] = 32,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; they decide rounding.", min=1)] = 1,
+    solver: options.Solver = "euler",
+    schedule: options.Schedule = None,
+    steps: options.Steps = 40,
+    sigma_min: options.SigmaMin = None,
+    sigma_max: options.SigmaMax = None,
+    zero: options.Zero = True,
+    label: options.Number = None,
+    prompt: options.Prompt = None,
+    negative: options.Negative = "",
+    guidance: options.Guidance = None,
+    allow_bin: options.AllowBin = False,
+    block: options.Block = 32,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "cpu",
+    threads: options.Threads = 1,
 ) -> None:
     """Sample along paths between the noise of two seeds.
 
@@ -95,29 +88,7 @@ def interpolate(
         from fanal.interpolation.command import InterpolationConfig, parse_seeds
         from fanal.interpolation.command import interpolate as run
 
-        config = InterpolationConfig(
-            model=model,
-            start=parse_seeds(start),
-            end=parse_seeds(end),
-            method=method,
-            points=points,
-            neighbors=neighbors,
-            data=data,
-            solver=solver,
-            schedule=schedule,
-            steps=steps,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            zero=zero,
-            label=label,
-            prompt=prompt,
-            negative=negative,
-            guidance=guidance,
-            allow_bin=allow_bin,
-            block=block,
-            device=device,
-            threads=threads,
-        )
+        config = InterpolationConfig(**options.given(context, start=parse_seeds(start), end=parse_seeds(end)))
         folder = run(config, out, overwrite=overwrite, progress=progress)
         with finished(folder):
             _show(folder)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fanal.cli import options
 from fanal.cli.console import errors_shown, say, table
 
 app = typer.Typer(help="List the embedded models, or show a model's card.", no_args_is_help=True)
@@ -57,17 +58,15 @@ def info(
     "  fanal models cost edm:edm-cifar10-32x32-uncond-vp.pkl --batch 256 --calls 35 --count 50000 --device cuda",
 )
 def cost(
-    model: Annotated[str, typer.Argument(help="Any model spec.")],
+    model: options.Model,
     batch: Annotated[int, typer.Option(help="Samples per network call.", min=1)] = 16,
     calls: Annotated[float, typer.Option(help="Network calls per sample of the run to project.", min=0)] = 40,
     count: Annotated[int, typer.Option(help="Samples of the run to project.", min=1)] = 1024,
     repeats: Annotated[int, typer.Option(help="Timed calls.", min=1)] = 5,
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
-    label: Annotated[int | None, typer.Option(help="Class label, for a model that needs one.")] = None,
-    allow_bin: Annotated[
-        bool, typer.Option("--allow-bin", help="Read a pipeline's .bin weights where it has no safetensors.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    threads: options.Threads = 1,
+    label: options.Number = None,
+    allow_bin: options.AllowBin = False,
+    device: options.Device = "cpu",
 ) -> None:
     """Measure a model on this machine: seconds and memory of a network call, and what a run would take."""
     with errors_shown():

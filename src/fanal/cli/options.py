@@ -50,6 +50,7 @@ Block = Annotated[int, typer.Option(help="Samples computed together.", min=1)]
 Label = Annotated[
     str | None, typer.Option(help="Class label or its name, for a conditional model; each: all classes in turn.")
 ]
+Number = Annotated[int | None, typer.Option(help="Class label, for a conditional model.")]
 Prompt = Annotated[str | None, typer.Option(help="What a text-to-image model is asked for.")]
 Captions = Annotated[Path | None, typer.Option(help="Caption file instead of a prompt: sample b gets caption b.")]
 Negative = Annotated[str, typer.Option(help="What guidance leads away from; needs a prompt.")]
@@ -66,11 +67,6 @@ Near = Annotated[float, typer.Option(help="Distance that counts as on the suppor
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished run at --out.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; they decide rounding.", min=1)]
-
-
-def whole_or_name(text: str | None) -> int | str | None:
-    """A whole number as such; other words are for the configuration to judge."""
-    return int(text) if text is not None and text.lstrip("-").isdecimal() else text
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:
@@ -104,4 +100,6 @@ def _field(name: str, value: Any) -> Any:
         return tuple(value)
     if isinstance(value, Path):
         return str(value)
-    return whole_or_name(value) if name == "label" and isinstance(value, str) else value
+    if name == "label" and isinstance(value, str):  # other words are for the configuration to judge
+        return int(value) if value.lstrip("-").isdecimal() else value
+    return value

@@ -25,6 +25,7 @@ Examples:\n
 
 
 def sample(
+    context: typer.Context,
     model: options.Model,
     out: options.Out = Path("fanal-sample"),
     solver: options.SolverOrFile = None,
@@ -69,29 +70,6 @@ def sample(
         from fanal.schedule_files import completed
 
         solver, steps = completed(schedule, solver, steps)
-        config = SampleConfig(
-            model=model,
-            solver=solver,
-            schedule=schedule,
-            steps=steps,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            zero=zero,
-            jump=jump,
-            count=count,
-            seed=seed,
-            block=block,
-            guard=tuple(guard or ()),
-            flag=flag,
-            label=options.whole_or_name(label),
-            prompt=prompt,
-            captions=None if captions is None else str(captions),
-            negative=negative,
-            guidance=guidance,
-            allow_bin=allow_bin,
-            trajectory=trajectory,
-            device=device,
-            threads=threads,
-        )
+        config = SampleConfig(**options.given(context, solver=solver, steps=steps))
         folder = generate(config, out, overwrite=overwrite, progress=progress, say=say)
         show_run(folder)

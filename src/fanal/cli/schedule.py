@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fanal.cli import options
 from fanal.cli.console import errors_shown, progress, say, table
 
 EPILOG = """
@@ -20,7 +21,8 @@ Examples:\n
 
 
 def schedule(
-    model: Annotated[str, typer.Argument(help="Any model spec, as for fanal sample.")],
+    context: typer.Context,
+    model: options.Model,
     steps: Annotated[str, typer.Option(help="Numbers of steps, with commas; one search yields them all.")] = "5,6,8,10",
     solver: Annotated[
         str, typer.Option(help="name or name:field=value,…; or several with + between them: the best for the calls.")
@@ -44,7 +46,8 @@ def schedule(
     coeff: Annotated[float, typer.Option(help="GITS's γ: above 1 it moves nodes to smaller sigma.")] = 1.15,
     metric: Annotated[str, typer.Option(help="GITS's cost of a jump: dev, l1 or l2.")] = "dev",
     afs: Annotated[
-        bool, typer.Option("--afs", help="Put a free interval, not counted in --steps, before the others: the analytical first step.")
+        bool,
+        typer.Option("--afs", help="Put a free interval, not counted in --steps, first: the analytical first step."),
     ] = False,
     objective: Annotated[
         str, typer.Option(help="What a fit makes small: robust, typical or mean (square) misses.")
@@ -53,12 +56,12 @@ def schedule(
     teacher: Annotated[str, typer.Option(help="The teacher's solver.")] = "ipndm",
     teacher_steps: Annotated[int, typer.Option(help="Intervals of the teacher's grid.", min=2)] = 60,
     batch: Annotated[int, typer.Option(help="Samples computed together.", min=1)] = 64,
-    label: Annotated[int | None, typer.Option(help="Class label, for a conditional model.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What a text-to-image model is asked for.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
+    label: options.Number = None,
+    prompt: options.Prompt = None,
+    guidance: options.Guidance = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files at --out.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+    device: options.Device = "cpu",
+    threads: options.Threads = 1,
 ) -> None:
     """Search the grids on which a solver with few steps ends nearest to a teacher with many.
 
@@ -70,28 +73,7 @@ def schedule(
         from fanal.schedule_search.command import ScheduleConfig, search_schedules
 
         torch.set_num_threads(threads)
-        config = ScheduleConfig(
-            model=model,
-            steps=steps,
-            solver=solver,
-            method=method,
-            export=tuple(export or ()),
-            warmup=warmup,
-            holdout=holdout,
-            seed=seed,
-            coeff=coeff,
-            metric=metric,
-            afs=afs,
-            objective=objective,
-            tries=tries,
-            teacher=teacher,
-            teacher_steps=teacher_steps,
-            batch=batch,
-            label=label,
-            prompt=prompt,
-            guidance=guidance,
-            device=device,
-        )
+        config = ScheduleConfig(**options.given(context, "threads"))
         done = search_schedules(config, out, overwrite=overwrite, progress=progress)
         rows = [
             [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fanal.cli import options
 from fanal.cli.console import errors_shown, progress, say, table
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Iterations between checkpoints.", min=1)] = 500,
     sample_every: Annotated[int, typer.Option(help="Iterations between pictures of samples; 0: none.", min=0)] = 1000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train again over a finished model.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    device: options.Device = "cpu",
 ) -> None:
     """Train a denoiser, and write a model folder that every command accepts.
 
