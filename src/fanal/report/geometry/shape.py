@@ -13,6 +13,7 @@ from fanal.report.study import Section, Table
 __all__ = ["SECTIONS", "curve_points"]
 
 _STRAIGHT = 0.02
+_ROUNDING = 1e-5  # of single precision, through a network
 
 
 def curve_points(run: GeometryRun, name: str) -> list[list[list[float]]]:
@@ -111,7 +112,12 @@ def _rebuilding(run: GeometryRun) -> list[Figure]:
     if found is not None:
         at = [float(sigma) for sigma in run.tensors["strip_sigmas"]]
         means = found.double().mean(0)
-        lines = [Line(f"{k + 1}-D", at, short(row.tolist())) for k, row in enumerate(means[: run.d - 1])]
+        floor = _ROUNDING * float(means.max())  # the chord's first state is the run's own, but for rounding
+        keep = [(row > floor).nonzero().flatten().tolist() for row in means[: run.d - 1]]
+        lines = [
+            Line(f"{k + 1}-D", [at[i] for i in own], short(float(means[k, i]) for i in own))
+            for k, own in enumerate(keep)
+        ]
         panels.append(run.panel("distance of predictions / √d", lines, log_y=True))
     caption = (
         "Left: distance of the states from their reconstruction in k dimensions, the chord counted, step by step; "
