@@ -14,7 +14,18 @@ from fanal.pde.grid import Array, Grid
 from fanal.pde.laws import Law, noise_of
 from fanal.pde.theory.panels import Panel, overlaid
 
-__all__ = ["SAFETY", "Finding", "Refined", "differences", "halved", "point", "refined", "score_of_law", "smooth"]
+__all__ = [
+    "SAFETY",
+    "Finding",
+    "Refined",
+    "differences",
+    "halved",
+    "point",
+    "refined",
+    "score_of_law",
+    "settled",
+    "smooth",
+]
 
 SAFETY = 2.0
 """How many times the estimated error of a solution a statement may be off."""
@@ -155,6 +166,21 @@ def differences(solve: Callable[[int], Array], wanted: Array, count: int, order:
 def _refined(wanted: Array, fine: Array, coarse: Array, order: int, size: Callable[[Array], float]) -> Refined:
     wanted, fine, coarse = (np.atleast_2d(each) for each in (wanted, fine, coarse))
     return Refined(wanted, fine, (coarse - fine) / (2**order - 1), size)
+
+
+def settled(exponents: Array, wanted: float, shrink: float) -> tuple[float, float, float]:
+    """Return the last of a row of exponents, its error, and what may be left of it.
+
+    Corrections fall by a factor from one exponent to the next, so that the last two tell what is left:
+    `SAFETY·|e_n − e_{n−1}|/(shrink − 1)`.
+
+    Args:
+        exponents: (n,) local rates or powers, towards where they hold.
+        wanted: in theory.
+        shrink: the factor.
+    """
+    last, left = float(exponents[-1]), abs(float(exponents[-1] - exponents[-2])) / (shrink - 1)
+    return last, abs(last - wanted), SAFETY * left
 
 
 def point(grid: Grid, x: float) -> Array:

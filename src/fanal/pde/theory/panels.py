@@ -167,7 +167,7 @@ def deviations(x: Array, found: Array, wanted: Array, errors: Array, axis: str, 
         log: as a panel's.
     """
     off = (np.asarray(found) - np.asarray(wanted)) / np.asarray(errors)
-    levels = {f"+{allowed:g}": allowed, f"−{allowed:g}": -allowed, "theory": 0.0}
+    levels = {f"±{allowed:g}": allowed, "": -allowed, "theory": 0.0}
     return Panel(
         "measured − theory", axis, "standard errors", [Curve("", np.asarray(x), off, "joined", 0)], log, levels
     )
