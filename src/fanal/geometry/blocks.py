@@ -38,17 +38,19 @@ def _bands(curves: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(eq=False)
 class Gathering:
-    """What is kept of all blocks: bands merged as they come, so that more trajectories need no more of them.
+    """What is kept of all blocks, merged as they come: more trajectories need no more memory.
 
     Attributes:
         bands: by name.
-        parts: the blocks' other tensors, few numbers per trajectory.
-        notes: the blocks' notes.
+        numbers: by name, of the trajectories that have the number; None where none has.
+        parts: other tensors, which the first trajectories alone have.
+        spent: sums of the blocks' notes.
     """
 
     bands: dict[str, Band] = field(default_factory=dict)
+    numbers: dict[str, Band | None] = field(default_factory=dict)
     parts: list[dict[str, Tensor]] = field(default_factory=list)
-    notes: list[dict[str, Any]] = field(default_factory=list)
+    spent: dict[str, Any] = field(default_factory=dict)
 
     def add(self, block: Block) -> None:
         """Take one block."""
@@ -56,8 +58,14 @@ class Gathering:
         for name in dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith("band.")):
             own = Band(notes["count"], *(tensors[f"band.{name}.{part}"] for part in _PARTS))
             self.bands[name] = self.bands[name].merge(own) if name in self.bands else own
-        self.parts.append({key: value for key, value in tensors.items() if not key.startswith("band.")})
-        self.notes.append(notes)
+        for key in (key for key in tensors if key.startswith("number.")):
+            name, values = key.removeprefix("number."), tensors[key]
+            known, before = values[~values.isnan()], self.numbers.get(name)
+            own = Band.of(known[None]) if len(known) else None
+            self.numbers[name] = before.merge(own) if before and own else before or own
+        rest = {key: value for key, value in tensors.items() if not key.startswith(("band.", "number."))}
+        self.parts += [rest] if rest else []
+        self.spent = {key: self.spent.get(key, 0) + value for key, value in notes.items()}
 
     def stack(self, name: str) -> Tensor:
         """Return a tensor of all blocks that have it, sample by sample."""

@@ -141,7 +141,7 @@ def geometry(config: GeometryConfig, out: str | Path, *, overwrite: bool = False
         others = _compared(config, rivals, run, progress)
         results, drawn = results_of(setup, exact, arrival, found, rivals, config.fitted)
         write_tensors(run.path("geometry.safetensors"), drawn)
-        notes = [*found.notes, *(note for _, note in others)]
+        notes = [found.spent, *(note for _, note in others)]
         spent = {key: sum(note[key] for note in notes) for key in ("calls", "evaluations")}
         run.describe({"network": spent, "seconds": sum(note["seconds"] for note in notes), "results": results})
         from fanal.report import write_report

@@ -121,9 +121,16 @@ def _weights(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _likelihood(bands: dict[str, Band], columns: dict[str, Tensor]) -> dict[str, Any]:
+def _mean(band: Band | None) -> dict[str, Any]:
+    """The mean of a number with its standard error."""
+    if band is None:
+        return as_json(Estimate(math.nan, math.nan, 0))
+    return as_json(Estimate(float(band.mean), float(band.se) if band.count > 1 else math.nan, band.count))
+
+
+def _likelihood(bands: dict[str, Band], numbers: dict[str, Band | None]) -> dict[str, Any]:
     """Shares of steps at which likelihood rises, and at which it is proved to."""
-    out: dict[str, Any] = {key: as_json(mean(columns[name])) for key, name in _RISES.items()}
+    out: dict[str, Any] = {key: _mean(numbers[name]) for key, name in _RISES.items()}
     out["steps"] = bands["assumption met"].mean.tolist()
     return out | {f"{key} steps": bands[name].mean.tolist() for key, name in _RISES.items() if key != "met"}
 
@@ -159,15 +166,13 @@ def results_of(
         window: points on each side that curvature and torsion are fitted to.
     """
     bands, d = found.bands, math.prod(setup.network.shape)
-    names = [key.removeprefix("number.") for key in found.parts[0] if key.startswith("number.")]
-    columns = {name: found.stack(f"number.{name}") for name in names}
-    curve = found.stack("curve")
+    numbers, curve = found.numbers, found.stack("curve")
     drawn, shape = _shape(curve, setup.sigmas, d, window)
     results: dict[str, Any] = {"sigmas": plain_sigmas(setup.sigmas), "d": d}
     if exact is not None:
-        results["likelihood"], results["flagged"] = _likelihood(bands, columns), _flagged(bands, setup.sigmas, d)
+        results["likelihood"], results["flagged"] = _likelihood(bands, numbers), _flagged(bands, setup.sigmas, d)
         bands = {name: band for name, band in bands.items() if name not in _RISES.values()}
-        columns = {name: values for name, values in columns.items() if name not in _RISES.values()}
+        numbers = {name: band for name, band in numbers.items() if name not in _RISES.values()}
         bands["forward magnitude"] = _shell(exact, setup.sigmas)
     if arrival is not None:
         features = {name: found.stack(name) for name in ("features.x", "features.denoised")}
@@ -176,7 +181,7 @@ def results_of(
         "weights": _weights(setup),
         "groups": group_names(setup.config.model, setup, len(curve)),
         "regularity": _regularity(found, curve, setup, rivals, window),
-        "numbers": {name: as_json(mean(values[~values.isnan()])) for name, values in columns.items()},
+        "numbers": {name: _mean(band) for name, band in numbers.items()},
         "shape": shape,
         "bands": {
             name: {part: getattr(band, part).tolist() for part in ("mean", "std", "se", "low", "high")}

@@ -92,7 +92,8 @@ class GeometryRun:
 
     def panel(self, y: str, lines: Sequence[Line], *, log_y: bool = False, marks: Sequence[Mark] = ()) -> Panel:
         """Curves over sigma in powers of ten, which falls as the run goes; no rounding where y is in powers too."""
-        lines = [_cut(line, max(map(max, (line.y for line in lines)))) for line in lines] if log_y else lines
+        lines = [line for line in lines if line.y]
+        lines = [_cut(line, max(map(max, (each.y for each in lines)))) for line in lines] if log_y else lines
         return Panel("sigma", y, lines, marks, log_x=True, log_y=log_y, falling=True)
 
     def drawn(self, name: str) -> Tensor:
