@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from fanal import pde
+from fanal.denoiser import Model
 from fanal.errors import FanalError
 from fanal.pde import command
 from fanal.pde.command import DensityConfig, densities
@@ -54,27 +57,33 @@ def test_its_page_has_a_slider_and_figures(folder):
 
 def test_particles_that_are_others_are_told(tmp_path, monkeypatch):
     """Kolmogorov–Smirnov can fail: 2,000 particles of a law moved by 0.3."""
-    draw = pde.Law.draw
-    monkeypatch.setattr(pde.Law, "draw", lambda *given: draw(*given) + 0.3)
+    part = pde.Law.part
+    monkeypatch.setattr(pde.Law, "part", lambda *given: part(*given) + 0.3)
     found = record(densities(DensityConfig(**QUICK, back=("stable",)), tmp_path / "run"))["results"]["particles"]
     assert not found["agree"]
 
 
-def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
-    config = DensityConfig(**QUICK, law="box", start="normal", back=("stable",))
-    whole = load_file(densities(config, tmp_path / "whole") / "densities.safetensors")
+def _stopped(config, out, monkeypatch, at):
+    """Stop a run at one of its calls of the solver, and return the list that later calls go to as well."""
     solve, calls = command.evolve, []
 
     def stopped(*given, **more):
         calls.append(given)
-        if len(calls) == 5:
+        if len(calls) == at:
             raise KeyboardInterrupt
         return solve(*given, **more)
 
     monkeypatch.setattr(command, "evolve", stopped)
     with pytest.raises(KeyboardInterrupt):
-        densities(config, tmp_path / "run")
-    assert len(list(part_of(tmp_path / "run").glob("*-0*.safetensors"))) == 4
+        densities(config, out)
+    return calls
+
+
+def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
+    config = DensityConfig(**QUICK, law="box", start="normal", back=("stable",))
+    whole = load_file(densities(config, tmp_path / "whole") / "densities.safetensors")
+    calls = _stopped(config, tmp_path / "run", monkeypatch, 5)
+    assert len(list(part_of(tmp_path / "run").glob("[fs]*-0*.safetensors"))) == 4  # forward and stable
     again = load_file(densities(config, tmp_path / "run") / "densities.safetensors")
     assert same(whole, again)
     assert len(calls) == 5 + len(whole["times"]) // 20 * 2 + 2 - 4 - 1
@@ -111,6 +120,68 @@ def test_scores_of_models(tmp_path):
     assert ends[1] == pytest.approx(ends[0], abs=1e-12)
     assert ends[0] < ends[2] / 2
     assert ends[3] == pytest.approx(ends[0], abs=0.1)
+
+
+def test_scores_of_brownian_motion_between_walls(tmp_path):
+    """Closed form and solution lead back alike; a model of the law knows no walls, which are near here."""
+    shared: dict[str, Any] = {**QUICK, "process": "brownian", "reach": 3.0, "end": 2.0, "back": ("stable",)}
+    ends = {}
+    for score in ("exact", "forward", f"python:{__name__}:free"):
+        folder = densities(DensityConfig(**shared, score=score), tmp_path / score.split(":")[0])
+        results = record(folder)["results"]
+        assert results["closed form"]
+        assert results["forward"]["largest tv"] < 0.01
+        ends[score[:5]] = results["stable"]["end"]["tv"]
+    assert ends["forwa"] == pytest.approx(ends["exact"], abs=0.01)
+    assert ends["exact"] < 0.01 < 0.02 < ends["pytho"]
+
+
+def free() -> Model:
+    """The law's denoiser as a model of the user's."""
+    return pde.law("two-bumps").denoiser
+
+
+class Picky:
+    """A network of float32 that is somewhere else, as on an accelerator; it answers on its own."""
+
+    shape, sigma_min, sigma_max = (1,), 0.002, 80.0
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /) -> torch.Tensor:
+        assert (x.device.type, x.dtype) == ("meta", torch.float32)
+        assert (sigma.device.type, sigma.dtype, sigma.ndim) == ("cpu", torch.float64, 0)
+        self.asked += len(x)
+        return torch.full(x.shape, 0.5, dtype=torch.float32)
+
+
+def test_a_network_is_asked_where_it_is_and_in_its_dtype(tmp_path, monkeypatch):
+    network = Picky()
+    score = pde.score_of_denoiser(network, device="meta", dtype=torch.float32)
+    points, time = np.linspace(-2, 2, 9)[:, None], 0.3
+    found = score(points, time)
+    scale, sigma = math.exp(-time), math.sqrt(math.expm1(2 * time))
+    assert (found.dtype, network.asked) == (np.float64, 9)
+    assert np.allclose(found, (0.5 - points / scale) / sigma**2 / scale, rtol=1e-5)
+    # What the command passes on, for networks and for closed forms.
+    monkeypatch.setattr("fanal.loading.load", lambda spec, device: network)
+    config = DensityConfig(**QUICK, score="picky", device="meta", back=("stable",))
+    densities(config, tmp_path / "run")
+    assert network.asked > 9
+    with pytest.raises(AssertionError):
+        densities(dataclasses.replace(config, score="gaussian:tilted2"), tmp_path / "other")
+
+
+def test_a_set_that_changed_is_noticed(tmp_path, monkeypatch):
+    """A law fitted to a file is another one when the file is: an unfinished run does not go on with it."""
+    place, rng = tmp_path / "set.npy", np.random.default_rng(0)
+    np.save(place, rng.standard_normal((50, 2)).astype(np.float32))
+    config = DensityConfig(law=f"gaussian:{place}", cells=24, steps=45, particles=0, back=("stable",))
+    _stopped(config, tmp_path / "run", monkeypatch, 2)
+    np.save(place, 2 * rng.standard_normal((50, 2)).astype(np.float32))
+    with pytest.raises(FanalError, match="law: '"):
+        densities(config, tmp_path / "run")
 
 
 def test_the_wall_of_a_ball_is_no_mirror_for_particles(tmp_path):
@@ -153,11 +224,13 @@ def test_the_command_says_what_it_found(tmp_path):
         (("--back", "stabel"), "did you mean 'stable'"),
         (("--process", "browniann"), "did you mean 'brownian'"),
         (("--start", "here"), "forward, normal, uniform"),
-        (("ring", "--back", "unstable"), "on a line"),
+        (("shell", "--process", "brownian", "--score", "exact"), "--score forward"),
         (("box", "--reach", "0.5"), "larger --reach"),
         (("--score", "grid2"), "1 coordinates"),
         (("--score", "grid3"), "unknown model"),
-        (("--process", "brownian", "--score", "exact"), "--score forward"),
+        (("--cells", "5000", "--steps", "50000"), "at most 3,999 --steps"),
+        (("ring", "--steps", "30000"), "192,000,000 numbers for each solution"),
+        (("--particles", "20000000"), "particles must be"),
         (("--early", "3"), "early < end"),
         (("--cells", "3"), "cells must be"),
         (("ring", "--cells", "500"), "take fewer"),

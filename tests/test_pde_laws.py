@@ -29,6 +29,26 @@ def test_densities_are_those_of_the_draws(name, dimension):
             assert found.pvalue > 1e-4, (time, axis)
 
 
+def test_draws_are_parts_that_stand_alone():
+    """However they are cut into calls, and only distances of a radial law are kept."""
+    own = pde.law("shell", 4096)
+    assert own.rows == 256
+    whole = own.draw(600, 0.3, seed=2)
+    assert whole.shape == (600, 1)
+    alone = own.part(1, 256, 0.3, 2)
+    assert np.array_equal(whole[256:512], alone)
+    assert np.array_equal(whole[512:], own.part(2, 88, 0.3, 2))
+    assert not np.isin(whole[:256], alone).any()
+    assert pde.law("ring").draw(0).shape == (0, 2)
+    # Noncentral chi at that time: mean and deviation of 600 distances within four standard errors.
+    scale = math.exp(-0.3)
+    tau = math.sqrt(scale**2 * 0.2**2 + 1 - scale**2)
+    mean, var = stats.ncx2.stats(4096, (scale * 32 / tau) ** 2)
+    squares = (whole / tau) ** 2
+    assert abs(squares.mean() - mean) < 4 * math.sqrt(var / 600)
+    assert squares.std() == pytest.approx(math.sqrt(var), rel=4 / math.sqrt(1200))
+
+
 @pytest.mark.parametrize("dimension", [2, 3, 20, 784])
 def test_a_shell_is_noncentral_chi(dimension):
     """`|x|²/τ²` of a sphere with noise τ is noncentral chi-squared: SciPy's law, from another formula."""

@@ -22,3 +22,4 @@ from fanal.pde.grid import Grid as Grid
 from fanal.pde.laws import LAWS as LAWS
 from fanal.pde.laws import Law as Law
 from fanal.pde.laws import law as law
+from fanal.pde.walls import Walled as Walled

@@ -22,7 +22,8 @@ from fanal.pde.distances import kl, tv, w2
 from fanal.pde.fokker_planck import SCHEMES, Drift, evolve
 from fanal.pde.grid import Array, Grid
 from fanal.pde.laws import Law, law
-from fanal.runs import Progress, Run, cpu_threads, quiet
+from fanal.pde.walls import Walled
+from fanal.runs import Block, Progress, Run, cpu_threads, quiet
 from fanal.schedules import polynomial
 
 __all__ = ["BACK", "STARTS", "DensityConfig", "densities"]
@@ -32,7 +33,9 @@ BACK: tuple[str, ...] = ("stable", "ode", "unstable")
 STARTS: tuple[str, ...] = ("forward", "normal", "uniform")
 """What the way back starts from."""
 PROCESSES: tuple[str, ...] = ("ou", "brownian")
+_WAVES = {1: [(n,) for n in range(1, 6)], 2: [(1, 0), (0, 1), (1, 1), (2, 1), (2, 2)]}
 _STEPS_PER_BLOCK, _LEVEL = 20, 1e-3
+_MOST_CELLS, _MOST_NUMBERS, _MOST_PARTICLES = 100_000, 20_000_000, 10_000_000
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,13 @@ class DensityConfig:
                 raise FanalError(f"{name} must be from {low} to {high:,}, got {value}")
         if self.reach is not None and not 0 < self.reach < 1e6:
             raise FanalError(f"reach must be above 0, got {self.reach:.4g}")
-        if self.process == "brownian" and self.score == "exact":
-            raise FanalError("between walls the score has no closed form here: take --score forward, or a model")
+        if not 0 <= self.particles <= _MOST_PARTICLES:
+            raise FanalError(f"particles must be from 0 to {_MOST_PARTICLES:,}, got {self.particles:,}")
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """A configuration with all that it names."""
+    """A configuration with all that it names; `exact` is the process in closed form, where it has one."""
 
     config: DensityConfig
     law: Law
@@ -105,6 +108,7 @@ class _Problem:
     forward: Drift
     back: tuple[str, ...]
     score: str
+    exact: Law | Walled | None
 
     @property
     def backward_times(self) -> Array:
@@ -115,19 +119,13 @@ class _Problem:
 def _problem(config: DensityConfig) -> _Problem:
     found = law(config.law, config.dimension)
     plane = found.axes > 1
-    cells = config.cells or (80 if plane else 400)
-    if cells**found.axes > 100_000:
-        raise FanalError(f"{cells} cells per axis are {cells**found.axes:,} in all, more than 100,000: take fewer")
-    steps = config.steps or (80 if plane else 200)
+    cells, steps = config.cells or (80 if plane else 400), config.steps or (80 if plane else 200)
+    _check_size(cells, found.axes, steps)
     # Short steps near t = 0, where scores are large: a grid of Karras' form.
     times = np.concatenate([[0.0], polynomial(steps, config.early, config.end, 4.0, zero=False).numpy()[::-1]])
     forward = equations.ornstein_uhlenbeck if config.process == "ou" else equations.brownian
     if found.radial:
         forward = equations.radial(forward, found.dimension)
-    curved = plane or found.radial
-    back = config.back or (BACK[:2] if curved else BACK)
-    if curved and "unstable" in back:
-        raise FanalError("the unstable reverse is shown on a line: take a law in one dimension, or leave it out")
     grid = found.grid(cells, config.reach)
     start = found.cells(grid)
     if abs(grid.mass(start) - 1) > 1e-3:
@@ -135,27 +133,52 @@ def _problem(config: DensityConfig) -> _Problem:
             f"the grid holds {grid.mass(start):.4f} of {found.name}: take a larger --reach than "
             f"{grid.edges[0][-1]:.4g}, or more --cells than {cells}"
         )
-    score = config.score or ("exact" if config.process == "ou" else "forward")
-    return _Problem(config, found, grid, times, forward, back, score)
+    exact = found if config.process == "ou" else None if found.radial else Walled(found, grid)
+    score = config.score or ("forward" if exact is None else "exact")
+    if score == "exact" and exact is None:
+        raise FanalError(f"{found.name} has no closed form between walls: take --score forward, or a model")
+    return _Problem(config, found, grid, times, forward, config.back or BACK, score, exact)
+
+
+def _check_size(cells: int, axes: int, steps: int) -> None:
+    """Refuse what would not fit into the memory of a common machine."""
+    total = cells**axes
+    if total > _MOST_CELLS:
+        raise FanalError(f"{cells} cells per axis are {total:,} in all, more than {_MOST_CELLS:,}: take fewer")
+    if total * (steps + 1) > _MOST_NUMBERS:
+        raise FanalError(
+            f"{total:,} cells at {steps:,} steps are {total * steps:,} numbers for each solution, more than "
+            f"{_MOST_NUMBERS:,}: take fewer --cells, or at most {_MOST_NUMBERS // total - 1:,} --steps"
+        )
 
 
 def _model_score(problem: _Problem) -> equations.Score:
     """The score of a model that makes samples of the law's size."""
-    from fanal.loading import load
+    from fanal.loading import CLOSED, load
 
     config, own = problem.config, problem.law
-    model = load(config.score, device=config.device)
+    model = load(problem.score, device=config.device)
     if math.prod(model.shape) != own.dimension:
         raise FanalError(
-            f"{config.score} makes samples of shape {tuple(model.shape)}, {own.name} has {own.dimension} coordinates"
+            f"{problem.score} makes samples of shape {tuple(model.shape)}, {own.name} has {own.dimension} coordinates"
         )
-    return equations.score_of_denoiser(model, config.process, own.dimension if own.radial else None)
+    # A network is asked in float32, as when it samples; closed forms in float64, where the device has it.
+    exact = problem.score.split(":")[0] in CLOSED and torch.device(config.device).type != "mps"
+    return equations.score_of_denoiser(
+        model,
+        config.process,
+        own.dimension if own.radial else None,
+        device=config.device,
+        dtype=torch.float64 if exact else torch.float32,
+    )
 
 
 def _score(problem: _Problem, forward: Array) -> equations.Score:
     """The score for the way back, of the density on R^d."""
     own = problem.law
     if problem.score == "exact":
+        if isinstance(problem.exact, Walled):
+            return problem.exact.score
         return equations.score_of_denoiser(own.denoiser, "ou", own.dimension if own.radial else None)
     if problem.score != "forward":
         return _model_score(problem)
@@ -209,12 +232,25 @@ def _solve(
     return np.concatenate(parts), seconds
 
 
+def _truth(problem: _Problem, exact: Law | Walled, run: Run, progress: Progress) -> Array:
+    """The closed form in cells at all times."""
+
+    def work(rows: range) -> Block:
+        return {
+            "density": torch.from_numpy(np.stack([exact.cells(problem.grid, float(problem.times[i])) for i in rows]))
+        }, {}
+
+    rows = range(len(problem.times))
+    blocks = run.blocks(rows, _STEPS_PER_BLOCK, work, what="closed form", progress=progress, stage="truth")
+    return torch.cat([tensors["density"] for tensors, _ in blocks]).numpy()
+
+
 def _figures(problem: _Problem, found: Array, truth: Array) -> dict[str, Any]:
     """Mass, sign and distances of a solution."""
     grid = problem.grid
     errors = [tv(grid, p, q) for p, q in zip(found, truth, strict=True)]
     ends = {"tv": errors[-1], "kl": kl(grid, truth[-1], found[-1])}
-    ends |= {"w2": w2(grid, found[-1], truth[-1])} if len(grid.edges) == 1 else {}
+    ends["w2"] = w2(grid, found[-1], truth[-1])
     return {
         "mass error": max(abs(grid.mass(p) - 1) for p in found),
         "least density": float(found.min()),
@@ -224,15 +260,16 @@ def _figures(problem: _Problem, found: Array, truth: Array) -> dict[str, Any]:
     }
 
 
-def _tested(problem: _Problem, density: Array) -> dict[str, Any]:
+def _tested(problem: _Problem, exact: Law | Walled, density: Array, run: Run, progress: Progress) -> dict[str, Any]:
     """Exact draws of the process at T* against the forward density, coordinate by coordinate."""
-    config, grid = problem.config, problem.grid
-    drawn = (
-        problem.law.draw(config.particles, config.end, config.seed)
-        if config.process == "ou"
-        else _between_walls(problem)
-    )
-    least = 1.0
+    config, grid, size = problem.config, problem.grid, problem.law.rows
+
+    def work(rows: range) -> Block:
+        return {"x": torch.from_numpy(exact.part(rows.start // size, len(rows), config.end, config.seed))}, {}
+
+    rows = range(config.particles)
+    blocks = run.blocks(rows, size, work, what="particles", progress=progress, stage="particles")
+    drawn, least = torch.cat([tensors["x"] for tensors, _ in blocks]).numpy(), 1.0
     for axis, edges in enumerate(grid.edges):
         others = tuple(k for k in range(len(grid.edges)) if k != axis)
         total = np.concatenate([[0.0], np.cumsum((density * grid.volumes).sum(others))])
@@ -241,46 +278,47 @@ def _tested(problem: _Problem, density: Array) -> dict[str, Any]:
     return {"count": config.particles, "p-value": min(1.0, least), "level": _LEVEL, "agree": bool(least > _LEVEL)}
 
 
-def _between_walls(problem: _Problem) -> Array:
-    """Brownian particles, exactly: walls mirror what goes beyond them, as often as it does."""
-    config, own = problem.config, problem.law
-    x = own.denoiser.draw(config.particles, config.seed).reshape(config.particles, -1).numpy()
-    x = x + math.sqrt(2 * config.end) * np.random.default_rng(config.seed).standard_normal(x.shape)
-    for axis, edges in enumerate(problem.grid.edges):
-        width = edges[-1] - edges[0]
-        x[:, axis] = edges[0] + width - np.abs(np.mod(x[:, axis] - edges[0], 2 * width) - width)
-    return x
+def _waves(problem: _Problem) -> list[dict[str, Any]]:
+    """How fast single waves grow, in theory and as measured; of a ball's wall none are known here."""
+    own, process = problem.law, problem.config.process
+    if own.radial and process == "brownian":
+        return []
+    # Walls, or where the waves of Ornstein–Uhlenbeck have ended.
+    low, high = ([float(axis[end]) for axis in problem.grid.edges] for end in (0, -1))
+    if process == "ou":
+        middle = math.sqrt(own.dimension)
+        low, high = ([max(0.0, middle - 7)], [middle + 7]) if own.radial else ([-8.0] * own.axes, [8.0] * own.axes)
+    dimension = own.dimension if own.radial else None
+    out = []
+    for n in _WAVES[own.axes]:
+        theory = instability.mode(Grid.even(low, high, [8] * own.axes), n, process, dimension)[1]
+        measured = instability.mode_rate(low, high, n, problem.forward, process, dimension=dimension)
+        out.append({"wave": list(n), "theory": theory, "measured": measured})
+    return out
 
 
 def _unstable(problem: _Problem, forward: Array) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """How the equation that only runs backwards is lost, and how fast its waves grow."""
-    config, own, grid = problem.config, problem.law, problem.grid
+    config, exact, grid = problem.config, problem.exact, problem.grid
 
     def truth(points: Array, s: float) -> Array:
         t = config.end - s
-        if config.process == "ou":
-            return own.density(points, t)
+        if exact is not None:
+            return exact.density(points, t)
         i = int(np.searchsorted(problem.times, t).clip(1, len(problem.times) - 1))
         share = (t - problem.times[i - 1]) / (problem.times[i] - problem.times[i - 1])
         return (1 - share) * forward[i - 1] + share * forward[i]
 
     begin = truth(grid.points, 0.0).reshape(grid.shape)
     found = instability.blow_up(grid, problem.forward, begin, truth, config.end - config.early)
-    edges = grid.edges[0] if config.process == "brownian" else np.array([-8.0, 8.0])  # where its waves have ended
-    low, high = float(edges[0]), float(edges[-1])
-    waves = []
-    for n in range(1, 6):
-        theory = instability.mode(grid, n, config.process)[1]
-        measured = instability.mode_rate(low, high, n, problem.forward, config.process)
-        waves.append({"wave": n, "theory": theory, "measured": measured})
     results = {
         "rate": found.rate if math.isfinite(found.rate) else None,
-        "fastest": found.fastest,
+        "fastest": found.fastest if math.isfinite(found.fastest) else None,
         "theory": found.theory,
         "lost": found.lost,
         "least density": float(found.densities.min()),
         "mass error": max(abs(grid.mass(p) - 1) for p in found.densities),
-        "waves": waves,
+        "waves": _waves(problem),
     }
     kept = {"times": found.times, "density": found.densities, "growth": found.growth}
     return results, {f"unstable.{name}": torch.from_numpy(value) for name, value in kept.items()}
@@ -289,20 +327,21 @@ def _unstable(problem: _Problem, forward: Array) -> tuple[dict[str, Any], dict[s
 def _compute(problem: _Problem, run: Run, progress: Progress) -> tuple[dict[str, Any], dict[str, Tensor], float]:
     """Everything that a run holds: figures, tensors, seconds."""
     config, grid = problem.config, problem.grid
-    begin = problem.law.cells(grid)
+    exact = problem.exact
+    begin = (exact or problem.law).cells(grid)
     begin /= grid.mass(begin)
 
     def ahead(state: Array, span: Array) -> Array:
         return evolve(grid, state, problem.forward, span, scheme=config.scheme, steady=True)
 
     forward, seconds = _solve(run, "forward", problem.times, begin, ahead, progress)
-    exact = config.process == "ou"
-    truth = np.stack([problem.law.cells(grid, float(t)) for t in problem.times]) if exact else forward
+    truth = forward if exact is None else _truth(problem, exact, run, progress)
     results: dict[str, Any] = {"forward": _figures(problem, forward, truth), "cells": list(grid.shape)}
+    results["closed form"] = exact is not None
     tensors = {"times": problem.times, "forward": forward, "truth": truth}
     tensors |= {f"centers.{k}": axis for k, axis in enumerate(grid.centers)}
-    if config.particles and not (problem.law.radial and config.process == "brownian"):  # a ball's wall is no mirror
-        results["particles"] = _tested(problem, forward[-1])
+    if config.particles and exact is not None:
+        results["particles"] = _tested(problem, exact, forward[-1], run, progress)
     for way in problem.back:
         if way == "unstable":
             continue
@@ -335,10 +374,10 @@ def densities(config: DensityConfig, out: str | Path, *, overwrite: bool = False
         FanalError: the configuration or the place does not work.
     """
     problem = _problem(config)
-    decides = {}
-    if problem.score not in ("exact", "forward"):
-        from fanal.loading import fingerprint
+    from fanal.loading import fingerprint
 
+    decides = {"law": fingerprint(config.law)} if ":" in config.law else {}
+    if problem.score not in ("exact", "forward"):
         _model_score(problem)  # whether it fits, before anything is solved
         decides["model"] = fingerprint(problem.score)
     head = dataclasses.asdict(config) | {"back": list(problem.back), "score": problem.score}

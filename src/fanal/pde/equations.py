@@ -88,7 +88,14 @@ def radial_score(score: Score, dimension: int) -> Score:
     return lambda r, time: score(r, time) - (dimension - 1) / r
 
 
-def score_of_denoiser(denoiser: Denoiser, process: str = "ou", dimension: int | None = None) -> Score:
+def score_of_denoiser(
+    denoiser: Denoiser,
+    process: str = "ou",
+    dimension: int | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> Score:
     """Return the score of a denoiser in the paper's variables.
 
     With scale and sigma of `noise_of`, `x_t = scale·(x0 + sigma·n)`: the score of x_t is `(D − x)/sigma²` at the scaled
@@ -99,6 +106,8 @@ def score_of_denoiser(denoiser: Denoiser, process: str = "ou", dimension: int | 
         process: "ou" or "brownian".
         dimension: for the score along the radius of a law that no rotation changes: the coordinates of a sample; None:
             points are samples.
+        device: where the denoiser is.
+        dtype: of the x that it is asked with; scores are float64 on the CPU.
 
     Raises:
         FanalError: the process is neither.
@@ -111,10 +120,11 @@ def score_of_denoiser(denoiser: Denoiser, process: str = "ou", dimension: int | 
         scale, sigma = noise_of(time, process)
         axes = points.shape[1]
         shape = getattr(denoiser, "shape", (dimension or axes,))
-        x = place(points / scale, shape, dimension is not None)
+        x = place(points / scale, shape, dimension is not None).to(dtype)  # before it moves: mps has no float64
         with torch.no_grad():
-            found = (denoiser(x, torch.tensor(sigma, dtype=torch.float64)) - x) / sigma**2
-        return found.double().reshape(len(points), -1)[:, :axes].cpu().numpy() / scale
+            denoised = denoiser(x.to(device), torch.tensor(sigma, dtype=torch.float64)).cpu()
+        found = (denoised.double() - x.double()) / sigma**2
+        return found.reshape(len(points), -1)[:, :axes].numpy() / scale
 
     return score
 

@@ -20,6 +20,7 @@ from fanal.supports.perturbation import Blurred as Weaker
 __all__ = ["LAWS", "RADIAL", "Blurred", "Closed", "Law", "averages", "law", "noise_of"]
 
 _POINTS = {1: 4, 2: 2, 3: 2}  # Gauss–Legendre points per cell and axis
+_ENTRIES = 2**20  # coordinates that are drawn together
 
 
 @runtime_checkable
@@ -164,6 +165,11 @@ class Law:
             return out
         return averages(grid, lambda points: self.density(points, time))
 
+    @property
+    def rows(self) -> int:
+        """Samples that are drawn together, as many as fit into some megabytes; it decides which numbers are drawn."""
+        return max(1, _ENTRIES // self.dimension)
+
     def draw(self, count: int, time: float = 0.0, seed: int = 0) -> Array:
         """Draw exact samples of the process at a time, as points (count, axes) of the grid.
 
@@ -172,9 +178,23 @@ class Law:
             time: t.
             seed: of the draws.
         """
+        parts = [(k, min(self.rows, count - a)) for k, a in enumerate(range(0, count, self.rows))]
+        return np.concatenate([np.empty((0, self.axes)), *(self.part(k, n, time, seed) for k, n in parts)])
+
+    def part(self, index: int, count: int, time: float = 0.0, seed: int = 0) -> Array:
+        """Draw one part of `draw`'s samples: each has a seed of its own, so that they need not be drawn in one go.
+
+        Args:
+            index: of the part.
+            count: of samples in it, `rows` of them but for the last one.
+            time: t.
+            seed: of all parts.
+        """
+        own = seed if index == 0 else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
         scale, sigma = noise_of(time)
-        x = self.denoiser.draw(count, seed).reshape(count, -1).numpy()
-        x = scale * (x + sigma * np.random.default_rng(seed).standard_normal(x.shape))
+        x = scale * self.denoiser.draw(count, own).reshape(count, -1).numpy()
+        if sigma:
+            x += scale * sigma * np.random.default_rng(own).standard_normal(x.shape)
         return np.linalg.norm(x, axis=1, keepdims=True) if self.radial else x
 
     def grid(self, cells: int, reach: float | None = None) -> Grid:
