@@ -22,6 +22,7 @@ from fanal.memorization import settling
 from fanal.metrics import mean, rate
 from fanal.particles.schemes import WEIGHTS
 from fanal.sampling import sample, trace
+from fanal.schedules import polynomial
 from fanal.seeding import noise
 from fanal.solvers import DDPM, Euler
 from fanal.trajectory import Trajectory
@@ -364,6 +365,29 @@ def test_the_bound_on_ending_off_the_points_holds():
         shares.append((off.value, limit))
     assert shares[-1][1] < 0.2
     assert shares[-1][0] < 0.01 < shares[0][0]
+
+
+def test_what_the_last_level_allows_is_the_forward_process_share():
+    """60 levels, 2,000 runs, against 20,000 draws, and a normal: within 4 standard errors, and 0.03 for the levels."""
+    points = scattered(24)
+    gap, start = float(particles.gaps(points).median()), normal(2000, 2)
+    for share in (0.5, 0.2, 0.1):
+        sigmas = torch.cat([polynomial(60, share * gap, 20.0, zero=False), f64([0.0])])
+        x = sample(Dataset(points), start * sigmas[0], sigmas, particles.Driven(DDPM(), particles.bulk(0)))
+        own = rate(~particles.Endings.of(points, x).on)
+        forward = rate(particles.chance_off(points, share * gap, 20_000))
+        assert abs(own.value - forward.value) < 4 * math.hypot(own.se, forward.se) + 0.03
+        # where the bound says nothing, this does
+        assert particles.off_bound(points, share * gap, share * gap, particles.ON * gap) == 1.0
+        assert 0.02 < forward.value < 0.98
+    # two points: off where the logits' difference, mean g²/(2·sigma²), deviation g/sigma, is below log(1/ON − 1)
+    pair, sigma = f64([[0.0, 0.0], [1.0, 0.0]]), 0.4
+    off = rate(particles.chance_off(pair, sigma, 20_000))
+    low, high = ((sign * math.log(99) * sigma - 1 / (2 * sigma)) for sign in (-1, 1))
+    wanted = (math.erf(high / math.sqrt(2)) - math.erf(low / math.sqrt(2))) / 2
+    assert abs(off.value - wanted) < 4 * off.se
+    with pytest.raises(FanalError, match="positive"):
+        particles.chance_off(pair, 0.0)
 
 
 def test_who_ends_on_the_points_and_who_does_not():

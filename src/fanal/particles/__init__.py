@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fanal.particles.endings import ON as ON
 from fanal.particles.endings import Endings as Endings
+from fanal.particles.endings import chance_off as chance_off
 from fanal.particles.endings import chance_outside as chance_outside
 from fanal.particles.endings import gaps as gaps
 from fanal.particles.endings import off_bound as off_bound

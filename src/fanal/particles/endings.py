@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fanal.errors import FanalError
 from fanal.exact import Dataset
 
-__all__ = ["ON", "Endings", "chance_outside", "gaps", "off_bound"]
+__all__ = ["ON", "Endings", "chance_off", "chance_outside", "gaps", "off_bound"]
 
 ON = 0.01
 """Share of the distance between neighboring points within which a sample counts as on a training point."""
@@ -82,6 +82,10 @@ def off_bound(points: Float[Tensor, "n *d"], sigma: float, std: float, distance:
     which vanishes with sigma, for any number of steps before, any scheme and any start: the discrete scheme ends on
     training points as its last noise level goes to 0.
 
+    It is a limit's proof and no estimate: m is the worst there is, and every pair counts as if its points were
+    neighbors. It says nothing, and is 1, until `k·(sigma²/std)·Σ 1/|y_i − y_j|` falls below 5/4, a sum that grows with
+    N². What a last level of ordinary size allows is told by `chance_off`.
+
     Args:
         points: (N, *shape), no two equal.
         sigma: the last positive noise level.
@@ -112,8 +116,36 @@ def chance_outside(
         count: number of draws.
         seed: of the draws.
     """
+    x, which = _forward(points, sigma, count, seed)
+    return Dataset(points).nearest(x)[1][:, 0] != which
+
+
+def chance_off(points: Float[Tensor, "n *d"], sigma: float, count: int = 4000, seed: int = 0) -> Bool[Tensor, " count"]:
+    """Return whether a last step from draws of the forward process ends off every training point, (count,) bool.
+
+    The exact reverse process, from a start at noise enough, has the forward process' law at each level (theorem 1 of
+    [PDE]), so this is how often a run with many levels ends off the points whose last step leads from sigma to 0. A
+    run with few levels has another law there, and may do better or worse.
+
+    Args:
+        points: (N, *shape), no two equal.
+        sigma: the last positive noise level.
+        count: number of draws.
+        seed: of the draws.
+
+    Raises:
+        FanalError: as `gaps`, or sigma is not positive.
+    """
+    if not sigma > 0:
+        raise FanalError(f"sigma must be positive, got {sigma}")
+    x, _ = _forward(points, sigma, count, seed)
+    end = Dataset(points)(x, torch.tensor(sigma, dtype=torch.float64))
+    return ~Endings.of(points, end).on
+
+
+def _forward(points: Tensor, sigma: float, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draws of the forward process at a noise level, and the points that they come from."""
     generator = torch.Generator().manual_seed(seed)
     which = torch.randint(len(points), (count,), generator=generator)
     normal = torch.randn((count, *points.shape[1:]), generator=generator, dtype=torch.float64)
-    x = points.double()[which] + sigma * normal
-    return Dataset(points).nearest(x)[1][:, 0] != which
+    return points.double()[which] + sigma * normal, which
