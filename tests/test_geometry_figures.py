@@ -18,6 +18,7 @@ from fanal.geometry.command import GeometryConfig
 from fanal.geometry.command import geometry as measure
 from fanal.geometry.measures import speed
 from fanal.metrics import Statistics, fid
+from fanal.report.geometry import geometry_page
 from fanal.sampling import Step
 from fanal.solvers import SOLVERS, Euler, Heun
 from fanal.trajectory import Trajectory
@@ -295,14 +296,54 @@ def test_a_run_of_one_class_is_compared_with_its_points(tmp_path):
     assert float(weights[:, -1, 0].min()) > 0.9
 
 
-@pytest.mark.parametrize(("solver", "words"), [("taylor2", "no weighted sums"), ("heun", "")])
-def test_shares_of_a_run_are_told_or_why_there_are_none(tmp_path, solver, words):
-    told = record(measure(GeometryConfig("mixture:ring8", solver, steps=6, count=2, drawn=2), tmp_path / solver))
-    found = told["results"]["weights"]
-    assert words in found.get("refused", "")
-    if not words:
-        assert found["sum"] == pytest.approx(1)
-        assert found["start"] + sum(found["prediction"]) == pytest.approx(1)
-        assert found["between"] == [False, True] * 5
-        assert (found["convex"], found["noise"]) == (False, False)
-        assert found["negative"] == pytest.approx(-sum(min(0, share) for share in found["prediction"]))
+def drawn(folder):
+    page = geometry_page(folder, record(folder))
+    return {figure.name: figure.drawings for figure in page.figures}, {table.name: table for table in page.tables}
+
+
+def test_the_page_draws_what_was_measured(plane, digits):
+    figures, tables = drawn(plane)
+    told = record(plane)["results"]
+    for line, name in zip(figures["frechet"][0].lines, ("predictions", "states"), strict=True):
+        assert (line.name, list(line.x)) == (name, pytest.approx(told["frechet"]["sigmas"], rel=1e-5))
+        assert list(line.y) == pytest.approx([each["value"] for each in told["frechet"][name]], rel=1e-5)
+    assert len(tables["frechet-distances"].rows) == 8
+    model, exact = figures["slope"][0].lines
+    assert list(exact.y) == pytest.approx(told["bands"]["exact slope"]["mean"], rel=1e-5)
+    assert (model.name, exact.name) == ("model", "exact")
+    states, predictions = figures["reconstruction-steps"]
+    assert [line.name for line in states.lines] == [line.name for line in predictions.lines] == ["1-D"]
+    assert [line.name for line in figures["rebuilt"][0].lines] == 3 * ["the run's", "1-D"]
+    figures, _ = drawn(digits)
+    states, predictions = figures["reconstruction-steps"]
+    bands, kept = record(digits)["results"]["bands"], load_file(digits / "geometry.safetensors")
+    for k, line in enumerate(states.lines):
+        assert set(line.y) <= {float(f"{value:.6g}") for value in bands[f"error in {k + 1}-D"]["mean"]}
+    means = kept["rebuilt_error"].mean(0)
+    for line, row in zip(predictions.lines, means, strict=True):
+        assert list(line.y) == pytest.approx(row[row > 1e-5 * means.max()].tolist(), rel=1e-5)
+    assert float(predictions.lines[0].x[0]) < 80  # the chord begins where the run does
+    (film,) = figures["rebuilt"]
+    assert list(film.layers) == ["the run's", "rebuilt in 1-D", "rebuilt in 2-D", "rebuilt in 3-D"]
+
+
+def test_the_page_tells_shares_or_that_there_are_none(tmp_path):
+    for solver in ("heun", "taylor2"):
+        folder = measure(GeometryConfig("mixture:ring8", solver, steps=6, count=2, drawn=2), tmp_path / solver)
+        figures, tables = drawn(folder)
+        assert ("weights" in figures) == ("weights-sum" in tables) == (solver == "heun")
+        if solver == "heun":
+            found = record(folder)["results"]["weights"]
+            assert found["sum"] == pytest.approx(1)
+            assert found["start"] + sum(found["prediction"]) == pytest.approx(1)
+            assert found["between"] == [False, True] * 5
+            assert (found["convex"], found["noise"]) == (False, False)
+            assert found["negative"] == pytest.approx(-sum(min(0, share) for share in found["prediction"]))
+            own, inner, upto = figures["weights"][0].lines
+            assert list(own.y) == pytest.approx(found["prediction"][::2], rel=1e-5)
+            assert list(inner.y) == pytest.approx(found["prediction"][1::2], rel=1e-5)
+            pairs = zip(found["prediction"][::2], found["prediction"][1::2], strict=True)
+            assert upto.y[0] == pytest.approx(sum(next(pairs)), rel=1e-4)
+            assert upto.y[-1] == pytest.approx(1 - found["start"], rel=1e-5)
+        text = (folder / "report.html").read_text(encoding="utf-8")
+        assert ("no weighted sums of predictions" in text) == (solver == "taylor2")
