@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fanal.supports.sets import Ball as Ball
 from fanal.supports.sets import Polytope as Polytope
 from fanal.supports.shapes import Affine as Affine
+from fanal.supports.shapes import Ball as Ball
 from fanal.supports.shapes import Box as Box
 from fanal.supports.shapes import FiniteSet as FiniteSet
 from fanal.supports.shapes import Polyline as Polyline

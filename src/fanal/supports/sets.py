@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -11,38 +9,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["Ball", "Polytope"]
-
-
-class Ball:
-    """A ball `‖x − center‖ <= radius`; a set to measure distances from, its uniform law has no short closed form.
-
-    Args:
-        center: (*shape).
-        radius: above 0.
-
-    Raises:
-        FanalError: the radius is not positive, or the center not finite.
-    """
-
-    def __init__(self, center: Tensor, radius: float) -> None:
-        if not (math.isfinite(radius) and radius > 0) or not bool(center.isfinite().all()):
-            raise FanalError(f"a ball needs a finite center, and its radius must be positive, got {radius}")
-        self.center, self.radius, self.shape = center.double(), float(radius), tuple(center.shape)
-
-    def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
-        """Return the signed distance, float64: negative inside."""
-        wide = x.double()
-        return (wide - self.center.to(wide)).flatten(1).norm(dim=1) - self.radius
-
-    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
-        """Return the nearest point of the ball."""
-        wide = x.double()
-        center = self.center.to(wide)
-        off = (wide - center).flatten(1)
-        size = off.norm(dim=1, keepdim=True)
-        shrink = torch.where(size > self.radius, self.radius / size.clamp_min(self.radius), 1.0)
-        return (center + (off * shrink).reshape(x.shape)).to(x.dtype)
+__all__ = ["Polytope"]
 
 
 class Polytope:

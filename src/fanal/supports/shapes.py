@@ -15,9 +15,10 @@ from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
 from fanal.exact import Dataset, Gaussian, LowRank
 from fanal.exact.gaussian import flat
-from fanal.supports.truncated import bessel_ratio, log_bessel, log_mass, truncated_mean
+from fanal.supports.noncentral import inner_share, log_chance
+from fanal.supports.truncated import bessel_fall, log_mass, log_moment, truncated_mean
 
-__all__ = ["Affine", "Box", "FiniteSet", "Polyline", "Sphere", "Support", "Union"]
+__all__ = ["Affine", "Ball", "Box", "FiniteSet", "Polyline", "Sphere", "Support", "Union"]
 
 
 @runtime_checkable
@@ -124,47 +125,104 @@ class Sphere(_Law):
             raise FanalError(f"a sphere needs a finite center of two or more coordinates and radius > 0, got {radius}")
         self.center, self.radius, self.shape = center.double(), float(radius), tuple(center.shape)
 
-    def _polar(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        off = points - self.center.flatten().to(points)
-        size = off.norm(dim=1, keepdim=True)
-        first = torch.zeros_like(off)
-        first[:, 0] = 1  # at the center every direction is as good
-        return torch.where(size > 0, off / size.where(size > 0, torch.ones_like(size)), first), size[:, 0]
-
     def __call__(self, x: Float[Tensor, "b *d"], sigma: Tensor, /) -> Float[Tensor, "b *d"]:
         """Return the posterior mean."""
         points, level = self._level(x, sigma)
-        unit, size = self._polar(points)
-        ratio = bessel_ratio(points.shape[1] / 2, self.radius * size / level[:, 0] ** 2)
-        out = self.center.flatten().to(points) + self.radius * ratio[:, None] * unit
+        center = self.center.flatten().to(points)
+        off, strength = points - center, (self.radius / level) ** 2
+        # The ratio is divided by κ and not the direction by its length, which has no slope at the center.
+        kappa2 = strength * (off / level).square().sum(1, keepdim=True)
+        out = center + strength * bessel_fall(points.shape[1] / 2, kappa2) * off
         return out.reshape(x.shape).to(x.dtype)
 
     def log_density(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
         """Return the log density of the blurred law in nats."""
         points, level = self._level(x, sigma)
-        d, (_, size), s = points.shape[1], self._polar(points), level[:, 0]
-        kappa, order = self.radius * size / s**2, d / 2 - 1
-        # E exp(κ⟨u, v⟩) over the sphere: Γ(d/2)·(2/κ)^order·I_order(κ); 1 at κ = 0, where the terms are infinite
-        small = kappa <= 1e-8
-        away = torch.where(small, 1.0, kappa)
-        spread = math.lgamma(d / 2) + order * torch.log(2 / away) + log_bessel(order, away) + away
-        spread = torch.where(small, kappa**2 / (2 * d), spread)
+        d, s = points.shape[1], level[:, 0]
+        size2 = (points - self.center.flatten().to(points)).square().sum(1)
+        spread = log_moment(d / 2 - 1, (self.radius / s) ** 2 * size2 / s**2)  # E exp(κ⟨u, v⟩) over the sphere
         volume = d / 2 * torch.log(2 * math.pi * s**2)
-        return spread - (self.radius**2 + size**2) / (2 * s**2) - volume
+        return spread - (self.radius**2 + size2) / (2 * s**2) - volume
 
     def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
         """Return the nearest point of the sphere."""
         points = x.flatten(1).double()
-        unit, _ = self._polar(points)
+        off = points - self.center.flatten().to(points)
+        size = off.norm(dim=1, keepdim=True)
+        first = torch.eye(1, points.shape[1]).to(off)  # at the center every direction is as good
+        unit = torch.where(size > 0, off / size.where(size > 0, 1.0), first)
         return (self.center.flatten().to(points) + self.radius * unit).reshape(x.shape).to(x.dtype)
 
     def draw(self, count: int, seed: int = 0) -> Float[Tensor, "n *d"]:
         """Draw samples, seeded, float64."""
-        white = torch.randn(
-            count, self.center.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-        )
-        unit = white / white.norm(dim=1, keepdim=True)
+        generator = torch.Generator().manual_seed(seed)
+        unit = _directions(count, self.center.numel(), generator)
         return (self.center.flatten() + self.radius * unit).reshape(count, *self.shape)
+
+
+def _directions(count: int, d: int, generator: torch.Generator) -> Tensor:
+    white = torch.randn(count, d, dtype=torch.float64, generator=generator)
+    return white / white.norm(dim=1, keepdim=True)
+
+
+class Ball(_Law):
+    """The uniform law on a ball `‖x − center‖ <= radius`.
+
+    With F_k the noncentral chi-squared distribution function at `radius²/sigma²` for `λ = ‖x − c‖²/sigma²`, the blurred
+    density is `F_d/volume`, and `D = c + (x − c)·F_{d+2}/F_d`.
+
+    Args:
+        center: c, (*shape).
+        radius: above 0.
+
+    Raises:
+        FanalError: the radius is not positive, or the center not finite.
+    """
+
+    def __init__(self, center: Tensor, radius: float) -> None:
+        if not (math.isfinite(radius) and radius > 0) or not bool(center.isfinite().all()) or center.numel() == 0:
+            raise FanalError(f"a ball needs a finite center, and its radius must be positive, got {radius}")
+        self.center, self.radius, self.shape = center.double(), float(radius), tuple(center.shape)
+
+    def _scaled(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """`x − c`, `radius²/sigma²` and λ."""
+        points, level = self._level(x, sigma)
+        off = points - self.center.flatten().to(points)
+        return off, (self.radius / level[:, 0]) ** 2, (off / level).square().sum(1)
+
+    def __call__(self, x: Float[Tensor, "b *d"], sigma: Tensor, /) -> Float[Tensor, "b *d"]:
+        """Return the posterior mean."""
+        off, bound, shift = self._scaled(x, sigma)
+        out = self.center.flatten().to(off) + inner_share(off.shape[1], bound, shift)[:, None] * off
+        return out.reshape(x.shape).to(x.dtype)
+
+    def log_density(self, x: Float[Tensor, "b *d"], sigma: Tensor | float) -> Float[Tensor, " b"]:
+        """Return the log density of the blurred law in nats."""
+        off, bound, shift = self._scaled(x, sigma)
+        half = off.shape[1] / 2
+        volume = half * math.log(math.pi) + off.shape[1] * math.log(self.radius) - math.lgamma(half + 1)
+        return log_chance(off.shape[1], bound, shift) - volume
+
+    def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """Return the signed distance, float64: negative inside."""
+        wide = x.double()
+        return (wide - self.center.to(wide)).flatten(1).norm(dim=1) - self.radius
+
+    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Return the nearest point of the ball."""
+        wide = x.double()
+        center = self.center.to(wide)
+        off = (wide - center).flatten(1)
+        size = off.norm(dim=1, keepdim=True)
+        shrink = torch.where(size > self.radius, self.radius / size.clamp_min(self.radius), 1.0)
+        return (center + (off * shrink).reshape(x.shape)).to(x.dtype)
+
+    def draw(self, count: int, seed: int = 0) -> Float[Tensor, "n *d"]:
+        """Draw samples, seeded, float64."""
+        generator, d = torch.Generator().manual_seed(seed), self.center.numel()
+        unit = _directions(count, d, generator)
+        far = torch.rand(count, 1, dtype=torch.float64, generator=generator) ** (1 / d)
+        return (self.center.flatten() + self.radius * far * unit).reshape(count, *self.shape)
 
 
 class Polyline(_Law):
@@ -290,7 +348,9 @@ class Union(_Law):
     """
 
     def __init__(
-        self, parts: Sequence[Box | Sphere | Polyline | FiniteSet | Affine], weights: Sequence[float] | None = None
+        self,
+        parts: Sequence[Ball | Box | Sphere | Polyline | FiniteSet | Affine],
+        weights: Sequence[float] | None = None,
     ) -> None:
         share = torch.ones(len(parts)).double() if weights is None else torch.tensor(weights, dtype=torch.float64)
         if not parts or len({part.shape for part in parts}) != 1:
@@ -321,5 +381,9 @@ class Union(_Law):
         return near[best, torch.arange(len(x), device=x.device)]
 
     def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
-        """Return the smallest of the parts' distances, float64; inside parts that overlap the wall may be farther."""
+        """Return the smallest of the parts' distances, float64.
+
+        Outside it is exact. Inside parts that overlap it is a bound: the union's wall may be farther. Of the boxes
+        [−1, 0.1] × [−1, 1] and [−0.1, 1] × [−1, 1] it is −0.1 at 0, which lies 1 from the wall of their union.
+        """
         return torch.stack([part.distance(x).double() for part in self.parts]).amin(0)

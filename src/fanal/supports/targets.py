@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fanal.errors import FanalError, unknown_name
-from fanal.supports.shapes import Affine, Box, FiniteSet, Polyline, Sphere, Union
+from fanal.supports.shapes import Affine, Ball, Box, FiniteSet, Polyline, Sphere, Union
 
 __all__ = ["TARGETS", "Law", "Target", "chain", "target"]
 
-Law = Box | Sphere | Polyline | FiniteSet | Affine | Union
+Law = Ball | Box | Sphere | Polyline | FiniteSet | Affine | Union
 """A law on a support: a denoiser that also measures distances."""
 
 _SIDES = 36

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy import special
 from torch import Tensor
 
-__all__ = ["bessel_ratio", "log_bessel", "log_mass", "truncated_mean"]
+__all__ = ["bessel_fall", "bessel_ratio", "log_bessel", "log_mass", "log_moment", "truncated_mean"]
 
 _ROOT2 = math.sqrt(2)
 _WIDE = 1e9  # beyond 2^30 scipy's scaled Bessel functions are NaN
@@ -156,3 +156,46 @@ def _log(order: float, x: Tensor) -> Tensor:
         tail = (1 - 4 * order**2) / (8 * values) - np.log(2 * np.pi * values) / 2
         plain = np.where(values > _WIDE, tail, plain)
     return torch.from_numpy(plain).to(x)
+
+
+def bessel_fall(order: float, squared: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Return `I_ν(x)/(x·I_{ν−1}(x))` as a function of x², which is smooth at 0, where it is 1/(2ν).
+
+    Args:
+        order: ν, at least 1/2.
+        squared: x² >= 0.
+    """
+    tiny = squared < 1e-16
+    x = torch.where(tiny, 1.0, squared).sqrt()
+    return torch.where(tiny, 1 / (2 * order), bessel_ratio(order, x) / x)
+
+
+class _Moment(torch.autograd.Function):
+    """`log_moment` with its slope `I_{ν+1}/(2x·I_ν)` in x²."""
+
+    @staticmethod
+    def forward(ctx: Any, order: float, squared: Tensor) -> Tensor:
+        ctx.order = order
+        ctx.save_for_backward(squared)
+        # Where the terms cancel, by a series in y whose next term is less than 1e-10 of the first.
+        small, y = squared < 4e-5 * (order + 1) ** 2, squared / (4 * (order + 1))
+        x = torch.where(small, 1.0, squared).sqrt()
+        value = math.lgamma(order + 1) + order * torch.log(2 / x) + _log(order, x) + x
+        return torch.where(small, y - y**2 / (2 * order + 4), value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (squared,) = ctx.saved_tensors
+        return None, gradients[0] * bessel_fall(ctx.order + 1, squared) / 2
+
+
+def log_moment(order: float, squared: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Return `log(Γ(ν + 1)·(2/x)^ν·I_ν(x))`, smooth in x², 0 at 0; gradients reach x².
+
+    It is `log E exp⟨m, u⟩` with `‖m‖ = x` and u uniform on the unit sphere of 2ν + 2 dimensions.
+
+    Args:
+        order: ν >= 0.
+        squared: x² >= 0.
+    """
+    return cast(Tensor, _Moment.apply(order, squared))

@@ -1,0 +1,155 @@
+"""Laws on round and flat supports: derivatives, balls against other closed forms, and sets far away."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fanal
+from fanal import supports
+from fanal.supports.noncentral import inner_share, log_chance
+from fanal.supports.truncated import log_moment
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def t(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def rounds(d):
+    center = normal(d, seed=d) / 3
+    return {"sphere": supports.Sphere(center, 1.5), "ball": supports.Ball(center, 1.5)}
+
+
+@pytest.mark.parametrize("name", ["sphere", "ball"])
+@pytest.mark.parametrize("d", [2, 3, 16])
+@pytest.mark.parametrize("sigma", [0.05, 0.7, 80.0])
+def test_round_laws_have_first_and_second_derivatives(name, d, sigma):
+    """Inside, at the center, on the wall and outside; `D = x + sigma²·∇log p` ties prediction and density together."""
+    law = rounds(d)[name]
+    wall = law.project(law.center + 5 * normal(2, d, seed=1))
+    x = torch.cat([law.center[None], law.center + 0.1 * normal(2, d, seed=2), wall, (1 + sigma) * normal(2, d, seed=3)])
+    x, level = x.requires_grad_(), t(sigma)[0].requires_grad_()
+    (score,) = torch.autograd.grad(law.log_density(x, level).sum(), x)
+    assert torch.allclose(x + level**2 * score, law(x, level), rtol=1e-7, atol=1e-9 * (1 + sigma))
+    step = 1e-6 * (0.1 + sigma)
+    assert torch.autograd.gradcheck(lambda x: law(x, level), x, eps=step, atol=1e-5, rtol=1e-3, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda s: law(x, s), level, eps=1e-6 * sigma, atol=1e-5, rtol=1e-3, fast_mode=True)
+    way = normal(len(x), d, seed=4)
+
+    def slope(x):
+        return torch.autograd.grad((law(x, level) * way).sum(), x, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(slope, x, eps=step, atol=1e-4 / sigma**2 + 1e-7, rtol=1e-3, fast_mode=True)
+
+
+def test_a_sphere_in_its_center_moves_with_the_state():
+    """The posterior's covariance there is that of the sphere, r²/d in every direction: `∂D/∂x = r²/(d·sigma²)`."""
+    law, x = supports.Sphere(t(0.2, -0.1, 0.4), 2.0), t([0.2, -0.1, 0.4])
+    x.requires_grad_()
+    rows = [torch.autograd.grad(law(x, t(0.7)[0])[0, i], x)[0] for i in range(3)]
+    assert torch.allclose(torch.cat(rows), 4 / (3 * 0.49) * torch.eye(3, dtype=torch.float64), rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", [0.0, 0.5, 7.0, 1535.0])
+def test_moments_of_directions_match_high_precision(order):
+    x = t(0.0, 1e-7, 1e-3, 0.3, 5.0, 200.0, 3000.0)
+    with mpmath.workdps(40):
+        want = [mpmath.log(mpmath.hyp0f1(order + 1, mpmath.mpf(float(v)) ** 2 / 4)) for v in x]
+    assert torch.allclose(log_moment(order, x**2), t(*map(float, want)), rtol=1e-7, atol=2e-9)
+
+
+def chance(k, a, shift):
+    """`F_k` and `F_{k+2}/F_k` as the sum of densities `F_k = 2·Σ f_{k+2+2j}`, in 60 digits."""
+    a, shift = mpmath.mpf(a), mpmath.mpf(shift)
+
+    def density(m):
+        return (a / 2) ** (m / 2 - 1) / mpmath.gamma(m / 2) * mpmath.hyp0f1(m / 2, a * shift / 4)
+
+    terms = [density(mpmath.mpf(k) + 2)]
+    while terms[-1] > terms[0] * mpmath.mpf(10) ** -30 or len(terms) < 10:
+        terms.append(density(mpmath.mpf(k) + 2 + 2 * len(terms)))
+    whole = mpmath.fsum(terms)
+    return float(mpmath.log(whole) - (a + shift) / 2), float(mpmath.fsum(terms[1:]) / whole)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 16])
+def test_noncentral_chances_match_high_precision_also_where_they_underflow(k):
+    """The logarithms go down to −5·10^7, where scipy's distribution function is 0."""
+    pairs = [(1.0, 0.5), (4.0, 0.0), (9.0, 9.0), (1.0, 41.0**2), (25.0, 60.0**2), (1e-6, 2500.0), (900.0, 75.0**2),
+             (1.0, 1e8)]  # fmt: skip
+    with mpmath.workdps(60):
+        logs, shares = zip(*(chance(k, a, shift) for a, shift in pairs), strict=True)
+    a, shift = (t(*side) for side in zip(*pairs, strict=True))
+    assert torch.allclose(log_chance(k, a, shift), t(*logs), rtol=1e-12, atol=1e-13)
+    assert torch.allclose(inner_share(k, a, shift), t(*shares), rtol=1e-11, atol=0)
+
+
+def test_large_balls_look_flat():
+    """Around a radius of 10^4 noise levels both formulas agree, deep inside, at the wall and outside."""
+    for gap in (-50.0, -2.0, 0.0, 2.0, 4.0, 6.0, 9.0):
+        logs, means = [], []
+        for bound in (t(0.99999e8), t(1.00001e8)):
+            away = bound.sqrt() + gap
+            logs.append(log_chance(3, bound, away**2))
+            means.append((1 - inner_share(3, bound, away**2)) * away)
+        assert torch.allclose(*logs, rtol=1e-6, atol=1e-9)
+        assert torch.allclose(*means, rtol=1e-5, atol=1e-9)
+    level, x = t(1e-3)[0], torch.cat([t(2e3), 2e3 + t(0.01, 1e3), t(0.0)])[:, None]
+    ball, box = supports.Ball(t(0.0), 2e3), supports.Box(t(-2e3), t(2e3))
+    assert torch.allclose(ball(x, level), box(x, level), rtol=1e-12)
+    assert torch.allclose(ball.log_density(x, level), box.log_density(x, level), rtol=1e-12)
+
+
+@given(st.floats(-300, 300), st.floats(0.01, 100), st.floats(0.1, 5))
+def test_a_ball_on_a_line_is_a_box(x, sigma, radius):
+    level, state = t(sigma)[0], t(x)[:, None].requires_grad_()
+    ball, box = supports.Ball(t(0.3), radius), supports.Box(t(0.3 - radius), t(0.3 + radius))
+    assert torch.allclose(ball(state, level), box(state, level), rtol=1e-9, atol=1e-9)
+    assert torch.allclose(ball.log_density(state, level), box.log_density(state, level), rtol=1e-9, atol=1e-9)
+    slopes = [torch.autograd.grad(law(state, level).sum(), state)[0] for law in (ball, box)]
+    assert torch.allclose(*slopes, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("d", [2, 5])
+@pytest.mark.parametrize("sigma", [0.4, 2.0])
+def test_a_ball_is_what_its_samples_say(d, sigma):
+    """Importance sampling over 200,000 uniform points, in and outside: within 5 standard errors."""
+    law = rounds(d)["ball"]
+    drawn = law.draw(200_000, seed=d)
+    assert float(law.distance(drawn).max()) <= 0
+    for x in law.center + t(0.2, 1.0, 1.6, 2.4)[:, None] * torch.nn.functional.normalize(normal(4, d, seed=6), dim=1):
+        weight = torch.exp(-(x - drawn).square().sum(1) / (2 * sigma**2)) / (2 * math.pi * sigma**2) ** (d / 2)
+        density, mean = weight.mean(), (weight[:, None] * drawn).mean(0) / weight.mean()
+        error = weight.std() / math.sqrt(len(weight))
+        assert abs(float(density - law.log_density(x[None], sigma).exp())) < 5 * float(error)
+        errors = (weight[:, None] * (drawn - mean)).std(0) / density / math.sqrt(len(weight))
+        assert bool(((law(x[None], t(sigma)[0])[0] - mean).abs() < 5 * errors).all())
+
+
+def test_samples_of_a_ball_fill_it_and_a_run_ends_in_it():
+    law = supports.Ball(torch.zeros(3, dtype=torch.float64), 2.0)
+    share = (law.draw(20_000).norm(dim=1) < 1.0).double().mean()
+    assert abs(float(share) - 1 / 8) < 5 * math.sqrt(7 / 64 / 20_000)
+    end = fanal.sample(
+        law, fanal.noise((3,), range(64), 80.0).double(), fanal.schedules.polynomial(60), fanal.solvers.Euler()
+    )
+    assert float(law.distance(end).max()) < 1e-2
+
+
+def test_inside_parts_that_overlap_a_union_gives_a_bound():
+    parts = [supports.Box(t(-1.0, -1.0), t(0.1, 1.0)), supports.Box(t(-0.1, -1.0), t(1.0, 1.0))]
+    union, whole, x = supports.Union(parts), supports.Box(t(-1.0, -1.0), t(1.0, 1.0)), 2 * normal(200, 2, seed=9)
+    own, true = union.distance(x), whole.distance(x)
+    assert torch.allclose(own[true > 0], true[true > 0], atol=1e-12)
+    assert bool((own >= true - 1e-12).all())
+    assert bool(((own <= 0) == (true <= 0)).all())
+    assert float(union.distance(t([0.0, 0.0]))) == pytest.approx(-0.1)
