@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fanal.cli import options
-from fanal.cli.console import errors_shown, progress, say
+from fanal.cli.console import errors_shown, finished, progress, say
 from fanal.errors import FanalError
 
 app = typer.Typer(help="Run the comparisons behind the documentation's tables.", no_args_is_help=True)
@@ -336,7 +336,9 @@ def hallucination(
 def _bench(run: Callable[..., Path], config: Any, out: Path, overwrite: bool) -> Path:
     """Run a comparison and print its tables."""
     folder = run(config, out, overwrite=overwrite, progress=progress, say=say)
-    say((folder / "tables.md").read_text(encoding="utf-8"))
+    with finished(folder):
+        say((folder / "tables.md").read_text(encoding="utf-8"))
+    say(f"run: {folder}")
     return folder
 
 
