@@ -3,72 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import shutil
-import signal
-import subprocess
-import time
 
 import pytest
 import torch
 from PIL import Image
 
 import fanal as library
-from fanal import flagging, generation
-from fanal.detecting import detector_of
+import generated
+from fanal import generation
 from fanal.errors import FanalError, NonFiniteError
 from fanal.generation import SampleConfig, generate
-from fanal.hallucination import LastSlope, Redo, Renoise, Variance, watch
+from fanal.hallucination import LastSlope, Redo, Renoise, watch
 from fanal.hallucination.calibration import HINTS
-from fanal.hallucination.detectors import Contrast, last_window
-from fanal.preparation import prepare
 from fanal.schedules import polynomial
 from fanal.seeding import noise
 from fanal.solvers import Churn, Euler, Heun
 from fanal.trajectory import Trajectory
-from toys import (
-    blurred,
-    environment,
-    fanal,
-    logged,
-    part_of,
-    process,
-    read_log,
-    record,
-    refused,
-    same,
-    samples,
-    script,
-    tiny,
-)
+from generated import SMALL, Stop
+from toys import blurred, logged, part_of, read_log, record, same, samples, tiny
 
-SMALL = SampleConfig("mixture:grid2", steps=8, count=22, block=5, seed=2)
-
-
-@pytest.fixture(autouse=True)
-def _the_toys_count_only_where_asked(monkeypatch):
-    monkeypatch.delenv("FANAL_TEST_LOG", raising=False)
-    monkeypatch.delenv("FANAL_TEST_SLEEP", raising=False)
-
-
-class Stop:
-    """A progress display that presses Ctrl-C after some blocks."""
-
-    def __init__(self, after, what="sampling"):
-        self.after, self.what = after, what
-
-    def __call__(self, items, what):
-        for k, item in enumerate(items):
-            if what == self.what and k == self.after:
-                raise KeyboardInterrupt
-            yield item
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    path = tmp_path_factory.mktemp("net") / "model"
-    tiny(path, shape=(1, 8, 8), classes=3)
-    return str(path)
+# Fixtures
+the_toys_count_only_where_asked = generated.the_toys_count_only_where_asked
+net = generated.net
 
 
 def test_a_run_is_the_library_calls_it_stands_for(tmp_path):
@@ -110,17 +66,6 @@ def test_repairs_are_the_library_calls_they_stand_for(tmp_path):
     assert torch.equal(found["evaluations.redo"], redone.evaluations)
 
 
-def test_a_model_without_a_card_is_watched_by_the_variance_over_the_last_part(tmp_path):
-    config = dataclasses.replace(SMALL, model="python:toys:logged", block=22)
-    seeds, grid = config.seeds(), polynomial(8)
-    eye = Variance(last_window(grid))
-    wanted = watch(logged(), noise((2,), seeds, 80.0), grid, Euler(), eye, seeds)
-    found = samples(generate(config, tmp_path / "run"))
-    assert torch.equal(found["risk"], wanted.risk)
-    assert torch.equal(found["per_step"], wanted.per_step.T)
-    assert "verdict" not in found
-
-
 def test_the_table_counts_what_the_verdicts_say(tmp_path):
     config = dataclasses.replace(SMALL, steps=5, count=60, guard=("redo",), flag=0.4)
     folder = generate(config, tmp_path / "run")
@@ -160,59 +105,12 @@ def test_the_order_of_guards_says_which_gives_the_samples(tmp_path):
     assert torch.equal(one["before"], two["before"])
 
 
-@pytest.mark.parametrize(
-    ("model", "guard", "after"),
-    [
-        ("mixture:grid2", (), 0),
-        ("mixture:grid2", (), 3),
-        ("mixture:grid2", ("redo", "renoise"), 0),
-        ("mixture:grid2", ("redo", "renoise"), 1),
-        ("net", (), 3),
-        ("net", ("redo", "renoise"), 1),
-    ],
-)
-def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, net, guard, model, after):
-    config = dataclasses.replace(SMALL, model=net if model == "net" else model, guard=guard, solver="churn")
-    whole = samples(generate(config, tmp_path / "whole"))
-    with pytest.raises(KeyboardInterrupt):
-        generate(config, tmp_path / "cut", progress=Stop(after))
-    assert not (tmp_path / "cut").exists()
-    assert len(list(part_of(tmp_path / "cut").glob("block-*"))) == after
-    told = []
-    folder = generate(config, tmp_path / "cut", say=told.append)
-    assert any(f"resuming: {after} blocks" in line for line in told) == (after > 0)
-    assert same(samples(folder), whole)
-
-
-def test_a_stop_while_the_page_is_written_costs_no_block(tmp_path, monkeypatch):
-    import fanal.report
-
-    def stop(folder):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(fanal.report, "write_report", stop)
-    with pytest.raises(KeyboardInterrupt):
-        generate(SMALL, tmp_path / "cut")
-    monkeypatch.undo()
-    monkeypatch.setattr(generation, "watch", lambda *a, **k: pytest.fail("a block was computed again"))
-    folder = generate(SMALL, tmp_path / "cut")
-    monkeypatch.undo()
-    assert same(samples(folder), samples(generate(SMALL, tmp_path / "whole")))
-
-
 def test_the_page_says_what_the_record_says(tmp_path):
     folder = generate(SMALL, tmp_path / "run")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert f"<dt>torch version</dt><dd>{torch.__version__}</dd>" in page
     library.report.write_report(folder)
     assert (folder / "report.html").read_text(encoding="utf-8") == page
-
-
-def test_a_stop_in_the_calibration_can_be_resumed(tmp_path):
-    config = dataclasses.replace(SMALL, guard=("redo",))
-    with pytest.raises(KeyboardInterrupt):
-        generate(config, tmp_path / "cut", progress=Stop(2, "calibrating"))
-    assert same(samples(generate(config, tmp_path / "cut")), samples(generate(config, tmp_path / "whole")))
 
 
 def test_the_order_in_which_blocks_are_computed_is_irrelevant(tmp_path):
@@ -222,37 +120,6 @@ def test_the_order_in_which_blocks_are_computed_is_irrelevant(tmp_path):
     for lost in (0, 2):  # now 1 and 3 come before 0, 2 and 4
         (part_of(tmp_path / "cut") / f"block-{lost:06d}.safetensors").unlink()
     assert same(samples(generate(SMALL, tmp_path / "cut")), whole)
-
-
-def test_a_resumed_run_never_changes_its_calibration(tmp_path, monkeypatch):
-    config = dataclasses.replace(SMALL, guard=("redo",))
-    with pytest.raises(KeyboardInterrupt):
-        generate(config, tmp_path / "cut", progress=Stop(2))
-    monkeypatch.setattr(flagging, "watch", lambda *a, **k: pytest.fail("calibrated again"))
-    generate(config, tmp_path / "cut")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"steps": 9}, "steps: 8 there, 9 here"),
-        ({"seed": 3}, "seed: 2 there, 3 here"),
-        ({"solver": "heun"}, "solver: 'euler' there, 'heun' here"),
-        ({"threads": 2}, "threads: 1 there, 2 here"),
-        ({"count": 23}, "count: 22 there, 23 here"),
-    ],
-)
-def test_resuming_with_other_settings_is_refused_by_name(tmp_path, change, words):
-    with pytest.raises(KeyboardInterrupt):
-        generate(SMALL, tmp_path / "run", progress=Stop(2))
-    other = dataclasses.replace(SMALL, **change)
-    with pytest.raises(FanalError, match=words):
-        generate(other, tmp_path / "run")
-    assert len(list(part_of(tmp_path / "run").glob("block-*"))) == 2
-    assert record(generate(other, tmp_path / "run", overwrite=True))["config"] == {
-        **dataclasses.asdict(other),
-        "guard": [],
-    }
 
 
 @pytest.mark.parametrize("model", ["mixture:grid2", "gaussian:tilted2"])
@@ -364,79 +231,6 @@ def test_one_step_is_enough_to_run_and_to_watch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sigmas", "named"),
-    [
-        ([80.0, 0.8, 0.5, 0.0], Variance((0.0, 0.9))),  # two steps in the tuned window
-        ([80.0, 5.0, 0.5, 0.0], Variance((0.0, 5.0))),  # one: the last part of the grid
-        ([80.0, 0.0], LastSlope()),
-        ([math.inf, 80.0, 5.0, 0.0], Variance((0.0, 80.0))),
-        ([math.inf, 5.0, 0.0], LastSlope()),  # one that has a state
-        ([math.inf, 0.0], Contrast()),
-    ],
-)
-def test_a_run_without_a_threshold_is_watched_by_what_its_grid_allows(sigmas, named):
-    setup, _ = prepare(SampleConfig(model="hands32", steps=3))
-    grid = torch.tensor(sigmas, dtype=torch.float64)
-    assert detector_of(dataclasses.replace(setup, sigmas=grid, detector="variance")) == named
-    if sigmas[0] < math.inf:
-        x = noise(setup.network.shape, range(2), sigmas[0])
-        assert (watch(setup.network, x, grid, setup.solver, named, range(2)).risk > 0).all()
-
-
-def test_a_detector_that_was_asked_for_says_what_it_lacks(tmp_path):
-    with pytest.raises(FanalError, match="trajectory variance needs two steps"):
-        generate(dataclasses.replace(SMALL, steps=1, detector="variance"), tmp_path / "run")
-
-
-def test_a_card_that_fits_is_used_and_another_solver_says_so_and_recalibrates(tmp_path):
-    from fanal.hallucination import calibrate
-    from fanal.nets import load_model
-
-    path = tmp_path / "model"
-    tiny(path, shape=(3,))
-    grid = polynomial(8)
-    found = calibrate(
-        load_model(path), grid, Euler(), "variance", last_window(grid), solver_name="euler", count=16, flag=0.5
-    )
-    tiny(path, shape=(3,), card={"calibration": found.to_dict(), "flag": 0.5})
-    config = dataclasses.replace(SMALL, model=str(path), guard=("redo",))
-    told = []
-    used = record(generate(config, tmp_path / "a", say=told.append))
-    assert used["results"]["calibration"] == {**found.to_dict(), "window": list(found.window), "sigmas": grid.tolist()}
-    assert used["network"]["calibration"] == 0  # paid for when the card was made
-    assert told == []
-    for k, change in enumerate(({"solver": "heun"}, {"steps": 9}, {"flag": 0.2}, {"sigma_max": 70.0})):
-        told = []
-        again = record(generate(dataclasses.replace(config, **change), tmp_path / f"b{k}", say=told.append))
-        assert again["results"]["calibration"]["count"] == 256
-        assert again["network"]["calibration"] == again["results"]["calibration"]["evaluations"] > 0
-        assert again["results"]["calibration"]["flag"] == change.get("flag", 0.5)
-        assert ["calibrating on other seeds" in line for line in told] == [True]
-
-
-@pytest.mark.parametrize(
-    "card",
-    [
-        {"data": ["hands32"]},
-        {"flag": "0.5"},
-        {"flag": 35},
-        {"repair": "rm"},
-        {"repair": {"redo": 3}},
-        {"repair": {"redo": {"kappa": "x"}}},
-        {"repair": {"redo": {"window": [1]}}},
-        {"calibration": {"detector": "variance"}},
-        {"calibration": 3},
-    ],
-)
-def test_a_hostile_card_is_refused(tmp_path, card):
-    tiny(tmp_path / "model", card=card)
-    config = dataclasses.replace(SMALL, model=str(tmp_path / "model"), guard=("redo",))
-    with pytest.raises(FanalError, match="card"):
-        generate(config, tmp_path / "run")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"count": 0}, "count must be in"),
@@ -475,101 +269,6 @@ def test_nan_names_the_step_the_sigma_and_the_seed(tmp_path):
     assert f"sigma {float(grid[step]):.6g}" in str(caught.value)
     assert "[2000001]" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def wait_for_blocks(out, run, count=2):
-    """Wait until a process has stored some blocks, and is still at work."""
-    deadline = time.monotonic() + 120
-    while len(list(part_of(out).glob("block-*.safetensors"))) < count:
-        assert run.poll() is None, run.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-COMMAND = ("sample", "python:toys:logged", "--steps", 6, "--count", 40, "--block", 4, "--solver", "churn")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """What COMMAND gives when nobody disturbs it, in a process of its own."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    run = process(*COMMAND, "--out", out, env=environment())
-    told, errors = run.communicate(timeout=120)
-    assert run.returncode == 0, errors
-    assert f"report: {out / 'report.html'}" in told
-    return samples(out)
-
-
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_command_goes_on_to_the_same_bits(tmp_path, uninterrupted, kill):
-    out = tmp_path / "run"
-    run = process(
-        *COMMAND,
-        "--out",
-        out,
-        env=environment(FANAL_TEST_SLEEP="0.02"),
-        # A parent in the background hands down an ignored SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    try:
-        wait_for_blocks(out, run)
-        run.send_signal(kill)
-        _, errors = run.communicate(timeout=60)
-    finally:
-        run.kill()
-    assert not out.exists()
-    if kill == signal.SIGINT:
-        assert run.returncode == 130
-        assert errors.strip() == "stopped; run the same command again to go on"
-    else:
-        assert run.returncode == -signal.SIGKILL
-    stored = len(list(part_of(out).glob("block-*.safetensors")))
-    assert 2 <= stored < 10
-    shutil.copytree(part_of(out), part_of(tmp_path / "other"))
-    assert refused(fanal(*COMMAND, "--steps", 7, "--out", tmp_path / "other"), "steps: 6 there, 7 here")
-    again = fanal(*COMMAND, "--out", out)
-    assert again.exit_code == 0, again.output
-    assert f"resuming: {stored} blocks are there already" in again.stdout
-    assert same(samples(out), uninterrupted)
-    assert not part_of(out).exists()
-    assert record(out)["network"]["evaluations"] == float(samples(out)["evaluations"].sum())
-
-
-def limited(size):
-    """Forbid a process files larger than this, as a disk that fills up would."""
-    import resource
-
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-@pytest.mark.parametrize(("size", "left"), [(10_000, []), (1_000_000, [".run.part"])])
-def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(tmp_path, size, left):
-    # The first limit stops the first block, the second the page, when all blocks are there.
-    out = tmp_path / "run"
-    words = ("sample", "mixture:grid2", "--steps", 4, "--count", 3000, "--block", 1500, "--out", out)
-    run = subprocess.run(
-        [*script(), *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        preexec_fn=limited(size),
-        timeout=120,
-    )
-    assert run.returncode == 2, run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1
-    assert "cannot write" in run.stderr
-    assert "free some space" in run.stderr
-    assert [path.name for path in tmp_path.iterdir()] == left
-    if left:
-        names = {path.name for path in part_of(out).iterdir()}
-        assert names == {"run.json", "block-000000.safetensors", "block-000001.safetensors", *WRITTEN}
-        again = fanal(*words)
-        assert again.exit_code == 0, again.output
-        assert "resuming: 2 blocks" in again.stdout
-        assert sorted(path.name for path in out.iterdir()) == sorted(["report.html", "run.json", *WRITTEN])
-
-
-WRITTEN = ("samples.png", "samples.safetensors")
 
 
 def test_the_toy_that_counts_is_the_closed_form():

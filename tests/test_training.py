@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,61 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import points
 from fanal.datasets import Data
 from fanal.errors import FanalError, NonFiniteError
 from fanal.exact import Mixture
 from fanal.nets import MLPConfig, UNetConfig, load_model, read_card
 from fanal.objectives import LogNormal, Middle
-from fanal.optimization import TrainingState, draw
+from fanal.optimization import draw
 from fanal.recipes import RECIPES, Recipe
-from fanal.training import _Sitting, train
-
-MEANS = torch.tensor([[-1.0, 0.0], [1.0, 1.0], [1.0, -1.0]])
-TINY = Recipe(
-    "points",
-    MLPConfig(width=16, depth=2, embedding=8),
-    iterations=60,
-    batch=16,
-    warmup=5,
-    train_count=200,
-    held_out_count=32,
-    conditional=True,
-    label_dropout=0.2,
-)
-
-
-class Points:
-    """Three blobs in the plane; the label is the blob."""
-
-    name, shape, verdicts, classes = "points", (2,), (), ("left", "top", "bottom")
-    broken_kinds: dict[str, tuple[str, ...]] = {}
-
-    def data(self, split="train", count=None, seed=0):
-        generator = torch.Generator().manual_seed(seed + (split != "train"))
-        labels = torch.randint(3, (count or 1000,), generator=generator)
-        return Data(MEANS[labels] + 0.3 * torch.randn(len(labels), 2, generator=generator), labels)
-
-
-class Blank(Points):
-    """Points with another shape, as images."""
-
-    shape = (1, 8, 8)
-
-    def data(self, split="train", count=None, seed=0):
-        generator = torch.Generator().manual_seed(seed + (split != "train"))
-        return Data(torch.randn(count or 50, 1, 8, 8, generator=generator), torch.zeros(count or 50, dtype=torch.long))
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+from fanal.training import train
+from points import MEANS, TINY, Blank, Points, interrupted, log, weights
+from toys import same
 
 
 def test_a_run_leaves_a_model_that_says_how_it_was_made(tmp_path):
@@ -116,7 +71,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
 def test_dropout_is_also_a_function_of_the_iteration(tmp_path):
     recipe = Recipe("blank", UNetConfig(widths=(8, 16), factor=1, embedding=8, dropout=0.3), 8, batch=4, train_count=50)
     train(recipe, tmp_path / "whole", dataset=Blank(), sample_every=0)
-    _interrupted(recipe, tmp_path / "cut", Blank(), at=3)
+    interrupted(recipe, tmp_path / "cut", Blank(), at=3)
     train(recipe, tmp_path / "cut", dataset=Blank(), sample_every=0)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     plain = dataclasses.replace(recipe, net=dataclasses.replace(recipe.net, dropout=0.0))
@@ -124,27 +79,10 @@ def test_dropout_is_also_a_function_of_the_iteration(tmp_path):
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "plain"))
 
 
-def _interrupted(recipe, folder, dataset, at):
-    """Press Ctrl-C during step `at`."""
-    calls = []
-
-    class Watched(LogNormal):
-        def sample(self, u):
-            calls.append(u)
-            if len(calls) == at:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().sample(u)
-
-    watched = dataclasses.replace(recipe, noise_levels=Watched())
-    with pytest.raises(KeyboardInterrupt):
-        train(watched, folder, dataset=dataset, sample_every=0, validate_every=10**6)
-    assert len(calls) == at
-
-
 def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path):
     train(TINY, tmp_path / "whole", dataset=Points())
     handler = signal.getsignal(signal.SIGINT)
-    _interrupted(TINY, tmp_path / "cut", Points(), at=23)
+    interrupted(TINY, tmp_path / "cut", Points(), at=23)
     assert signal.getsignal(signal.SIGINT) is handler
     assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
     assert len(load_file(tmp_path / "cut" / "checkpoint.safetensors")["losses"]) == 23
@@ -155,7 +93,7 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path):
 CHILD = """
 import importlib.util, sys
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("test_training", {here!r})
+spec = importlib.util.spec_from_file_location("points", {here!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 import dataclasses
@@ -167,7 +105,7 @@ train(recipe, Path(sys.argv[1]), dataset=module.Points(), checkpoint_every=3, va
 
 
 def _child(folder):
-    code = textwrap.dedent(CHILD).format(here=__file__)
+    code = textwrap.dedent(CHILD).format(here=points.__file__)
     child = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
     child.stdout.readline()
     return child
@@ -210,29 +148,6 @@ def _losses(folder):
         return load_file(path)["losses"]
     except FileNotFoundError:
         return []
-
-
-def test_another_recipe_cannot_continue_and_the_difference_is_named(tmp_path):
-    _interrupted(TINY, tmp_path, Points(), at=5)
-    with pytest.raises(FanalError, match=r"batch was 16, is 8; learning_rate was 0\.0015, is 0\.1\."):
-        train(dataclasses.replace(TINY, batch=8, learning_rate=0.1), tmp_path, dataset=Points())
-    with pytest.raises(FanalError, match=r"noise_levels was .*lognormal.*, is .*middle"):
-        train(dataclasses.replace(TINY, noise_levels=Middle()), tmp_path, dataset=Points())
-    for content in (b"", b"pickle", (tmp_path / "checkpoint.safetensors").read_bytes()[:-5]):
-        (tmp_path / "checkpoint.safetensors").write_bytes(content)
-        with pytest.raises(FanalError, match=r"checkpoint\.safetensors"):
-            train(TINY, tmp_path, dataset=Points())
-
-
-def test_a_finished_folder_is_left_alone_unless_told(tmp_path):
-    train(TINY, tmp_path, dataset=Points())
-    before = weights(tmp_path)
-    with pytest.raises(FanalError, match="finished"):
-        train(dataclasses.replace(TINY, seed=1), tmp_path, dataset=Points())
-    assert same(before, weights(tmp_path))
-    train(dataclasses.replace(TINY, seed=1), tmp_path, dataset=Points(), overwrite=True)
-    assert not same(before, weights(tmp_path))
-    assert len(log(tmp_path)) == 1
 
 
 def test_divergence_is_an_error_that_says_where(tmp_path):
@@ -369,53 +284,3 @@ def test_the_digits_recipe_learns_its_classes(tmp_path):
     x = 80.0 * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     answers = model(x[:1].expand(10, -1, -1, -1), torch.tensor(80.0), torch.arange(10))
     assert float(torch.pdist(answers.flatten(1)).min()) > 1.0
-
-
-def test_only_what_training_wrote_is_ever_removed(tmp_path):
-    recipe = dataclasses.replace(TINY, iterations=10)
-    folder = tmp_path / "run"
-    train(recipe, folder, dataset=Points())
-    for name in (".big.iso.part", "notes.txt", "samples/mine.png"):
-        (folder / name).write_text("mine")
-    train(recipe, folder, dataset=Points(), overwrite=True)
-    assert {p.name for p in folder.iterdir()} >= {".big.iso.part", "notes.txt", "model.json"}
-    assert (folder / "samples" / "mine.png").read_text() == "mine"
-
-
-def test_a_folder_of_other_things_is_refused(tmp_path):
-    (tmp_path / "photo.png").write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(FanalError, match="other files"):
-            train(TINY, tmp_path, dataset=Points(), overwrite=overwrite)
-    (tmp_path / "model.json").write_text('{"format": "another tool"}')
-    with pytest.raises(FanalError, match="fanal-model-1"):
-        train(TINY, tmp_path, dataset=Points(), overwrite=True)
-    assert (tmp_path / "photo.png").read_text() == "mine"
-
-
-def stopped(recipe, folder, dataset):
-    """Leave a checkpoint, as a stopped run does."""
-    sitting = _Sitting(TrainingState.start(recipe, dataset, None, torch.device("cpu")), folder)
-    folder.mkdir()
-    sitting.run.step()
-    sitting.checkpoint()
-
-
-def test_a_resumed_run_refuses_other_data(tmp_path):
-    class Doubled(Points):
-        def data(self, split="train", count=None, seed=0):
-            data = super().data(split, count, seed)
-            return dataclasses.replace(data, x=2 * data.x)
-
-    stopped(TINY, tmp_path / "run", Points())
-    with pytest.raises(FanalError, match="other samples"):
-        train(TINY, tmp_path / "run", dataset=Doubled())
-
-
-def test_overwrite_discards_an_unfinished_run(tmp_path):
-    stopped(TINY, tmp_path / "run", Points())
-    other = dataclasses.replace(TINY, iterations=12)
-    with pytest.raises(FanalError, match="overwrite"):
-        train(other, tmp_path / "run", dataset=Points())
-    train(other, tmp_path / "run", dataset=Points(), overwrite=True)
-    assert read_card(tmp_path / "run")["iterations"] == 12
