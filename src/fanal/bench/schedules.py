@@ -294,7 +294,7 @@ class _Bench:
         out = []
         for _ in range(self.config.repeats):
             for metric in ("dev", "l2"):
-                run = search(self.problem.model, warm, list(self.config.calls), metric=metric)
+                run = search(self.problem.model, warm, list(self.config.model_calls), metric=metric)
                 out.append({"metric": metric, **run.seconds})
         return out
 
