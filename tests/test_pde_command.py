@@ -16,7 +16,7 @@ from fanal.denoiser import Model
 from fanal.errors import FanalError
 from fanal.pde import command
 from fanal.pde.command import DensityConfig, densities
-from fanal.report import write_figures
+from fanal.report import write_figures, write_report
 from toys import fanal, part_of, record, refused, same
 
 QUICK: dict[str, Any] = {"cells": 120, "steps": 60, "particles": 2000}
@@ -53,6 +53,37 @@ def test_its_page_has_a_slider_and_figures(folder):
         assert words in page, words
     names = {path.stem for path in write_figures(folder, ("png",))}
     assert {"errors", "snapshots", "growth", "solutions", "rates"} <= names
+
+
+BOXES = """selector => [...document.querySelectorAll(selector)].filter(e => e.textContent.trim()).map(e => {
+  const box = e.getBoundingClientRect(); return [box.left, box.top, box.right, box.bottom]; })"""
+
+
+@pytest.mark.browser
+def test_its_page_is_read_on_a_phone_in_the_dark(browser, folder):
+    """The button is not painted white, no words lie over others, and no tools over them."""
+    write_report(folder)
+    page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme="dark", has_touch=True)
+    page.set_default_timeout(180_000)  # drawing in software takes long on a busy machine
+    page.goto((folder / "report.html").absolute().as_uri(), wait_until="load")
+    page.wait_for_selector("#growth .main-svg")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.hover("#densities .updatemenu-button")
+    for rect in page.locator("#densities .updatemenu-item-rect").all():
+        assert rect.evaluate("e => getComputedStyle(e).fill").replace(" ", "") in ("transparent", "rgba(0,0,0,0)")
+    page.evaluate(
+        "document.querySelector('#densities')._transitionData._frames.slice(9, 10).map("
+        "f => Plotly.animate('densities', [f.name], {mode: 'immediate', frame: {duration: 0}}))"
+    )
+    page.wait_for_function("document.querySelectorAll('#densities .gtitle tspan').length > 2")
+    for words in ("#growth .ytick text", "#densities .gtitle tspan.line, #densities .legendtext"):
+        boxes = page.evaluate(BOXES, words)
+        assert len(boxes) > 4, words
+        for i, (left, top, right, bottom) in enumerate(boxes):
+            for a, b, c, d in boxes[:i]:
+                assert right <= a + 1 or c <= left + 1 or bottom <= b + 3 or d <= top + 3, words
+    assert page.evaluate("[...document.querySelectorAll('.modebar')].filter(e => e.offsetHeight > 0).length") == 0
+    page.close()
 
 
 def test_particles_that_are_others_are_told(tmp_path, monkeypatch):
@@ -210,8 +241,10 @@ def test_starts_of_a_radial_law(tmp_path, start):
 
 
 def test_the_command_says_what_it_found(tmp_path):
-    done = fanal("pde", "ring", "--cells", 36, "--steps", 8, "--early", 0.2, "--out", tmp_path / "run")
+    small = ("--cells", 36, "--steps", 8, "--early", 0.2)
+    done = fanal("pde", "ring", *small, "--figures", "svg", "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output
+    assert (tmp_path / "run" / "figures" / "growth.svg").is_file()
     for words in ("Mass is kept to", "The stable reverse ends", "20,000 exact particles", "report.html"):
         assert words in done.output
     assert refused(fanal("pde", "--out", tmp_path / "run"), "finished run", "--overwrite")

@@ -17,7 +17,8 @@ Examples:\n
   fanal pde ring --score forward --out ring\n
   fanal pde shell --dimension 784 --out shell\n
   fanal pde two-bumps --process brownian --reach 4 --end 3 --out walls\n
-  fanal pde mixture:grid2 --score grid2 --cells 64 --steps 40 --back ode --out network
+  fanal pde mixture:grid2 --score grid2 --cells 100 --steps 60 --back stable --out network\n
+  fanal pde --figures pdf,png --out figures
 """
 
 
@@ -48,13 +49,13 @@ def pde(
     ] = "ou",
     back: Annotated[
         list[str] | None,
-        typer.Option(help="Way back: stable, ode or unstable; may be repeated. Default: all that the law has."),
+        typer.Option(help="Way back: stable, ode or unstable; may be repeated. Default: all three."),
     ] = None,
     score: Annotated[
         str | None,
         typer.Option(
             help="exact (closed form), forward (read off the forward solution), or a model such as grid2, "
-            "mixture:grid2 or data:SET. Default: exact, for brownian forward."
+            "mixture:grid2 or data:SET. Default: exact, where the process has a closed form."
         ),
     ] = None,
     start: Annotated[str, typer.Option(help="What ways back start from: forward, normal or uniform.")] = "forward",
@@ -74,6 +75,7 @@ def pde(
         int, typer.Option(help="Exact draws that the forward density is tested with; 0: none.", min=0)
     ] = 20_000,
     seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
+    figures: options.Figures = None,
     overwrite: options.Overwrite = False,
     device: options.Device = "cpu",
     threads: options.Threads = 1,
@@ -87,4 +89,5 @@ def pde(
     with errors_shown(resumable=True):
         from fanal.pde.command import DensityConfig, densities
 
-        carry_out(densities, DensityConfig(**options.given(context)), out, overwrite=overwrite, show=_show)
+        config = DensityConfig(**options.given(context))
+        carry_out(densities, config, out, overwrite=overwrite, show=_show, figures=figures)

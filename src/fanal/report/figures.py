@@ -122,7 +122,15 @@ def _panel(panel: Panel) -> go.Figure:
     _mark(figure, panel.marks, panel.log_x, panel.log_y)
     figure.update_xaxes(**_axis(panel.x, panel.log_x, panel.falling, panel.ticks()))
     figure.update_yaxes(**_axis(panel.y, panel.log_y), rangemode="tozero" if panel.from_zero else "normal")
+    if panel.log_y:
+        figure.update_yaxes(dtick=_apart([value for line in panel.lines for value in line.y]))
     return figure
+
+
+def _apart(values: Sequence[float]) -> int:
+    """Decades between the labels of a logarithmic axis, so that they do not overlap."""
+    shown = [value for value in values if value and value > 0]
+    return max(1, math.ceil(math.log10(max(shown) / min(shown)) / 8)) if shown else 1
 
 
 def _bars(bars: Bars) -> go.Figure:

@@ -27,6 +27,18 @@ _NAMES = {
     "unstable": "unstable reverse",
 }
 _GRID, _CLEAR = "rgba(128,136,148,0.25)", "rgba(0,0,0,0)"
+_BUTTON = {
+    "type": "buttons",
+    "x": 0.0,
+    "xanchor": "left",
+    "y": 0,
+    "yanchor": "top",
+    "showactive": False,
+    "bgcolor": _CLEAR,
+    "bordercolor": INK,
+}
+# Plotly paints a button that was pressed, or that the mouse is over, nearly white, which in the dark its word is too.
+_STYLE = "<style>#{name} .updatemenu-item-rect {{ fill: transparent !important; }}</style>"
 
 Array = NDArray[np.float64]
 
@@ -53,21 +65,26 @@ def slider(figure: go.Figure, frames: Sequence[go.Frame], labels: Sequence[str],
     moving = {"frame": {"duration": 120, "redraw": True}, "transition": {"duration": 0}, "fromcurrent": True}
     play = {"label": "play", "method": "animate", "args": [None, moving]}
     figure.frames = list(frames)
+    layouts: list[Any] = [frame.layout for frame in frames]
+    breaks = max(str(layout["title"]["text"]).count("<br>") for layout in layouts)
     figure.update_layout(
         height=height,
-        margin={"l": 60, "r": 15, "t": 60, "b": 40},
+        margin={"l": 60, "r": 15, "t": 116 + 16 * breaks, "b": 100},
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        legend={"orientation": "h", "y": 1.12},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         paper_bgcolor=_CLEAR,
         plot_bgcolor=_CLEAR,
-        sliders=[{"steps": steps, "x": 0.09, "len": 0.91, "pad": {"t": 30}}],
-        updatemenus=[{"type": "buttons", "buttons": [play], "x": 0.0, "y": 0, "yanchor": "top", "pad": {"t": 40}}],
+        sliders=[
+            {"steps": steps, "x": 0.0, "len": 1.0, "y": 0, "pad": {"t": 60}, "currentvalue": {"xanchor": "right"}}
+        ],
+        updatemenus=[{"buttons": [play], "pad": {"t": 48}, **_BUTTON}],
     )
     axis: Any = {"gridcolor": _GRID, "zerolinecolor": _GRID}
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
-    config = {"displaylogo": False, "responsive": True}
-    return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config, auto_play=False)
+    config = {"displaylogo": False, "displayModeBar": False, "responsive": True}  # its tools would cover the legend
+    html = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config, auto_play=False)
+    return _STYLE.format(name=name) + html
 
 
 class _Run:
@@ -79,7 +96,7 @@ class _Run:
         self.arrays: dict[str, Array] = {key: value.numpy() for key, value in tensors.items()}
         self.times: Array = self.arrays["times"]
         self.centers = [self.arrays[f"centers.{k}"] for k in range(len(self.results["cells"]))]
-        self.exact = self.record["config"]["process"] == "ou"
+        self.exact = self.results.get("closed form", self.record["config"]["process"] == "ou")
         self.ways = [way for way in ("stable", "ode") if way in self.arrays]
 
     @property
@@ -106,7 +123,7 @@ class _Run:
             if p is not None:
                 off = float(p.sum()) * volume - 1
                 parts.append(f"{_NAMES[name]}: mass 1 {'+' if off >= 0 else '−'} {abs(off):.0e}, least {p.min():.0e}")
-        return "; ".join(parts)
+        return "<br>".join(parts)
 
 
 def _lines(page: _Run) -> str:
@@ -126,14 +143,15 @@ def _lines(page: _Run) -> str:
     top = 1.05 * max(float(page.arrays[name].max()) for name in page.shown())
     figure.update_yaxes(range=[-0.03 * top, top], title="density")
     figure.update_xaxes(title=page.axis)
-    return _animated(page, figure, kept, traces, 460)
+    return _animated(page, figure, kept, traces, 520)
 
 
 def _animated(page: _Run, figure: go.Figure, kept: Sequence[int], traces: Any, height: int) -> str:
     """Frames at forward times, the title telling mass and sign."""
 
     def title(index: int) -> dict[str, Any]:
-        return {"title": {"text": page.told(index), "font": {"size": 12}, "y": 0.98}}
+        look = {"font": {"size": 12}, "x": 0, "y": 1, "yanchor": "top", "pad": {"t": 18}}
+        return {"title": {"text": page.told(index), **look}}
 
     frames = [go.Frame(data=traces(i), name=str(i), layout=title(i)) for i in kept]
     figure.update_layout(title(kept[0]))
@@ -155,10 +173,13 @@ def _maps(page: _Run) -> str:
             out.append(go.Heatmap(x=x, y=y, z=z, colorscale="Viridis", showscale=False, zmin=0, **axes))
         return out
 
-    figure = make_subplots(1, len(names), subplot_titles=[_NAMES[name] for name in names])
+    figure = make_subplots(1, len(names), subplot_titles=[_NAMES[name].replace(" ", "<br>") for name in names])
+    figure.update_annotations(font={"size": 13})
     figure.add_traces(traces(kept[0]))
+    ranges = [[float(c[0] - (c[1] - c[0]) / 2), float(c[-1] + (c[1] - c[0]) / 2)] for c in page.centers]
+    figure.update_xaxes(range=ranges[0], constrain="domain", nticks=4)
     for k in range(len(names)):
-        figure.update_yaxes(scaleanchor=f"x{k + 1}", row=1, col=k + 1)
+        figure.update_yaxes(range=ranges[1], constrain="domain", scaleanchor=f"x{k + 1}", nticks=5, row=1, col=k + 1)
     return _animated(page, figure, kept, traces, 480)
 
 
@@ -228,20 +249,30 @@ def _snapshots(page: _Run) -> Figure:
     return Figure("snapshots", "The same densities at four forward times.", panels)
 
 
+def _wave(number: int | Sequence[int]) -> str:
+    return ", ".join(map(str, number)) if isinstance(number, Sequence) else str(number)
+
+
 def _unstable(page: _Run) -> Section:
     found, times = page.results["unstable"], page.arrays["unstable.times"].tolist()
     growth = page.arrays["unstable.growth"].tolist()
-    measured = Line("difference from the true density", times, growth)
-    # The line of the theory ends where the measured one does.
-    slope = [max(growth[-1] * float(np.exp(found["theory"] * (s - times[-1]))), 1e-18) for s in times]
-    rows = [[f"wave {w['wave']}", _number(w["theory"], 6), _number(w["measured"], 6)] for w in found["waves"]]
-    rows += [["shortest wave of the grid, 4/h²", _number(found["theory"], 6), _number(found["rate"], 6)]]
+    seen = [i for i, value in enumerate(growth) if value > 0]
+    measured = Line("difference from the true density", [times[i] for i in seen], [growth[i] for i in seen])
+    # The line of the theory ends where the measured one does, and begins where that has risen above its own first part.
+    slope = {s: growth[-1] * float(np.exp(found["theory"] * (s - times[-1]))) for s in times}
+    slope = {s: value for s, value in slope.items() if value > 0.1 * min(growth[i] for i in seen)}
+    rows = [[f"wave {_wave(w['wave'])}", _number(w["theory"], 6), _number(w["measured"], 6)] for w in found["waves"]]
+    shortest = "4/h²" if len(page.centers) == 1 else "4/hx² + 4/hy²"
+    rows += [[f"shortest wave of the grid, {shortest}", _number(found["theory"], 6), _number(found["rate"], 6)]]
+    fastest = found["fastest"]
+    known = "" if fastest is None else f" Largest growth rate of the grid's matrix: {fastest:.6g}."
     marks = [] if found["lost"] is None else [Mark(found["lost"], "lost")]
-    panel = Panel("s", "difference", [measured, Line("rate 4/h²", times, slope, dashed=True)], marks, log_y=True)
+    theory = Line(f"rate {shortest}", list(slope), list(slope.values()), dashed=True)
+    panel = Panel("s", "difference", [measured, theory], marks, log_y=True)
     return Section(
         "The unstable reverse",
         "Run backwards as it stands, the equation makes each wave grow, the shortest fastest: soon rounding is larger "
-        f"than the density. Largest growth rate of the grid's matrix: {found['fastest']:.6g}.",
+        f"than the density.{known}",
         [Figure("growth", "Size of the difference from the density that it should follow.", [panel])],
         [Table("rates", ["wave", "rate in theory", "rate measured"], rows)],
     )
@@ -269,9 +300,10 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
     if "particles" in results:
         own = results["particles"]
         verb = "agree" if own["agree"] else "do NOT agree"
+        cure = "" if own["agree"] else " More --steps or --cells bring the solution nearer."
         lines.append(
             f"{own['count']:,} exact particles {verb} with the forward density at the end (Kolmogorov–Smirnov, "
-            f"p = {own['p-value']:.3g}, level {own['level']:g})."
+            f"p = {own['p-value']:.3g}, level {own['level']:g}).{cure}"
         )
     if "unstable" in results:
         own = results["unstable"]
