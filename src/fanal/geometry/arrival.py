@@ -102,7 +102,7 @@ def arrival_of(setup: Setup, exact: Dataset) -> Arrival | None:
 
 def _label(setup: Setup, exact: Dataset) -> int | None:
     """The one class that all trajectories belong to; None: they have several, or none."""
-    if setup.config.label == "each":
+    if setup.config.label in (None, "each"):
         return None
     labels = labels_of(exact, setup.bound(range(1)), 1)
     return None if labels is None else int(labels[0])
