@@ -181,3 +181,5 @@ def test_the_command_says_it_in_words(tmp_path):
     assert result.output.splitlines()[: len(told)] == told
     assert result.output.count("standard error") == 1
     assert "by chance: random smooth curves" in result.output
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert all(each in page for each in (*told, "steps nearer to the end"))

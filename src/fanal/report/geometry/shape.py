@@ -40,7 +40,7 @@ def _straightness(run: GeometryRun) -> list[Section]:
         "deviation over trajectories; right: in powers of ten. In the form of [REG] fig. 3 and 16, [GEO] fig. 2b.",
         [Panel("sigma", "distance", flat, falling=True), run.panel("distance", pair, log_y=True)],
     )
-    rows = ("length / (sigma_max sqrt d)", "length / chord", "largest deviation / chord", "monotone")
+    rows = ("length / (sigma_max sqrt d)", "length / chord", "largest deviation / chord", "steps nearer to the end")
     return [
         Section(
             "How far from a straight line",
