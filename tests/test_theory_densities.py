@@ -9,17 +9,11 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from checks import holds
 from fanal import pde
 from fanal.pde.laws import averages
 from fanal.pde.theory import SHEETS, STATEMENTS, backward, forward, generated
 from fanal.pde.theory.findings import score_of_law
-
-
-def holds(finding):
-    assert finding.error <= finding.tolerance, finding
-    assert finding.tolerance < 0.06, finding
-    assert any(curve.tells for panel in finding.panels for curve in panel.curves), finding
-    return finding
 
 
 def test_2_1_the_forward_equation_solves_the_closed_form():

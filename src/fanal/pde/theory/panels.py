@@ -154,7 +154,16 @@ def decay(
     )
 
 
-def deviations(x: Array, found: Array, wanted: Array, errors: Array, axis: str, allowed: float, log: str = "") -> Panel:
+def deviations(
+    x: Array,
+    found: Array,
+    wanted: Array,
+    errors: Array,
+    axis: str,
+    allowed: float,
+    log: str = "",
+    falling: bool = False,
+) -> Panel:
     """Return by how many standard errors measurements are off.
 
     Args:
@@ -165,9 +174,9 @@ def deviations(x: Array, found: Array, wanted: Array, errors: Array, axis: str, 
         axis: name of x.
         allowed: how many are allowed.
         log: as a panel's.
+        falling: likewise.
     """
     off = (np.asarray(found) - np.asarray(wanted)) / np.asarray(errors)
     levels = {f"±{allowed:g}": allowed, "": -allowed, "theory": 0.0}
-    return Panel(
-        "measured − theory", axis, "standard errors", [Curve("", np.asarray(x), off, "joined", 0)], log, levels
-    )
+    curves = [Curve("", np.asarray(x), off, "joined", 0)]
+    return Panel("measured − theory", axis, "standard errors", curves, log, levels, falling=falling)
