@@ -11,6 +11,12 @@ SMALL = SampleConfig("mixture:grid2", steps=8, count=22, block=5, seed=2)
 
 
 @pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Start in an empty folder, so that the default --out cannot litter."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
 def the_toys_count_only_where_asked(monkeypatch):
     monkeypatch.delenv("FANAL_TEST_LOG", raising=False)
     monkeypatch.delenv("FANAL_TEST_SLEEP", raising=False)
@@ -31,6 +37,7 @@ class Stop:
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory):
+    """A network with three classes and no verifier."""
     path = tmp_path_factory.mktemp("net") / "model"
     tiny(path, shape=(1, 8, 8), classes=3)
     return str(path)

@@ -8,29 +8,21 @@ import pytest
 import torch
 import typer
 
+import generated
 from fanal.cli import app, options
 from fanal.datasets import get
 from fanal.errors import FanalError
 from fanal.generation import SampleConfig, generate
 from fanal.loading import embedded
-from toys import fanal, part_of, record, refused, samples, tiny
+from toys import fanal, part_of, record, refused, samples
 
 SAMPLE = ("sample", "mixture:grid2", "--steps", 5, "--count", 6)
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    """Every command starts in an empty folder, so that the default --out cannot litter."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FANAL_TEST_LOG", raising=False)
-    monkeypatch.delenv("FANAL_TEST_SLEEP", raising=False)
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    path = tmp_path_factory.mktemp("net") / "model"
-    tiny(path, classes=3)
-    return str(path)
+# Fixtures
+elsewhere = generated.elsewhere
+net = generated.net
+the_toys_count_only_where_asked = generated.the_toys_count_only_where_asked
 
 
 def test_sample_leaves_the_run_that_generate_leaves(tmp_path):

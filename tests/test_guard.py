@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import edm_files
 import fanal as library
+import generated
 from fanal import flagging
 from fanal.calibration_files import FORMAT, Saved, read_calibration, write_calibration
 from fanal.errors import FanalError
@@ -31,19 +32,10 @@ from toys import fanal, record, refused, same, samples, tiny
 SMALL = SampleConfig("mixture:grid2", steps=8, count=22, block=22, seed=2, guard=("redo",), calibrate=64)
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FANAL_TEST_LOG", raising=False)
-    monkeypatch.delenv("FANAL_TEST_SLEEP", raising=False)
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    """A network with three classes and no verifier."""
-    path = tmp_path_factory.mktemp("net") / "model"
-    tiny(path, shape=(1, 8, 8), classes=3)
-    return str(path)
+# Fixtures
+elsewhere = generated.elsewhere
+net = generated.net
+the_toys_count_only_where_asked = generated.the_toys_count_only_where_asked
 
 
 def test_the_threshold_is_the_one_that_calibrate_finds(tmp_path):
@@ -152,14 +144,8 @@ def test_an_interrupted_calibration_goes_on_block_by_block(net, monkeypatch):
     config = dataclasses.replace(SMALL, model=net, block=16)
     whole = samples(guard(config, "whole"))
 
-    def stop(items, what):
-        for k, item in enumerate(items):
-            if what == "calibrating" and k == 3:
-                raise KeyboardInterrupt
-            yield item
-
     with pytest.raises(KeyboardInterrupt):
-        guard(config, "cut", progress=stop)
+        guard(config, "cut", progress=generated.Stop(3, "calibrating"))
     counted = []
     real = flagging.watch
     monkeypatch.setattr(flagging, "watch", lambda *a, **k: counted.append(1) or real(*a, **k))

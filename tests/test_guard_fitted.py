@@ -25,6 +25,7 @@ from fanal.labeling import open_labels, read_samples
 from fanal.preparation import SampleConfig
 from fanal.schedules import polynomial
 from fanal.solvers import Euler
+from generated import Stop
 from toys import fanal, record, refused, same, samples, tiny
 
 SMALL = SampleConfig("mixture:grid2", steps=8, count=22, block=22, seed=2, guard=("ladder",), calibrate=64)
@@ -125,14 +126,8 @@ def test_a_judge_goes_with_its_calibration_file(labelled):
 def test_an_interrupted_run_goes_on_with_the_judge_that_it_had(labelled):
     whole = samples(guard(labelled, "whole"))
 
-    def stop(items, what):
-        for k, item in enumerate(items):
-            if what == "sampling" and k == 1:
-                raise KeyboardInterrupt
-            yield item
-
     with pytest.raises(KeyboardInterrupt):
-        guard(labelled, "cut", progress=stop)
+        guard(labelled, "cut", progress=Stop(1))
     assert same(samples(guard(labelled, "cut")), whole)
 
 
