@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fanal as library
+import generated
 from fanal.calibration_files import read_calibration
 from fanal.denoiser import Counted
 from fanal.errors import FanalError
@@ -26,23 +27,15 @@ from fanal.preparation import SampleConfig
 from fanal.schedules import polynomial
 from fanal.solvers import Euler
 from generated import Stop
-from toys import fanal, record, refused, same, samples, tiny
+from toys import fanal, record, refused, same, samples
 
 SMALL = SampleConfig("mixture:grid2", steps=8, count=22, block=22, seed=2, guard=("ladder",), calibrate=64)
 RUNGS = "ladder:rungs=1.5/3..4/4,accept=0.3,flag=0.4"
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    """A network with three classes and no verifier."""
-    path = tmp_path_factory.mktemp("net") / "model"
-    tiny(path, shape=(1, 8, 8), classes=3)
-    return str(path)
+# Fixtures
+elsewhere = generated.elsewhere
+net = generated.net
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def solvers(
         str | None, typer.Option("--solvers", help="Solvers, with commas. \\[default: all, with their orders]")
     ] = None,
     schedules: Annotated[
-        str | None, typer.Option(help="Grids, with commas. \\[default: all on mixtures, two on models]")
+        str | None, typer.Option(help="Grids, with commas. \\[default: five on mixtures, two on models]")
     ] = None,
     calls: Annotated[
         str | None, typer.Option(help="Budgets of network calls, with commas. \\[default: 6,12,24,48; on models to 24]")
