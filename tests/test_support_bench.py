@@ -76,7 +76,6 @@ def test_guide_says_what_it_found(tmp_path):
     [
         (["--support", "sqare"], "square"),
         (["--process", "mariyama"], "process"),
-        (["--form", "classifier", "--support", "outlier"], "differentiates densities"),
         (["--model", "digits8", "--error", "0.1"], "not both"),
         (["--model", "digits8"], "shape"),
         (["--form", "negative", "--window", "0.1", "1"], "window"),

@@ -116,10 +116,10 @@ def test_in_the_limit_of_small_noise_a_function_of_the_distances_falls_at_least_
     assert bool((goal.distances(x)[0] <= 1.05 * bound + 1e-9).all())
 
 
-@pytest.mark.parametrize("name", ["circle", "square", "segments"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_a_classifier_and_classifier_free_guidance_are_one_with_exact_scores(name):
     goal = target(name)
-    x = noise((2,), range(16), 1.5, dtype=torch.float64)
+    x = noise(goal.shape, range(16), 1.5, dtype=torch.float64)
     for sigma in (3.0, 0.4):
         free = guided("classifier-free", goal, exact(goal), 7.0)(x, t(sigma)[0])
         assert torch.allclose(guided("classifier", goal, exact(goal), 7.0)(x, t(sigma)[0]), free, atol=1e-6)
@@ -202,14 +202,13 @@ def test_figures_are_quantiles_and_shares():
 
 
 def test_mistakes_are_told():
-    goal, fork = target("circle"), target("fork")
+    goal = target("circle")
     for call, word in (
         (lambda: target("cirlce"), "circle"),
         (lambda: target("circle", 2), "own condition"),
         (lambda: target("grid2", 1), "no classes"),
         (lambda: target("digits8", 12), "0 to 9"),
         (lambda: guided("clasifier", goal, exact(goal), 1.0), "classifier"),
-        (lambda: guided("classifier", fork, exact(fork), 1.0), "differentiates densities"),
         (lambda: chain("all", t([0.0, 0.0], [1.0, 0.0]), 0, 1, ""), "not none or all"),
         (lambda: Perturbed(goal.part, -0.1), "relative error"),
         (lambda: Blurred(goal.part, -0.1), "blur"),
@@ -219,16 +218,17 @@ def test_mistakes_are_told():
     assert set(FORMS) >= {"autoguidance", "negative", "inverse"}
 
 
-@pytest.mark.parametrize("name", ["circle", "square", "segments"])
+@pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("sigma", [0.002, 0.1, 80.0])
 def test_denoisers_have_the_derivatives_that_differences_give_at_any_noise(name, sigma):
     """Deep inside, far outside and in between, as gradient guidance and the search for counter-examples need them."""
     law, level = target(name).whole, t(sigma)[0]
-    x = torch.cat([noise((2,), range(12), 1.0, dtype=torch.float64), 80 * noise((2,), range(4), dtype=torch.float64)])
-    point, way = x.clone().requires_grad_(), noise((2,), range(16, 32), dtype=torch.float64)
+    near, far = (noise(law.shape, range(count), size, dtype=torch.float64) for count, size in ((12, 1.0), (4, 80.0)))
+    x, way = torch.cat([near, far]), noise(law.shape, range(16, 32), dtype=torch.float64)
+    point = x.clone().requires_grad_()
     (own,) = torch.autograd.grad((law(point, level) * way).sum(), point)
     step = 1e-6 * max(sigma, 0.1)
-    for axis in torch.eye(2, dtype=torch.float64):
+    for axis in torch.eye(*law.shape, dtype=torch.float64):
         ends = [(law(x + sign * step * axis, level) * way).sum(1) for sign in (1, -1)]
         assert torch.allclose((own * axis).sum(1), (ends[0] - ends[1]) / (2 * step), rtol=1e-3, atol=2e-5)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import fanal
 from fanal import supports
+from fanal.errors import FanalError
 from fanal.supports.noncentral import inner_share, log_chance
 from fanal.supports.truncated import log_moment
 
@@ -153,3 +154,47 @@ def test_inside_parts_that_overlap_a_union_gives_a_bound():
     assert bool((own >= true - 1e-12).all())
     assert bool(((own <= 0) == (true <= 0)).all())
     assert float(union.distance(t([0.0, 0.0]))) == pytest.approx(-0.1)
+
+
+def sets():
+    """Points with classes, and a union of points with a flat and a round law."""
+    points = supports.FiniteSet(normal(7, 2, seed=1), torch.tensor([0, 0, 1, 1, 1, 0, 1]))
+    flat = supports.Affine(t(0.5, 0.5), t([0.6], [0.8]), t(1.5))
+    return points, supports.Union([supports.FiniteSet(normal(4, 2, seed=2)), supports.Ball(t(1.0, 0.0), 0.7), flat])
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.7, 80.0])
+def test_densities_of_points_have_first_and_second_derivatives(sigma):
+    """`D = x + sigma²·∇log p` in float64 and 32; the slopes in x and sigma, theirs, and those of one class's points."""
+    points, union = sets()
+    x, level = ((0.3 + sigma) * normal(4, 2, seed=3)).requires_grad_(), t(sigma)[0].requires_grad_()
+    labels = torch.tensor([0, 1, 2, 1])
+    for dtype, tol in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+        for law in (points, union):
+            state = x.detach().to(dtype).requires_grad_()
+            (score,) = torch.autograd.grad(law.log_density(state, level).sum(), state)
+            assert score.dtype == dtype
+            assert torch.allclose(state + level**2 * score, law(state, level), rtol=tol, atol=tol * (1 + sigma))
+    sizes = {"eps": 1e-6 * sigma, "rtol": 1e-4}
+
+    def density(x, s):
+        return points.log_density(x, s, labels)
+
+    def slopes(x, s):
+        return torch.autograd.grad(density(x, s).sum(), (x, s), create_graph=True)
+
+    assert torch.autograd.gradcheck(density, (x, level), atol=1e-5 / sigma, **sizes)
+    assert torch.autograd.gradcheck(slopes, (x, level), atol=1e-5 / sigma**2, **sizes)
+    levels = level.detach().expand(4).clone().requires_grad_()  # one noise level per sample
+    assert torch.autograd.gradcheck(density, (x, levels), atol=1e-5 / sigma, **sizes)
+
+
+def test_what_has_no_gradient_says_so():
+    points, union = sets()
+    x = normal(3, 2, seed=5).requires_grad_()
+    for ask in (points.entropy, points.posterior, lambda x, s: points.top(x, s, 2)):
+        with pytest.raises(FanalError, match="only the denoiser and log_density have gradients"):
+            ask(x, 0.5)
+    assert torch.equal(points.distance(x), points.distance(x.detach()))
+    (slope,) = torch.autograd.grad(union.distance(x).sum(), x)
+    assert torch.allclose(slope.norm(dim=1), torch.ones(3, dtype=torch.float64))

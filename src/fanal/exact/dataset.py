@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
+from fanal.exact.derivatives import Denoise, Density
 from fanal.exact.gaussian import accumulator, flat
 from fanal.exact.streaming import BLOCK, Points, Query, Rows, Sums, closest, moments, stream
 
@@ -125,6 +125,10 @@ class Dataset(Denoiser):
 
     def _sums(self, query: Query, keep: int = 0, entropy: bool = False) -> Sums:
         """The posterior, exact to the tolerance: in the query's dtype, again for the nearest points, or in float64."""
+        if torch.is_grad_enabled() and (query.x.requires_grad or query.level.requires_grad):
+            raise FanalError(
+                "of a data set only the denoiser and log_density have gradients: detach x, or use torch.no_grad()"
+            )
         wide, noise = accumulator(query.x), self._noise(query)
         rough = (noise > self.tolerance) & (query.x.dtype != wide)
         wanted = max(keep, self.rerank if bool(rough.any()) else 0)
@@ -181,18 +185,18 @@ class Dataset(Denoiser):
         Raises:
             FanalError: a shape does not fit, sigma is not positive, or a label is none of the classes.
         """
-        return _Denoise.apply(x, torch.as_tensor(sigma), self, labels)  # pyright: ignore[reportReturnType]
+        return Denoise.apply(x, torch.as_tensor(sigma), self, labels)  # pyright: ignore[reportReturnType]
 
-    def _dense(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """The denoiser in plain operations on all points at once, (B, N) weights: differentiable again and again."""
+    def _dense(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All logits, (B, N), and all points at once, in plain operations: differentiable again and again."""
         wide, level = flat(x, sigma, self.shape)
         y = self.points.block(slice(0, len(self)), wide.dtype, x.device)
-        logits = (wide @ y.T - self.points.half.to(y)) / level**2
+        logits = (wide @ y.T - self.points.half.to(y) - wide.square().sum(1, keepdim=True) / 2) / level**2
         own = self._query(x.detach(), sigma.detach(), labels).labels
         if own is not None and self.points.labels is not None:
             other = (self.points.labels != own[:, None]) & (own[:, None] >= 0)
             logits = logits.masked_fill(other.to(logits.device), -math.inf)
-        return (torch.softmax(logits, 1) @ y).to(x.dtype).reshape(x.shape)
+        return logits, y
 
     def log_density(
         self, x: Float[Tensor, "b *d"], sigma: Tensor | float, labels: Int[Tensor, " b"] | None = None
@@ -200,12 +204,12 @@ class Dataset(Denoiser):
         """Return the log density in nats of the points blurred with sigma: a kernel density estimate, any bandwidth.
 
         `log Σ_i N(x; y_i, sigma²I)/N`, over the points of a class where labels are given; float64 (float32 on mps).
+        Gradients reach x and sigma: `∇log p = (D − x)/sigma²`.
 
         Raises:
             FanalError: as the denoiser.
         """
-        query = self._query(x, sigma, labels)
-        return self._density(query, self._sums(query).log_sum)
+        return Density.apply(x, torch.as_tensor(sigma), self, labels)  # pyright: ignore[reportReturnType]
 
     def _density(self, query: Query, log_sum: Tensor) -> Tensor:
         """Log density from the sum over the points."""
@@ -297,7 +301,7 @@ class Dataset(Denoiser):
         Raises:
             FanalError: k is not positive, or x has another shape.
         """
-        query = self._query(x, 1.0)
+        query = self._query(x.detach(), 1.0)
         top, index = closest(self.points, query, min(_check_k(k) + self.rerank, len(self)))
         k = min(k, len(self))
         near = top >= top[:, k - 1 : k] - (2 * _SAFETY * self._noise(query))[:, None]
@@ -315,61 +319,3 @@ def _check_k(k: int) -> int:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise FanalError(f"k is a whole number of points >= 1, got {k!r}")
     return k
-
-
-class _Denoise(torch.autograd.Function):
-    """The denoiser with its derivatives `Cov_w(y)/sigma²` in x and `−(2/sigma)·Cov_w(l, y)` in sigma, streamed."""
-
-    @staticmethod
-    def forward(x: Tensor, sigma: Tensor, data: Dataset, labels: Tensor | None) -> Tensor:
-        found = data._sums(data._query(x, sigma, labels))
-        return found.mean.to(x.dtype).reshape(x.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, sigma, data, labels = inputs
-        ctx.save_for_backward(x, sigma)
-        ctx.save_for_forward(x, sigma)
-        ctx.data, ctx.labels = data, labels
-
-    @staticmethod
-    def _moments(ctx: Any, vector: Tensor) -> tuple[Query, Tensor, dict[str, Tensor]]:
-        x, sigma = ctx.saved_tensors
-        with torch.no_grad():
-            query = ctx.data._query(x.detach(), sigma.detach(), ctx.labels).to(accumulator(x))
-            sums = stream(ctx.data.points, query)
-            return query, sums.mean, moments(ctx.data.points, query, sums.log_sum, vector.flatten(1))
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (grad,) = grad_outputs
-        x, sigma = ctx.saved_tensors
-        if torch.is_grad_enabled() and (x.requires_grad or sigma.requires_grad or grad.requires_grad):
-            return _second(ctx, grad, x, sigma)
-        query, mean, m = _Denoise._moments(ctx, grad)
-        by_x = by_sigma = None
-        if ctx.needs_input_grad[0]:
-            by_x = ((m["ay"] - m["a"][:, None] * mean) / query.level**2).to(x.dtype).reshape(x.shape)
-        if ctx.needs_input_grad[1]:
-            each = -2 / query.level[:, 0] * (m["al"] - m["a"] * m["l"])
-            by_sigma = (each if sigma.ndim else each.sum()).to(sigma.device, sigma.dtype)
-        return by_x, by_sigma, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        x, sigma = ctx.saved_tensors
-        along_x, along_sigma = tangents[0], tangents[1]
-        query, mean, m = _Denoise._moments(ctx, torch.zeros_like(x) if along_x is None else along_x)
-        out = (m["ay"] - m["a"][:, None] * mean) / query.level**2
-        if along_sigma is not None:
-            rate = torch.as_tensor(along_sigma).to(out).reshape(-1, 1)
-            out = out - 2 / query.level * rate * (m["ly"] - m["l"][:, None] * mean)
-        return out.to(x.dtype).reshape(x.shape)
-
-
-def _second(ctx: Any, grad: Tensor, x: Tensor, sigma: Tensor) -> tuple[Tensor | None, ...]:
-    """The derivatives as differentiable functions, for a derivative of them."""
-    wanted = [value for value, needed in zip((x, sigma), ctx.needs_input_grad, strict=False) if needed]
-    out = ctx.data._dense(x, sigma, ctx.labels)
-    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
-    return *(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None, None

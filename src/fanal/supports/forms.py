@@ -106,13 +106,8 @@ def guided(form: str, goal: Target, scores: Scores, scale: float) -> Denoiser:
         scale: w.
 
     Raises:
-        FanalError: the form is unknown, or needs a derivative of densities that this target's do not have.
+        FanalError: the form is unknown, or the scale does not fit it.
     """
     if form not in FORMS:
         raise unknown_name("form of guidance", form, FORMS)
-    if form == "classifier" and not goal.smooth:
-        raise FanalError(
-            f"classifier guidance differentiates densities, and those of the points of {goal.name} cannot be: "
-            "classifier-free guidance with exact scores is the same; or choose another support"
-        )
     return FORMS[form](goal, scores, scale)

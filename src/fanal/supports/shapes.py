@@ -297,12 +297,14 @@ class FiniteSet(Dataset):
 
     def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
         """Return the nearest point of the set."""
-        index = self.nearest(x)[1]
-        return self.points.rows(index, x.device, torch.float64)[:, 0].reshape(x.shape).to(x.dtype)
+        return self._near(x).to(x.dtype)
 
     def distance(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """Return the distance from the nearest point, float64."""
-        return self.nearest(x)[0][:, 0].double()
+        return (x.double() - self._near(x)).flatten(1).norm(dim=1)
+
+    def _near(self, x: Tensor) -> Tensor:
+        return self.points.rows(self.nearest(x)[1], x.device, torch.float64)[:, 0].reshape(x.shape)
 
 
 class Affine(Gaussian):

@@ -33,7 +33,6 @@ class Target:
         size: root mean square distance of p from its mean, the unit of tolerances.
         way: (*shape), unit vector from the mean of p to that of p(·|c).
         level: mean of p(·|c) along `way`.
-        smooth: whether autograd differentiates the densities; it always does the denoisers.
         outline: curves and points to draw S, each with whether it belongs to S_c; empty where S is no plane figure.
     """
 
@@ -44,7 +43,6 @@ class Target:
     size: float
     way: Tensor
     level: float
-    smooth: bool = True
     outline: tuple[tuple[Tensor, bool], ...] = ()
 
     @property
@@ -67,14 +65,12 @@ def _direction(name: str, center: Tensor, goal: Tensor) -> tuple[Tensor, float]:
     return unit, float((goal * unit).sum())
 
 
-def _made(
-    name: str, laws: tuple[Law, Law], drawn: tuple[Tensor, Tensor], about: str, smooth: bool, outline: list
-) -> Target:
+def _made(name: str, laws: tuple[Law, Law], drawn: tuple[Tensor, Tensor], about: str, outline: list) -> Target:
     """Measure size and direction on points of both laws."""
     whole, part = (points.double() for points in drawn)
     center = whole.mean(0)
     size = float((whole - center).flatten(1).square().sum(1).mean().sqrt())
-    return Target(name, *laws, about, size, *_direction(name, center, part.mean(0)), smooth, tuple(outline))
+    return Target(name, *laws, about, size, *_direction(name, center, part.mean(0)), tuple(outline))
 
 
 def chain(name: str, corners: Float[Tensor, "k1 d"], first: int, last: int, about: str) -> Target:
@@ -101,7 +97,7 @@ def chain(name: str, corners: Float[Tensor, "k1 d"], first: int, last: int, abou
     # A segment of length l has the variance l²/12 about its middle.
     spread = (middles[0] - center).square().sum(1) + whole.lengths.detach() ** 2 / 12
     size = float((spread * weights[0]).sum().sqrt())
-    return Target(name, whole, part, about, size, *_direction(name, center, goal), True, tuple(outline))
+    return Target(name, whole, part, about, size, *_direction(name, center, goal), tuple(outline))
 
 
 def _circle() -> Target:
@@ -119,7 +115,7 @@ def _square() -> Target:
     own = torch.tensor([[0.0, -1.0], [1.0, -1.0], [1.0, 1.0], [0.0, 1.0], [0.0, -1.0]])
     way, size = torch.tensor([1.0, 0.0]).double(), math.sqrt(2 / 3)
     return Target(
-        "square", whole, part, "a filled square; its right half", size, way, 0.5, True, ((edge, False), (own, True))
+        "square", whole, part, "a filled square; its right half", size, way, 0.5, ((edge, False), (own, True))
     )
 
 
@@ -129,9 +125,7 @@ def _segments() -> Target:
     way = torch.tensor([0.0, 1.0]).double()
     outline = ((down, False), (up, True))
     size = math.sqrt(1 / 3 + 1 / 4)
-    return Target(
-        "segments", Union(parts), parts[0], "two parallel segments; the upper one", size, way, 0.5, True, outline
-    )
+    return Target("segments", Union(parts), parts[0], "two parallel segments; the upper one", size, way, 0.5, outline)
 
 
 def _spheres() -> Target:
@@ -146,7 +140,7 @@ def _points(name: str, points: Tensor, own: slice, about: str) -> Target:
     """Some points, equally likely; a few successive ones of them are the condition."""
     rest = torch.cat([points[: own.start], points[own.stop :]])
     laws = FiniteSet(points), FiniteSet(points[own])
-    return _made(name, laws, (points, points[own]), about, False, [(rest, False), (points[own], True)])
+    return _made(name, laws, (points, points[own]), about, [(rest, False), (points[own], True)])
 
 
 def _outlier() -> Target:
@@ -186,7 +180,7 @@ def _of_data(spec: str, label: int) -> Target:
     points = data.x.double()
     laws = FiniteSet(points), FiniteSet(points[own])
     about = f"the {len(points)} training points of {spec}; the {int(own.sum())} of class {dataset.classes[label]}"
-    return _made(spec, laws, (points, points[own]), about, False, [])
+    return _made(spec, laws, (points, points[own]), about, [])
 
 
 def target(name: str, label: int | None = None) -> Target:
