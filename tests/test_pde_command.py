@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plotly.offline import get_plotlyjs
 from safetensors.torch import load_file
 
 from fanal import pde
@@ -53,6 +54,12 @@ def test_its_page_has_a_slider_and_figures(folder):
         assert words in page, words
     names = {path.stem for path in write_figures(folder, ("png",))}
     assert {"errors", "snapshots", "growth", "solutions", "rates"} <= names
+
+
+def test_a_page_of_many_cells_draws_some(tmp_path):
+    config = DensityConfig(cells=8000, steps=3, particles=0, back=("stable",))
+    page = (densities(config, tmp_path / "run") / "report.html").read_text(encoding="utf-8")
+    assert len(page) - len(get_plotlyjs()) < 1_500_000  # with all cells it would be 7 MB
 
 
 BOXES = """selector => [...document.querySelectorAll(selector)].filter(e => e.textContent.trim()).map(e => {

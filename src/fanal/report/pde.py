@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fanal.report.study import Page, Section, Table, study
 
 __all__ = ["densities_page", "headlines", "slider"]
 
-_FRAMES = 40
+_FRAMES, _CURVE, _MAP = 40, 1000, 150
 _NAMES = {
     "forward": "forward",
     "truth": "closed form",
@@ -100,6 +101,12 @@ class _Run:
         self.ways = [way for way in ("stable", "ode") if way in self.arrays]
 
     @property
+    def drawn(self) -> slice:
+        """Cells of an axis that are drawn: a page is for eyes."""
+        most = _CURVE if len(self.centers) == 1 else _MAP
+        return slice(None, None, math.ceil(max(self.results["cells"]) / most))
+
+    @property
     def axis(self) -> str:
         """What the one axis is."""
         return "distance from 0" if self.record["config"]["law"] in RADIAL else "x"
@@ -128,7 +135,7 @@ class _Run:
 
 def _lines(page: _Run) -> str:
     """Curves on one axis."""
-    x = page.centers[0]
+    x = page.centers[0][page.drawn]
     kept = _frames(len(page.times))
 
     def traces(index: int) -> list[go.Scatter]:
@@ -136,7 +143,9 @@ def _lines(page: _Run) -> str:
         for k, name in enumerate(page.shown()):
             p = page.at(name, index)
             line: dict[str, Any] = {"color": COLORS[k], "width": 2, "dash": "dash" if name == "truth" else "solid"}
-            out.append(go.Scatter(x=x, y=np.full_like(x, np.nan) if p is None else p, name=_NAMES[name], line=line))
+            out.append(
+                go.Scatter(x=x, y=np.full_like(x, np.nan) if p is None else p[page.drawn], name=_NAMES[name], line=line)
+            )
         return out
 
     figure = go.Figure(traces(kept[0]))
@@ -164,11 +173,15 @@ def _maps(page: _Run) -> str:
     kept = _frames(len(page.times), 25)
 
     def traces(index: int) -> list[go.Heatmap]:
-        x, y = (c.astype(np.float32) for c in page.centers)
+        x, y = (c[page.drawn].astype(np.float32) for c in page.centers)
         out = []
         for k, name in enumerate(names):
             p = page.at(name, index)
-            z = np.full((len(y), len(x)), np.nan, np.float32) if p is None else p.T.astype(np.float32)
+            z = (
+                np.full((len(y), len(x)), np.nan, np.float32)
+                if p is None
+                else p[page.drawn, page.drawn].T.astype(np.float32)
+            )
             axes = {"xaxis": f"x{k + 1}", "yaxis": f"y{k + 1}"}
             out.append(go.Heatmap(x=x, y=y, z=z, colorscale="Viridis", showscale=False, zmin=0, **axes))
         return out
@@ -237,14 +250,14 @@ def _errors(page: _Run) -> Figure:
 
 def _snapshots(page: _Run) -> Figure:
     """Still curves at a few times, which papers can print."""
-    x = page.centers[0].tolist()
+    x = page.centers[0][page.drawn].tolist()
     panels = []
     for index in [1 + i for i in _frames(len(page.times) - 1, 4)][::-1]:
         lines = []
         for k, name in enumerate(page.shown()):
             p = page.at(name, index)
             if p is not None:
-                lines.append(Line(_NAMES[name], x, p.tolist(), color=COLORS[k], dashed=name == "truth"))
+                lines.append(Line(_NAMES[name], x, p[page.drawn].tolist(), color=COLORS[k], dashed=name == "truth"))
         panels.append(Panel(page.axis, f"density at t = {page.times[index]:.3g}", lines))
     return Figure("snapshots", "The same densities at four forward times.", panels)
 
