@@ -89,7 +89,7 @@ def measure(out: Path) -> None:
             geometry(config, out / name)
 
 
-def expected(told: list[Told]) -> dict[str, tuple[Tensor, Tensor]]:
+def expected(told: list[Told]) -> dict[str, tuple[Tensor, ...]]:
     """By set, the curves of [REG] prop. 4 over the levels of the Gaussian's run."""
     levels = {t.name: torch.tensor(t.sigmas, dtype=torch.float64) for t in told}
     names = [name for name in FITS if f"gaussian-{name}" in levels]

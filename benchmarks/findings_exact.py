@@ -47,7 +47,7 @@ def _points(data: Dataset, count: int | None = None) -> Tensor:
     return data.points.block(slice(count), torch.float64)
 
 
-def expected_residual(name: str, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+def expected_residual(name: str, sigmas: Tensor) -> tuple[Tensor, ...]:
     """Root of the expected squared residual of [REG] prop. 4 from `x_T = sigma_T·n`, per √d, at each level.
 
     Whole, as the proposition has it, and less what of it lies along the chord, which is no distance from it.
@@ -55,13 +55,13 @@ def expected_residual(name: str, sigmas: Tensor) -> tuple[Tensor, Tensor]:
     gaussian = closed_form("gaussian", name)
     assert isinstance(gaussian, Gaussian)
     values, top = gaussian.cov.values, float(sigmas[0])
-    print(f"\ngaussian:{name}: {int((values > _NONE * values.max()).sum())} of {len(values)} eigenvalues are not 0")
+    count, size = int((values > _NONE * values.max()).sum()), math.sqrt(float(values.max()))
+    print(f"\ngaussian:{name}: {count} of {len(values)} eigenvalues are not 0, largest standard deviation {size:.2f}")
     start = gaussian.cov.coordinates(gaussian.mean[None])[0] ** 2 + top**2
     left, chord = residual(values, sigmas, top), (values / (values + top**2)).sqrt() - 1
     whole = (left**2 * start).sum(1)
     along = (left * chord * start).sum(1) ** 2 / (chord**2 * start).sum()
-    size = math.sqrt(len(gaussian.mean))
-    return whole.sqrt() / size, (whole - along).clamp_min(0).sqrt() / size
+    return tuple((each.clamp_min(0) / len(gaussian.mean)).sqrt() for each in (whole, whole - along))
 
 
 def growth() -> None:

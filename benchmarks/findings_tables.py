@@ -42,7 +42,8 @@ def _straight(told: Sequence[Told]) -> None:
     bent = {"predictions' deviation / chord": ("denoised largest deviation / chord", 3)}
     cosines: list[Column] = [(f"cosine at {sigma:g}", lambda t, s=sigma: t.at("angle", s)) for sigma in COSINES]
     size: Column = ("d", lambda t: str(t.d))
-    table("straight?", told, [size, *numbers(plain), *numbers(bent), *cosines])
+    least: Column = ("least", lambda t: t.least("angle"))
+    table("straight?", told, [size, *numbers(plain), *numbers(bent), *cosines, least])
     means = [
         (f"{head} by means", lambda t, n=name: t.largest(n))
         for head, name in (("states", ""), ("predictions", "denoised "))
@@ -59,7 +60,8 @@ def _shells(told: Sequence[Told]) -> None:
         return f"{float((t.squared('magnitude') / t.squared('forward magnitude'))[i]):.3f}"
 
     def thin(t: Told) -> str:
-        return f"{float(t.band('magnitude', 'std')[0]) / t.sigmas[0]:.2f}"
+        spread_out = float(t.band("magnitude", "std")[0])
+        return f"{spread_out / t.sigmas[0]:.2f}, {spread_out / float(t.band('magnitude')[0]):.3f}"
 
     def ends(t: Told) -> str:
         points = torch.tensor(t.results["bands"]["forward magnitude"]["mean"], dtype=torch.float64)
@@ -69,7 +71,7 @@ def _shells(told: Sequence[Told]) -> None:
         return str(int((t.band("magnitude").diff() > 0).sum()))
 
     columns: list[Column] = [(f"{sigma:g}", lambda t, s=sigma: ratio(t, s)) for sigma in SHELLS]
-    columns += [("end, data", ends), ("steps at which it grows", rising), ("spread / sigma at 80", thin)]
+    columns += [("end, data", ends), ("steps at which it grows", rising), ("spread at 80 / sigma, / mean", thin)]
     table("magnitude over forward magnitude", some, columns)
 
 
@@ -100,7 +102,7 @@ def _pendulum(told: Sequence[Told]) -> None:
     table("pendulum", told, columns)
 
 
-def _residuals(told: Sequence[Told], expected: dict[str, tuple[Tensor, Tensor]]) -> None:
+def _residuals(told: Sequence[Told], expected: dict[str, tuple[Tensor, ...]]) -> None:
     """Root mean square deviation by level, beside [REG] prop. 4 for the Gaussian of the same data, per √d."""
     by_name, body = {t.name: t for t in told}, []
     for name, kinds in FITS.items():
@@ -238,7 +240,7 @@ def _forward(told: Told, key: str) -> str:
     return f"{100 * (found['value'] if isinstance(found, dict) else found):.1f} %"
 
 
-def tables(told: Sequence[Told], out: Path, expected: dict[str, tuple[Tensor, Tensor]]) -> None:
+def tables(told: Sequence[Told], out: Path, expected: dict[str, tuple[Tensor, ...]]) -> None:
     """Print the tables of runs.
 
     Args:

@@ -58,12 +58,19 @@ class Told:
         return f"{band['mean'][i]:.3f} ± {band['se'][i]:.3f}"
 
     def rises(self, name: str) -> str:
-        """Number of steps at which a curve's mean rises, above rounding, and by how much in all."""
+        """Number of steps at which a curve's mean rises, above rounding, where they end, and by how much in all."""
         told = self.results["bands"][name]["mean"]
-        steps = [b - a for a, b in itertools.pairwise(told) if b - a > 1e-4 * told[0]]
+        steps = [(b - a, k + 1) for k, (a, b) in enumerate(itertools.pairwise(told)) if b - a > 1e-4 * told[0]]
         if not steps:
             return "never rises"
-        return f"rises at {len(steps)} of {len(told) - 1} steps, by {sum(steps) / told[0]:.1%} of the first"
+        risen, ends = sum(up for up, _ in steps) / told[0], sorted({steps[0][1], steps[-1][1]})
+        levels = " to ".join(f"{self.sigmas[k]:.2g}" for k in ends)
+        return f"rises at {len(steps)} of {len(told) - 1} steps, sigma {levels}, by {risen:.1%} of the first"
+
+    def least(self, name: str) -> str:
+        """A curve's smallest mean, and its level."""
+        value, k = self.band(name).min(0)
+        return f"{float(value):.3f} at {self.sigmas[int(k)]:.2g}"
 
     def bend(self, sigma: float) -> str:
         """Mean curvature of the drawn trajectories times sigma √d, ± standard error, near a level."""
