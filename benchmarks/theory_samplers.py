@@ -1,8 +1,10 @@
 """How do particles of the reverse diffusion converge, what can a loss reach, and do exact runs end on training points?
 
-    python benchmarks/theory_samplers.py --out theory_samplers.json
+    fanal bench overlay --out bench-overlay
+    python benchmarks/theory_samplers.py --overlay bench-overlay --figures docs/images --out theory_samplers.json
 
-prints the tables of docs/theory-samplers.md. `--only` names parts: orders, floors, cells, bounds, endings.
+prints the tables of docs/theory-samplers.md, keeps their figures and draws them. `--only` names parts: statements,
+orders, floors, cells, bounds, endings; the others are then what the file of `--out` has already.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import theory_sampler_figures as figures
 import torch
 from rich.console import Console
 from scipy import stats
@@ -20,10 +23,14 @@ from scipy import stats
 from fanal import particles, pde
 from fanal.bench.schedule_tables import markdown
 from fanal.datasets import get
-from fanal.exact import Dataset, Gaussian, Mixture
-from fanal.files import write_json
+from fanal.exact import Dataset, Gaussian
+from fanal.files import read_json, write_json
 from fanal.metrics import rate
 from fanal.particles.schemes import WEIGHTS
+from fanal.particles.theory import SHEETS, STATEMENTS
+from fanal.particles.theory.problem import EARLY, SCHEMES, START, VARIANCE, density, grid, humps, variance
+from fanal.particles.theory.problem import points as scattered
+from fanal.report.sheets import row, write_sheet
 from fanal.runs import cpu_threads, versions
 from fanal.sampling import sample, trace
 from fanal.schedules import polynomial
@@ -31,31 +38,8 @@ from fanal.seeding import noise
 from fanal.solvers import DDPM, Euler
 from fanal.trajectory import Trajectory
 
-START, EARLY, VARIANCE = 3.0, 0.05, 0.5
-SCHEMES = {"Euler–Maruyama": (particles.EulerMaruyama(), "plain"), "exact step": (DDPM(), "bridge")}
 LAST = (1.0, 0.3, 0.1, 0.03, 0.01)  # last noise level over the median distance between neighbors
 STEPS = (2, 5, 10, 20, 50, 100)
-
-
-def hump(z, end):
-    x = torch.from_numpy(z * math.exp(end))[:, None]
-    return (humps().log_density(x, torch.tensor(particles.sigma_of(end))) + end).exp().numpy()
-
-
-def humps() -> Mixture:
-    means = torch.tensor([[-1.5], [1.0]], dtype=torch.float64)
-    return Mixture(means, [0.4, 0.6], std=torch.tensor([0.4, 0.6], dtype=torch.float64))
-
-
-def grid(steps: int, uniform: bool = False):
-    """Sigmas from START to EARLY, at times uniform in t or in log t."""
-    ends = (START, EARLY) if uniform else (math.log(START), math.log(EARLY))
-    times = np.linspace(*ends, steps + 1)
-    return torch.tensor([particles.sigma_of(t if uniform else math.exp(t)) for t in times], dtype=torch.float64)
-
-
-def variance(end: float) -> float:
-    return 1 + math.exp(-2 * end) * (VARIANCE - 1)
 
 
 def orders(say) -> dict:
@@ -74,15 +58,15 @@ def orders(say) -> dict:
         for n in steps:
             found = {"scheme": name, "steps": n}
             for kind, uniform in (("log", False), ("even", True)):
-                run = particles.affine(solver, data, grid(n, uniform))
+                run = particles.affine(solver, data, grid(n, even=uniform))
                 std = run.std(math.sqrt(variance(START)) * math.exp(START)) * math.exp(-EARLY)
                 found[f"variance {kind}"] = std**2 - variance(EARLY)
             driven = particles.Driven(solver, path.noise(weight))
             end = sample(data, z0 * math.exp(START), grid(n), driven) * math.exp(-EARLY)
             found["strong"] = float((end - exact).square().mean().sqrt())
             if n <= 64:
-                own = particles.law(solver, humps(), grid(n), cells, hump(z, START))
-                found["tv"] = float(np.abs(own - hump(z, EARLY)).sum() * float(cells.widths[0][0]) / 2)
+                own = particles.law(solver, humps(), grid(n), cells, density(z, START))
+                found["tv"] = float(np.abs(own - density(z, EARLY)).sum() * float(cells.widths[0][0]) / 2)
             out.append(found)
             rows.append([name, str(n), *(f"{found[k]:.4f}" if k in found else "–" for k in ROWS)])
     say("Orders\n\n" + markdown(["scheme", "steps", *ROWS.values()], rows))
@@ -111,8 +95,7 @@ def floors(say) -> dict:
 
 def cells(say) -> dict:
     """How many runs are outside of the cell that they end in, against the forward process."""
-    generator = torch.Generator().manual_seed(2)
-    points, count = 4 * torch.rand(24, 2, dtype=torch.float64, generator=generator) - 2, 2000
+    points, count = scattered(), 2000
     sigmas = torch.cat([polynomial(200, 1e-3, 20.0, zero=False), torch.zeros(1, dtype=torch.float64)])
     start = noise((count, 2), [3], 20.0, dtype=torch.float64)[0]
     run = Trajectory.record(trace(Dataset(points), start, sigmas, particles.Driven(DDPM(), particles.bulk(0))))
@@ -129,8 +112,7 @@ def cells(say) -> dict:
 
 def bounds(say) -> dict:
     """Share of runs of three levels that end off eight points in a square, against the bound that holds for any run."""
-    generator = torch.Generator().manual_seed(2)
-    points, count = 4 * torch.rand(8, 2, dtype=torch.float64, generator=generator) - 2, 20_000
+    points, count = scattered(8), 20_000
     start, rows, out = noise((count, 2), [3], 20.0, dtype=torch.float64)[0], [], {}
     for last in (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4):
         sigmas = torch.tensor([20.0, 3.0, last, 0.0], dtype=torch.float64)
@@ -192,20 +174,47 @@ def ending(points, x0, sigmas, solver, last: float) -> dict:
     }
 
 
+def statements(say, folder: Path | None) -> dict:
+    """Every check: its figures, and its row on a sheet."""
+    found = {name: check() for name, check in STATEMENTS.items()}
+    heads = ["[PDE]", "check", "what is measured", "error", "tolerance", "holds"]
+    rows = [
+        [own.number, name, own.measured, f"{own.error:.2g}", f"{own.tolerance:.2g}", "yes" if own.holds else "NO"]
+        for name, own in found.items()
+    ]
+    say("Statements\n\n" + markdown(heads, rows))
+    for sheet, names in SHEETS.items() if folder else ():
+        write_sheet([row(name, found[name]) for name in names], folder / f"theory-{sheet}.png")
+    return {
+        name: {"number": own.number, "says": own.says, "measured": own.measured, "error": float(own.error)}
+        | {"tolerance": float(own.tolerance), "holds": own.holds, "values": own.values}
+        for name, own in found.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=["orders", "floors", "cells", "bounds", "endings"])
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS, help="parts to measure")
     parser.add_argument("--points", type=int, default=2000, help="runs on the plane")
     parser.add_argument("--digits", type=int, default=256, help="runs on digits8")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="folder for theory-NAME.png, the sheets of figures")
+    parser.add_argument("--overlay", type=Path, metavar="RUN", help="run folder of fanal bench overlay, drawn too")
     parser.add_argument("--out", type=Path, default=Path("theory_samplers.json"))
     options = parser.parse_args()
-    console, began, results = Console(width=200), time.perf_counter(), {}
+    console, began = Console(width=200), time.perf_counter()
+    settings = {"points": options.points, "digits": options.digits, "threads": 1}
+    results: dict[str, dict] = {}
+    if options.out.exists() and set(options.only) != set(PARTS):
+        before = read_json(options.out)
+        results = before["results"]
+        settings = settings if "endings" in options.only else before["settings"]
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
         console.print()
 
     parts = {
+        "statements": lambda: statements(say, options.figures),
         "orders": lambda: orders(say),
         "floors": lambda: floors(say),
         "cells": lambda: cells(say),
@@ -215,11 +224,25 @@ def main() -> None:
     with cpu_threads(1):
         for name in options.only:
             results[name] = parts[name]()
-    settings = {"points": options.points, "digits": options.digits, "threads": 1}
-    write_json(
-        options.out,
-        {"settings": settings, "versions": versions(), "seconds": time.perf_counter() - began, "results": results},
-    )
+    if options.figures:
+        draw(results, options.figures, options.overlay)
+    seconds = time.perf_counter() - began
+    took = {"only": options.only, "seconds": seconds}
+    write_json(options.out, {"settings": settings, "versions": versions(), "last run": took, "results": results})
+
+
+PARTS = ("statements", "orders", "floors", "cells", "bounds", "endings")
+
+
+def draw(results: dict, folder: Path, run: Path | None) -> None:
+    """The sheets of the sections after the statements, of all parts that are known."""
+    for name, make in (("orders", figures.orders), ("floors", figures.floors), ("cells", figures.cells)):
+        if name in results:
+            write_sheet(make(results[name]), folder / f"theory-section-{name}.png")
+    if "endings" in results and "bounds" in results:
+        write_sheet(figures.endings(results["bounds"], results["endings"]), folder / "theory-section-endings.png")
+    if run:
+        write_sheet(figures.overlay(run), folder / "theory-section-overlay.png")
 
 
 if __name__ == "__main__":

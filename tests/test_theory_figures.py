@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from fanal.errors import FanalError
+from fanal.particles import theory as samplers
 from fanal.pde import theory as densities
 from fanal.pde.theory import forward
 from fanal.pde.theory.panels import Curve, Panel, decay, sides
 from fanal.report.sheets import LIMIT, Row, row, sheet, write_sheet
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = {"theory.md": densities.SHEETS}
+PAGES = {"theory.md": densities.SHEETS, "theory-samplers.md": samplers.SHEETS}
 LINE = np.array([1.0, 2.0, 3.0])
 
 

@@ -40,6 +40,7 @@ _LOOK: Any = {
     "axes.axisbelow": True,
     "axes.formatter.limits": (-3, 4),
     "axes.formatter.use_mathtext": True,
+    "axes.formatter.useoffset": False,
     "grid.alpha": 0.35,
     "grid.linewidth": 0.5,
     "legend.fontsize": 6.5,
@@ -57,6 +58,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
     "wide": {"linewidth": 4.5, "alpha": _PALE, "zorder": 1.5},
     "dashed": {"linestyle": "--", "linewidth": 1.0},
     "points": {"linestyle": "none", "marker": "o", "markersize": 3},
+    "dots": {"linestyle": "none", "marker": "o", "markersize": 1.3, "markeredgewidth": 0},
     "joined": {"marker": "o", "markersize": 3, "linewidth": 0.9},
 }
 
@@ -97,7 +99,8 @@ def _curve(axes: Any, curve: Curve, color: str) -> None:
     if curve.spread is None:
         axes.plot(curve.x, curve.y, **look)
     else:
-        axes.errorbar(curve.x, curve.y, curve.spread, capsize=1.5, elinewidth=0.8, **look)
+        low = curve.spread if axes.get_yscale() == "linear" else np.minimum(curve.spread, 0.9 * curve.y)
+        axes.errorbar(curve.x, curve.y, [low, curve.spread], capsize=1.5, elinewidth=0.8, **look)
 
 
 def _powers(axis: Any) -> None:
@@ -119,7 +122,7 @@ def _draw(axes: Any, panel: Panel) -> None:
     axes.set_yscale("log" if "y" in panel.log else "linear")
     if panel.image is not None:
         x, y, values = panel.image
-        axes.pcolormesh(x, y, values, cmap="Blues", rasterized=True)
+        axes.pcolormesh(x, y, values, cmap="Blues", alpha=0.7, linewidth=0, rasterized=True)
         axes.grid(visible=False)
     for k, curve in enumerate(panel.curves):
         place = k if curve.color is None else curve.color

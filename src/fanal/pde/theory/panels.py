@@ -12,8 +12,8 @@ from fanal.pde.grid import Array
 
 __all__ = ["LOOKS", "Curve", "Panel", "decay", "deviations", "local", "overlaid", "sides"]
 
-LOOKS = ("line", "wide", "dashed", "points", "joined")
-"""How a curve is drawn: as a line, as a pale, wide one (what should be found), dashed, as points, as joined points."""
+LOOKS = ("line", "wide", "dashed", "points", "dots", "joined")
+"""How a curve is drawn: as a line, as a pale, wide one (what should be found), dashed, as points, as small ones, as joined points."""
 
 _LEAST = 1e-18  # where a difference that is 0 is drawn on an axis in powers of ten
 
