@@ -241,7 +241,9 @@ def guided_settings(found: Sequence[Found]) -> dict[tuple[float, str], dict[str,
 
 
 def _factors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("factor."): value for name, value in tensors.items() if name.startswith("factor.")}
+    return {
+        name.removeprefix("factor."): value for name, value in sorted(tensors.items()) if name.startswith("factor.")
+    }
 
 
 def _diversity(own: Mapping[str, Tensor], real: Real) -> dict[str, Figure]:
