@@ -162,17 +162,37 @@ def test_a_straight_line_has_no_torsion():
 
 
 def test_curvature_and_torsion_determine_the_curve():
-    """The fundamental theorem of curves: rebuilt, the helix is itself up to a rigid motion."""
+    """The fundamental theorem of curves: rebuilt, the helix is itself up to a shift and a rotation, no mirror."""
     curve = helix(400)
     found = geometry.frenet(curve, window=3)
     length, k, t = found.length[0], torch.full((400,), 2 / 4.25), torch.full((400,), 0.5 / 4.25)
     exact = geometry.rebuild(length * (4.25**0.5 * 3 * math.pi / length[-1]), k, t)
     own = (curve[0] - curve[0].mean(0))[None]
-    _, left = geometry.procrustes(own, exact - exact.mean(0), fixed=0)
+    _, left = geometry.procrustes(own, exact - exact.mean(0), fixed=0, mirrors=False)
     assert float(left) < 1e-6
     rough = geometry.rebuild(found.length[0], found.curvature[0], found.torsion[0])
-    _, left = geometry.procrustes(own, rough - rough.mean(0), fixed=0)
+    _, left = geometry.procrustes(own, rough - rough.mean(0), fixed=0, mirrors=False)
     assert float(left) / math.sqrt(400) < 0.05
+    wrong = geometry.rebuild(found.length[0], found.curvature[0], -found.torsion[0])
+    _, left = geometry.procrustes(own, wrong - wrong.mean(0), fixed=0, mirrors=False)
+    assert float(left) / math.sqrt(400) > 0.5
+    _, left = geometry.procrustes(own, wrong - wrong.mean(0), fixed=0)  # its mirror image
+    assert float(left) / math.sqrt(400) < 0.05
+
+
+def test_without_mirrors_curves_are_turned_as_scipy_turns_them():
+    from scipy.spatial.transform import Rotation
+
+    base = normal(15, 3, seed=6).cumsum(0)
+    signs = torch.tensor([[1.0, 1.0, (-1.0) ** s] for s in range(6)], dtype=torch.float64)  # every second one mirrored
+    curves = torch.stack([base * signs[s] @ rotation(3, s) + 0.1 * normal(15, 3, seed=20 + s) for s in range(6)])
+    turned, left = geometry.procrustes(curves, base, fixed=0, mirrors=False)
+    for own, out, off in zip(curves, turned, left, strict=True):
+        best, rest = Rotation.align_vectors(base.numpy(), own.numpy())[:2]
+        assert torch.allclose(out, torch.from_numpy(best.apply(own.numpy())), atol=1e-9)
+        assert float(off) == pytest.approx(float(rest), rel=1e-9)
+    _, free = geometry.procrustes(curves, base, fixed=0)
+    assert (left > 2 * free).tolist() == [False, True] * 3
 
 
 def test_alignment_undoes_turns_and_mirrors():

@@ -117,6 +117,23 @@ def test_drawn_curves_are_the_first_ones(folder, run):
     assert drawn["curvature"].shape == (4, STEPS + 1)
 
 
+def test_rebuilt_residuals_are_those_of_the_drawn_curves(folder):
+    """By scipy's rotations; a mirrored curve has the same residual, with its own torsion."""
+    from scipy.spatial.transform import Rotation
+
+    told, left = record(folder)["results"]["shape"], []
+    for own in load_file(folder / "geometry.safetensors")["aligned"].double():
+        found = geometry.frenet(own[None])
+        again = geometry.rebuild(found.length[0], found.curvature[0], found.torsion[0])
+        own = own - own.mean(0)
+        off = Rotation.align_vectors(own.numpy(), (again - again.mean(0)).numpy())[1]
+        left.append([float(off / own.norm()), float(off / own[:, 1:].norm())])
+    whole, across = torch.tensor(left).mean(0).tolist()
+    assert told["rebuilt residual / size"]["value"] == pytest.approx(whole, rel=1e-3)
+    assert told["rebuilt residual / size across"]["value"] == pytest.approx(across, rel=1e-3)
+    assert across > 20 * whole  # most of a curve's size is its chord
+
+
 def test_the_exact_denoiser_stands_beside_the_model(folder, tmp_path):
     """A `data:` model has no score deviation; the digits' Gaussian has, and none where both are the mean."""
     own = GeometryConfig("data:digits8,count=90", steps=8, count=4, drawn=2, window=2, data="digits8", points=90)

@@ -12,17 +12,19 @@ __all__ = ["align", "procrustes"]
 
 
 def procrustes(
-    curve: Float[Tensor, "b n k"], reference: Float[Tensor, "n k"], *, fixed: int = 1
+    curve: Float[Tensor, "b n k"], reference: Float[Tensor, "n k"], *, fixed: int = 1, mirrors: bool = True
 ) -> tuple[Float[Tensor, "b n k"], Float[Tensor, " b"]]:
     """Return the curves turned onto a reference, and `‖R̃ − R·O‖_F`, what the best orthogonal O leaves.
 
     `O = U Vᵀ` of the singular value decomposition of `Rᵀ R̃` ([REG] eq. 13). The first `fixed` axes stay: with 1, the
-    way along the chord keeps its meaning, and only the plane across it is turned or mirrored.
+    way along the chord keeps its meaning, and only the plane across it is turned or mirrored. A mirror turns the sign
+    of torsion: without mirrors O is the best rotation (Kabsch 1976).
 
     Args:
         curve: one row per point.
         reference: a curve with as many points and axes.
         fixed: number of axes that stay.
+        mirrors: whether O may be a reflection.
 
     Raises:
         FanalError: the shapes differ, or `fixed` is not in [0, k − 1].
@@ -33,6 +35,9 @@ def procrustes(
         raise FanalError(f"fixed is a number of axes in [0, {curve.shape[2] - 1}], got {fixed!r}")
     own, target = curve.double(), reference.double()
     u, _, vh = torch.linalg.svd(own[:, :, fixed:].transpose(1, 2) @ target[:, fixed:])
+    if not mirrors:
+        last = vh[:, -1:] * torch.linalg.det(u @ vh).sign()[:, None, None]
+        vh = torch.cat([vh[:, :-1], last], 1)
     turned = torch.cat([own[:, :, :fixed], own[:, :, fixed:] @ (u @ vh)], 2)
     return turned, (target - turned).flatten(1).norm(dim=1)
 

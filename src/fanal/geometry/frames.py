@@ -79,7 +79,8 @@ def rebuild(
     """Return the curve with this curvature and torsion, from the origin along the first axis, bending to the second.
 
     The Frenet–Serret equations ([REG] eq. 14) are solved exactly on each interval with the means of its ends: the
-    fundamental theorem of curves, up to a rigid motion. NaN torsion, of a straight piece, counts as 0.
+    fundamental theorem of curves, up to a shift and a rotation; a mirror turns the torsion's sign. NaN torsion, of a
+    straight piece, counts as 0.
 
     Args:
         length: arc length at each point, increasing.

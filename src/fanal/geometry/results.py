@@ -43,12 +43,14 @@ def _shape(curve: Tensor, sigmas: Tensor, d: int, window: int) -> tuple[dict[str
     kept = regularity.kept_levels(curve, sigmas, d)
     borders = stages.by_curvature(curvature[:, :kept].T, sigmas[:kept])
     tensors = {"aligned": turned, "length": frenet.length, "curvature": curvature, "torsion": torsion}
+    whole, bends = _rebuilt(curve, frenet)
     across = torch.linalg.matrix_norm(turned[:, :, 1:] - common[:, 1:]) / torch.linalg.matrix_norm(common[:, 1:])
     results = {
         "procrustes residual / size": mean(left / size),
         "procrustes residual across / size across": mean(across),
         "fit error / length": mean(frenet.error.mean(1) / frenet.length[:, -1]),
-        "rebuilt residual / size": _rebuilt(curve, frenet),
+        "rebuilt residual / size": mean(whole),
+        "rebuilt residual / size across": mean(bends),
         "kept to sigma": Estimate(float(sigmas[kept - 1]), 0.0, len(curve)),
         "curved from sigma": mean(borders.first[~borders.first.isnan()]),
         "curved to sigma": mean(borders.last[~borders.last.isnan()]),
@@ -56,15 +58,20 @@ def _shape(curve: Tensor, sigmas: Tensor, d: int, window: int) -> tuple[dict[str
     return tensors, {name: as_json(value) for name, value in results.items()}
 
 
-def _rebuilt(curve: Tensor, frenet: frames.Frenet) -> Estimate:
-    """How far curves are from those that their curvature and torsion determine, after the best rigid motion."""
-    left = []
+def _rebuilt(curve: Tensor, frenet: frames.Frenet) -> tuple[Tensor, Tensor]:
+    """How far each curve is from the one that its curvature and torsion determine, after the best shift and rotation.
+
+    Over its size, most of which is its chord, and over the size of what is off the chord, (B,) each.
+    """
+    left, sizes = [], []
     for own, length, bend, twist in zip(curve, frenet.length, frenet.curvature, frenet.torsion, strict=True):
         again = frames.rebuild(length, bend, twist)
         centered = own.double() - own.double().mean(0)
-        _, off = alignment.procrustes((again - again.mean(0))[None], centered, fixed=0)
-        left.append(float(off) / float(centered.norm()))
-    return mean(torch.tensor(left))
+        _, off = alignment.procrustes((again - again.mean(0))[None], centered, fixed=0, mirrors=False)
+        left.append(off[0])
+        sizes.append(torch.stack([centered.norm(), centered[:, 1:].norm()]))
+    size = torch.stack(sizes)
+    return torch.stack(left) / size[:, 0], torch.stack(left) / size[:, 1]
 
 
 def _regularity(found: Gathering, curve: Tensor, setup: Setup, rivals: Sequence[Rival], window: int) -> dict[str, Any]:

@@ -200,7 +200,14 @@ def _bending(run: GeometryRun) -> list[Section]:
         "In the form of [REG] fig. 6; of an exact denoiser, of fig. 9(a, d).",
         panels,
     )
-    rows = ("curved from sigma", "curved to sigma", "fit error / length", "rebuilt residual / size")
+    rows = (
+        "curved from sigma",
+        "curved to sigma",
+        "kept to sigma",
+        "fit error / length",
+        "rebuilt residual / size",
+        "rebuilt residual / size across",
+    )
     return [
         Section(
             "Curvature and torsion",

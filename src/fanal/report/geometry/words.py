@@ -50,6 +50,7 @@ _SUBJECTS = {
         "procrustes residual across / size across",
         "fit error / length",
         "rebuilt residual / size",
+        "rebuilt residual / size across",
     ),
     "ends": (
         "end to nearest point / sqrt d",
