@@ -267,8 +267,8 @@ def test_the_command_prints_and_refuses(tmp_path):
     assert "chance: forward" in result.output
     assert refused(fanal(*words), "overwrite")
     assert refused(fanal("geometry", "mixture:ring8", "--steps", 6, "--window", 4, "--out", tmp_path / "b"), "window")
-    assert GeometryConfig("mixture:ring8", steps=6).window == 3
-    assert GeometryConfig("mixture:ring8").window == 5
+    windows = {6: 3, 100: 5, 119: 5, 120: 6, 1000: 50}
+    assert {steps: GeometryConfig("mixture:ring8", steps=steps).window for steps in windows} == windows
     with pytest.raises(FanalError, match="steps must be at least 5"):
         GeometryConfig("mixture:ring8", steps=4, window=2)
     wrong = fanal("geometry", "mixture:ring8", "--data", "digits8", "--out", tmp_path / "c")

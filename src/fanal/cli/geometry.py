@@ -44,7 +44,9 @@ def geometry(
     drawn: Annotated[int, typer.Option(help="How many are drawn and measured for curvature and torsion.", min=1)] = 30,
     window: Annotated[
         int | None,
-        typer.Option(help="Points on each side that curvature is fitted to; default: 5, or half of --steps.", min=2),
+        typer.Option(
+            help="Points on each side that curvature is fitted to; default: 5, or a twentieth of --steps if more.", min=2
+        ),
     ] = None,
     against: Annotated[
         list[str] | None,

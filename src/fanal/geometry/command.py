@@ -25,6 +25,7 @@ from fanal.runs import Block, Progress, Run, cpu_threads, quiet
 __all__ = ["GeometryConfig", "geometry"]
 
 _WINDOW = 5
+_WINDOW_SHARE = 20  # of the steps: in narrower windows float32's rounding decides torsion
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class GeometryConfig:
         solver, schedule, steps, sigma_min, sigma_max, zero: as in `SampleConfig`.
         count: number of trajectories.
         drawn: how many of them are drawn, measured for curvature and torsion, and compared with others.
-        window: points on each side that curvature and torsion are fitted to; None: 5, or half of the steps if fewer.
+        window: points on each side that curvature and torsion are fitted to; None: the larger of 5 and a twentieth of
+            the steps, at most half of them.
         against: models, or run folders of this command, whose trajectories are compared with these.
         data: data set or folder whose exact denoiser is put beside the model; None: none is.
         points: points of it that are used, the first ones.
@@ -75,7 +77,8 @@ class GeometryConfig:
         if not 1 <= self.drawn <= self.count:
             raise FanalError(f"drawn must be in [1, {self.count}], the number of trajectories, got {self.drawn}")
         if self.window is None:
-            object.__setattr__(self, "window", min(_WINDOW, self.steps // 2))
+            wide = max(_WINDOW, self.steps // _WINDOW_SHARE)
+            object.__setattr__(self, "window", min(wide, self.steps // 2))
         if not 2 <= self.fitted <= self.steps // 2:
             raise FanalError(f"window must be in [2, {self.steps // 2}] for {self.steps} steps, got {self.window}")
         if len({self.model, *self.against}) <= len(self.against):
