@@ -40,6 +40,10 @@ def test_draws_are_parts_that_stand_alone():
     assert np.array_equal(whole[512:], own.part(2, 88, 0.3, 2))
     assert not np.isin(whole[:256], alone).any()
     assert pde.law("ring").draw(0).shape == (0, 2)
+    points = np.linspace(20, 44, 600)[:, None]
+    score = pde.score_of_denoiser(own.denoiser, "ou", 4096)
+    for ask in (lambda x: own.density(x, 0.3), lambda x: score(x, 0.3)):
+        assert np.allclose(ask(points)[250:270], ask(points[250:270]), rtol=1e-9)
     # Noncentral chi at that time: mean and deviation of 600 distances within four standard errors.
     scale = math.exp(-0.3)
     tau = math.sqrt(scale**2 * 0.2**2 + 1 - scale**2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
 from fanal.pde.fokker_planck import Drift
 from fanal.pde.grid import Array, Grid
-from fanal.pde.laws import noise_of, place
+from fanal.pde.laws import noise_of, pieces, place
 
 __all__ = [
     "Score",
@@ -118,13 +119,14 @@ def score_of_denoiser(
         if not time > 0:
             raise FanalError(f"a score exists for times above 0, got {time:.4g}")
         scale, sigma = noise_of(time, process)
-        axes = points.shape[1]
-        shape = getattr(denoiser, "shape", (dimension or axes,))
-        x = place(points / scale, shape, dimension is not None).to(dtype)  # before it moves: mps has no float64
-        with torch.no_grad():
-            denoised = denoiser(x.to(device), torch.tensor(sigma, dtype=torch.float64)).cpu()
-        found = (denoised.double() - x.double()) / sigma**2
-        return found.reshape(len(points), -1)[:, :axes].numpy() / scale
+        axes, level = points.shape[1], torch.tensor(sigma, dtype=torch.float64)
+        shape, found = getattr(denoiser, "shape", (dimension or axes,)), []
+        for part in pieces(points, math.prod(shape)):
+            x = place(part / scale, shape, dimension is not None).to(dtype)  # before it moves: mps has no float64
+            with torch.no_grad():
+                denoised = denoiser(x.to(device), level).cpu()
+            found.append((denoised.double() - x.double()).reshape(len(part), -1)[:, :axes] / sigma**2)
+        return torch.cat(found).numpy() / scale
 
     return score
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -137,9 +137,9 @@ class Law:
             time: t; above 0 where the law is a box.
         """
         scale, sigma = noise_of(time)
-        x = self._place(points / scale)
-        log = self.denoiser.log_density(x, torch.tensor(sigma, dtype=torch.float64)).numpy()
-        log = log - self.dimension * math.log(scale)
+        level = torch.tensor(sigma, dtype=torch.float64)
+        parts = [self.denoiser.log_density(self._place(part / scale), level) for part in pieces(points, self.dimension)]
+        log = torch.cat(parts).numpy() - self.dimension * math.log(scale)
         if self.radial:
             d, r = self.dimension, points[:, 0]
             log = log + math.log(2) + d / 2 * math.log(math.pi) - math.lgamma(d / 2) + (d - 1) * np.log(r)
@@ -213,6 +213,12 @@ class Law:
     def _place(self, points: Array) -> Tensor:
         """Points of the grid as a batch of samples; a distance lies on the first axis."""
         return place(points, self.denoiser.shape, self.radial)
+
+
+def pieces(points: Array, dimension: int) -> Iterator[Array]:
+    """Yield points (n, axes) so many at a time that as samples of so many coordinates they fit into some megabytes."""
+    size = max(1, _ENTRIES // dimension)
+    yield from (points[a : a + size] for a in range(0, max(len(points), 1), size))
 
 
 def place(points: Array, shape: tuple[int, ...], radial: bool) -> Tensor:
