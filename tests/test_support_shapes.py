@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 import fanal
 from fanal import supports
@@ -198,3 +200,63 @@ def test_what_has_no_gradient_says_so():
     assert torch.equal(points.distance(x), points.distance(x.detach()))
     (slope,) = torch.autograd.grad(union.distance(x).sum(), x)
     assert torch.allclose(slope.norm(dim=1), torch.ones(3, dtype=torch.float64))
+
+
+def nearest(faces, offsets, x):
+    """The nearest point of `A y <= b` by scipy's sequential quadratic programming, in units of the distance."""
+    size = x.norm()
+    done = minimize(
+        lambda y: float(((torch.from_numpy(y) - x / size) ** 2).sum()),
+        np.zeros(len(x)),
+        jac=lambda y: 2 * (y - (x / size).numpy()),
+        method="SLSQP",
+        constraints={"type": "ineq", "fun": lambda y: (offsets / size).numpy() - faces.numpy() @ y,
+                     "jac": lambda y: -faces.numpy()},
+        options={"ftol": 1e-15, "maxiter": 500},
+    )  # fmt: skip
+    return torch.from_numpy(done.x) * size
+
+
+@pytest.mark.parametrize("far", [2.0, 1e3, 1e6])
+@pytest.mark.parametrize("d", [2, 4])
+def test_an_oblique_polytope_is_that_of_another_solver(far, d):
+    faces = torch.nn.functional.normalize(normal(9, d, seed=d), dim=1)
+    offsets = 0.2 + torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    law, x = supports.Polytope(faces, offsets), far * normal(6, d, seed=11)
+    near = law.project(x)
+    assert float((near @ faces.T - offsets).max()) < 1e-9 * far
+    best = torch.stack([nearest(faces, offsets, state) for state in x])
+    for own, other, state in zip(near, best, x, strict=True):
+        assert float((own - state).norm()) <= float((other - state).norm()) + 1e-7 * far
+    assert torch.allclose(near, best, atol=1e-4 * far)
+    assert torch.allclose(law.project(near), near, atol=1e-9 * far)
+
+
+def test_a_polytope_keeps_its_corners_from_any_distance():
+    square = supports.Polytope(t([1.0, 0], [-1, 0], [0, 1], [0, -1]), torch.ones(4))
+    x = t([1e5, 0.3], [9e5, 0.3], [2e6, 0.3], [1e9, -1e9], [-3e6, 5.0])
+    assert torch.allclose(square.project(x), t([1.0, 0.3], [1.0, 0.3], [1.0, 0.3], [1.0, -1.0], [-1.0, 1.0]), atol=1e-9)
+
+
+@pytest.mark.parametrize("slope", [1e-2, 1e-5, 1e-8])
+def test_a_thin_wedge_has_its_tip(slope):
+    """Of `|y| <= slope·x` the nearest point is the tip from the left, where both faces are only `slope` away."""
+    wedge = supports.Polytope(t([-slope, 1.0], [-slope, -1.0]), t(0.0, 0.0))
+    x = t([-1.0, 0.0], [-7e6, 0.0], [3.0, 1.0])
+    foot = (3 + slope) / (1 + slope**2)
+    near = wedge.project(x)
+    assert torch.allclose(near[[0, 2]], t([0.0, 0.0], [foot, slope * foot]), atol=1e-9)
+    assert float(near[1].norm()) < 1e-15 * 7e6 / slope  # a digit of x, seen along faces that are nearly parallel
+    assert torch.allclose(wedge.distance(x[:2]), t(1.0, 7e6), rtol=1e-9)
+
+
+def test_sets_far_away_and_thin_ones_are_not_empty():
+    slab = supports.Polytope(t([1.0], [-1.0]), t(3e6, -2e6))
+    assert torch.allclose(slab.project(t([0.0], [2.5e6], [9e9])), t([2e6], [2.5e6], [3e6]), rtol=1e-9)
+    point = supports.Polytope(t([1.0], [-1.0]), t(5.0, -5.0))
+    assert torch.allclose(point.project(t([0.0], [9.0])), t([5.0], [5.0]))
+    half = supports.Polytope(t([0.0, 1.0]), t(0.0))  # without bounds
+    assert torch.allclose(half.project(t([3.0, 2.0])), t([3.0, 0.0]), atol=1e-12)
+    for offsets, gap in ((t(2e6, -3e6), "5e\\+05"), (t(1.0, -1.01), "0.005"), (t(1e-9, -2e-9), "5e-10")):
+        with pytest.raises(FanalError, match=f"empty.*by {gap}"):
+            supports.Polytope(t([1.0], [-1.0]), offsets)
