@@ -155,10 +155,19 @@ def test_a_helix_has_its_curvature_and_torsion():
     assert [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)] == pytest.approx([2, 2], abs=0.1)
 
 
-def test_a_straight_line_has_no_torsion():
-    found = geometry.frenet(torch.linspace(0, 1, 20, dtype=torch.float64)[None, :, None] * torch.tensor([1.0, 2, 3]))
-    assert float(found.curvature.max()) < 1e-9
-    assert bool(found.torsion.isnan().any()) or float(found.torsion.abs().max()) < 1e12  # noise: NaN or anything
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("count", "window"), [(20, 5), (20, 2), (301, 50)])
+def test_a_straight_line_has_no_torsion(count, window, dtype):
+    """In any direction: NaN everywhere, not the torsion of its rounding; a helix of any height above that has its own."""
+    t = torch.linspace(0, 1, count, dtype=torch.float64)[None, :, None]
+    for way in ([1.0, 2, 3], [0.1, 0.7, -0.3], [1, 0, 0]):
+        found = geometry.frenet((t * torch.tensor(way)).to(dtype), window)
+        assert bool(found.torsion.isnan().all())
+        assert float(found.curvature.max()) < (1e-2 if dtype is torch.float32 else 1e-9)
+    low = 1e-2 if dtype is torch.float32 else 1e-8
+    found = geometry.frenet(helix(200, radius=low, pitch=1.0).to(dtype), 5)
+    assert not bool(found.torsion.isnan().any())
+    assert torch.allclose(found.torsion[:, 10:-10], torch.ones(1, 180, dtype=torch.float64), rtol=0.05)
 
 
 def test_curvature_and_torsion_determine_the_curve():

@@ -239,6 +239,13 @@ def test_blocks_change_nothing_but_rounding(folder, tmp_path):
     a, b = record(folder)["results"], record(measure(whole, tmp_path / "whole"))["results"]
     for name, value in a["numbers"].items():
         assert value["value"] == pytest.approx(b["numbers"][name]["value"], rel=1e-4, abs=1e-5), name
+    assert set(a["bands"]) == set(b["bands"])
+    for name, band in a["bands"].items():
+        for part in ("mean", "std", "low", "high"):
+            assert band[part] == pytest.approx(b["bands"][name][part], rel=1e-3, abs=2e-4), (name, part)
+    for name, value in a["likelihood"].items():
+        other = b["likelihood"][name]
+        assert value == pytest.approx(other, abs=1e-12), name
 
 
 def test_stages_are_found_where_they_were_put():

@@ -57,11 +57,12 @@ def test_variance_preserving_space_is_where_standard_data_stand_still(unit):
     sigmas = fanal.schedules.polynomial(24)
     path = geometry.exact_path(D, x, sigmas)
     denoised = torch.stack([D(state, sigma) for state, sigma in zip(path[:-1], sigmas[:-1], strict=True)])
-    z = path / (1 + sigmas**2).sqrt()[:, None, None]
-    assert float((z - z[0]).abs().max()) < 1e-12
-    level = sigmas[:-1, None, None]
-    velocity = ((path[:-1] - denoised) / level - level * denoised) / (1 + level**2).sqrt()
-    assert float(velocity.abs().max()) < 1e-12
+    found = geometry.measure(Trajectory(sigmas, path, denoised)).curves
+    assert float(found["z slope"].max()) < 1e-12
+    assert float(found["slope"].min()) > 1e-3  # while the states themselves move
+    size = found["z magnitude"]
+    assert torch.allclose(size, size[0].expand_as(size), rtol=1e-12)
+    assert float(found["z distance"].max()) < 1e-12 * float(size.max())
 
 
 def test_the_speed_in_variance_preserving_space_is_a_derivative():

@@ -13,6 +13,7 @@ from fanal.errors import FanalError
 __all__ = ["Frenet", "frenet", "rebuild"]
 
 _TERMS = 4  # of a Taylor expansion to third order
+_ROUNDINGS = 16  # of the largest coordinate: a curve that bends by no more within its window is straight
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,8 @@ class Frenet:
     Attributes:
         length: (B, N), arc length from the first point, along the chords.
         curvature: (B, N), `‖r′ × r″‖/‖r′‖³`: 1/radius; 0 on a straight line.
-        torsion: (B, N), `(r′ × r″)·r‴/‖r′ × r″‖²`; 0 in a plane, NaN where the curve is straight to rounding.
+        torsion: (B, N), `(r′ × r″)·r‴/‖r′ × r″‖²`; 0 in a plane, NaN where the curve is straight: where within the
+            window it leaves its tangent by no more than 16 roundings of its largest coordinate.
         error: (B, N), root mean square distance of the points in the window from the fitted cubic.
     """
 
@@ -67,10 +69,12 @@ def frenet(curve: Float[Tensor, "b n 3"], window: int = 5) -> Frenet:
     first, second, third = fit[:, :, 1] / scale, 2 * fit[:, :, 2] / scale**2, 6 * fit[:, :, 3] / scale**3
     cross = torch.linalg.cross(first, second)
     bend, speed = cross.norm(dim=2), first.norm(dim=2)
-    straight = bend <= 1e-12 * speed * second.norm(dim=2)
+    curvature = bend / speed**3
+    rounding = torch.finfo(curve.dtype).eps * points.abs().amax((1, 2))[:, None]
+    straight = curvature * scale[:, :, 0] ** 2 / 2 <= _ROUNDINGS * rounding
     torsion = (cross * third).sum(2) / bend.where(~straight, torch.ones_like(bend)) ** 2
     left = (powers @ fit - offsets).square().sum(3).mean(2).sqrt()
-    return Frenet(s, bend / speed**3, torsion.masked_fill(straight, torch.nan), left)
+    return Frenet(s, curvature, torsion.masked_fill(straight, torch.nan), left)
 
 
 def rebuild(
