@@ -183,7 +183,7 @@ def processes(specs: Sequence[str]) -> None:
                 direct, linear, plain = (fanal.sample(model, start, sigmas, solver) for solver in solvers)
                 pairs = ((direct, plain), (linear, plain), (direct, truth), (plain, truth))
                 found = [off(a, b) for a, b in pairs]
-                body.append([spec, name, str(steps), *(f"{each.value:.2g} ± {each.se:.1g}" for each in found)])
+                body.append([spec, name, str(steps), *(each.rounded() for each in found)])
     head = ["model", "process", "steps", "28 in z − x", "29 in z − x", "error of 28 in z", "error in x"]
     rows("processes: ends apart per √d", head, body)
 

@@ -169,7 +169,7 @@ def _shape(told: Sequence[Told]) -> None:
     }
     table("stages", told, numbers(limits))
     body = [[t.name, *(each.plain(2) for each in t.rebuilt())] for t in told]
-    rows("rebuilt: residual / size off the chord", ["run", "as it is", "torsion turned", "without torsion"], body)
+    rows("rebuilt: residual / size across", ["run", "as it is", "torsion turned", "without torsion"], body)
 
 
 def _preserving(told: Sequence[Told]) -> None:

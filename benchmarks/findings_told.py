@@ -87,11 +87,11 @@ class Told:
         return peaks(self.band(name), self.sigmas)
 
     def rebuilt(self) -> tuple[Estimate, Estimate, Estimate]:
-        """What curvature and torsion leave of the drawn curves, over all that is off the chord: as they are, with the
+        """What curvature and torsion leave of the drawn curves, over their size across the chord: as they are, with the
         torsion's sign turned, and without torsion; after the best shift and proper rotation."""
         found: list[list[float]] = []
         for own, shape in self._curves():
-            size = float((own[:, 1:] - own[:1, 1:]).norm())  # the first state is on the chord
+            size = float((own[:, 1:] - own[:, 1:].mean(0)).norm())
             twists = (shape[2], -shape[2], torch.zeros_like(shape[2]))
             found.append([_left(rebuild(shape[0], shape[1], twist), own) / size for twist in twists])
         kinds = torch.tensor(found, dtype=torch.float64)
