@@ -260,3 +260,19 @@ def test_sets_far_away_and_thin_ones_are_not_empty():
     for offsets, gap in ((t(2e6, -3e6), "5e\\+05"), (t(1.0, -1.01), "0.005"), (t(1e-9, -2e-9), "5e-10")):
         with pytest.raises(FanalError, match=f"empty.*by {gap}"):
             supports.Polytope(t([1.0], [-1.0]), offsets)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([2, 3, 20]), st.floats(0.01, 1e6))
+def test_round_laws_tend_to_the_projection_and_to_the_mean(seed, d, reach):
+    """At small sigma, from any distance, and at large sigma; between them the prediction stays in the ball."""
+    x = reach * torch.nn.functional.normalize(normal(4, d, seed=seed), dim=1)
+    for law in rounds(d).values():
+        state = law.center + x
+        # One noise level across a curved or flat wall moves it by about d·sigma at most.
+        near = law(state, t(1e-4)[0])
+        if isinstance(law, supports.Ball) or reach > 0.1:
+            assert torch.allclose(near, law.project(state), atol=5e-3)
+        far = law(state, t(1e5 * (1 + reach))[0])
+        assert torch.allclose(far, law.center.expand_as(far), atol=1e-6)
+        middle = law(state, t(0.3)[0])
+        assert float((middle - law.center).norm(dim=1).max()) <= 1.5 * (1 + 1e-12)
