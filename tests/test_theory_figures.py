@@ -99,3 +99,13 @@ def test_every_statement_links_to_its_figure(page):
         assert found is not None
         assert f"images/theory-{found[1]}.png" in below[found[2]]
         assert (DOCS / "images" / f"theory-{found[1]}.png").is_file()
+
+
+def test_all_figures_of_the_theory_are_light_enough_for_their_pages():
+    named = {
+        name for page in PAGES for name in re.findall(r"images/(theory-[\w-]+\.png)", (DOCS / page).read_text("utf-8"))
+    }
+    files = [DOCS / "images" / name for name in named]
+    assert {path.name for path in (DOCS / "images").glob("theory-*.png")} == named
+    assert max(path.stat().st_size for path in files) <= LIMIT
+    assert sum(path.stat().st_size for path in files) <= 2 * 1024**2
