@@ -45,7 +45,8 @@ def geometry(
     window: Annotated[
         int | None,
         typer.Option(
-            help="Points on each side that curvature is fitted to; default: 5, or a twentieth of --steps if more.", min=2
+            help="Points on each side that curvature is fitted to; default: 5, or if more a twentieth of --steps.",
+            min=2,
         ),
     ] = None,
     against: Annotated[
