@@ -285,3 +285,16 @@ def test_what_cannot_be_solved_is_told(tmp_path, words, said):
 def test_a_density_that_is_lost_on_the_way_names_the_cure(tmp_path):
     with pytest.raises(FanalError, match="smaller steps, or implicit"):
         densities(DensityConfig(law="two-bumps", scheme="trapezoid", cells=400, steps=6), tmp_path / "run")
+
+
+def test_other_starts_end_where_the_theory_has_them_end(tmp_path):
+    """[PDE] eq. 3.19 for a uniform start: far from the data's density, and cells of half the size come nearer to it."""
+    told = []
+    for cells in (100, 200):
+        config = DensityConfig(start="uniform", end=1.0, cells=cells, steps=cells, back=("stable",), particles=0)
+        results = record(densities(config, tmp_path / str(cells)))["results"]["stable"]
+        told.append(results["told"]["tv"])
+        assert results["end"]["tv"] > 20 * told[-1]
+    assert told[1] < 0.6 * told[0]
+    plain = record(densities(DensityConfig(cells=60, steps=20, particles=0), tmp_path / "plain"))["results"]["stable"]
+    assert "told" not in plain

@@ -324,6 +324,18 @@ def _unstable(problem: _Problem, forward: Array) -> tuple[dict[str, Any], dict[s
     return results, {f"unstable.{name}": torch.from_numpy(value) for name, value in kept.items()}
 
 
+def _told(problem: _Problem, found: Array) -> dict[str, Any]:
+    """How far from (3.19) a way back ends that did not start from the forward law, where that has a closed form."""
+    config, own = problem.config, problem.law
+    if config.start == "forward" or config.process != "ou" or own.radial or own.dimension > 1:
+        return {}
+    from fanal.pde.theory.generated import generated
+
+    grid = problem.grid
+    wanted = generated(own, found[0], grid.centers[0], grid, config.end, config.early)
+    return {"told": {"tv": tv(grid, found[-1], wanted)}}
+
+
 def _compute(problem: _Problem, run: Run, progress: Progress) -> tuple[dict[str, Any], dict[str, Tensor], float]:
     """Everything that a run holds: figures, tensors, seconds."""
     config, grid = problem.config, problem.grid
@@ -354,6 +366,8 @@ def _compute(problem: _Problem, run: Run, progress: Progress) -> tuple[dict[str,
         seconds += spent
         tensors[way] = found
         results[way] = _figures(problem, found, truth[:0:-1])
+        if way == "stable":
+            results[way] |= _told(problem, found)
     kept = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
     if "unstable" in problem.back:
         results["unstable"], own = _unstable(problem, forward)

@@ -306,10 +306,14 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
     for name in ("stable", "ode"):
         if name in results:
             end = results[name]["end"]
+            goal = "where it should" if record["config"]["start"] == "forward" else "the forward density"
             lines.append(
-                f"The {_NAMES[name]} ends {_number(end['tv'])} in total variation from where it should"
+                f"The {_NAMES[name]} ends {_number(end['tv'])} in total variation from {goal}"
                 + (f", {_number(end['w2'])} in W2." if "w2" in end else ".")
             )
+        if "told" in results.get(name, {}):
+            off = _number(results[name]["told"]["tv"])
+            lines.append(f"From such a start, eq. 3.19 has it end elsewhere: it is {off} in total variation from there.")
     if "particles" in results:
         own = results["particles"]
         verb = "agree" if own["agree"] else "do NOT agree"

@@ -137,8 +137,8 @@ def explicit_kernel(factor: float = 1.0) -> Finding:
     return Finding("3.13, 3.18, cor. 3.1", says, measured, found.error, found.tolerance, {}, drawn)
 
 
-def factors(own: Law, start: Array, x: Array, y: Array, end: float) -> Array:
-    """Return the factor of (3.19), `∫ ρ(x, T*|y, 0) q0(x)/ρ(x, T*) dx`, at points y.
+def factors(own: Law, start: Array, x: Array, y: Array, end: float, early: float = 0.0) -> Array:
+    """Return the factor of (3.19), `∫ ρ(x, T*|y, t) q0(x)/ρ(x, T*) dx`, at points y.
 
     Args:
         own: the data's law.
@@ -146,14 +146,15 @@ def factors(own: Law, start: Array, x: Array, y: Array, end: float) -> Array:
         x: evenly spaced points that hold q0 and ρ(·, T*).
         y: where.
         end: T*.
+        early: t at which the way back stops, 0 in the paper: the past of ρ(·, t) is as good a start as that of ρ0.
     """
     ratio = start / own.density(x[:, None], end)
-    return (x[1] - x[0]) * ratio @ _kernel(x, y, end)
+    return (x[1] - x[0]) * ratio @ _kernel(x, y, end - early)
 
 
-def generated(own: Law, start: Array, x: Array, grid: Grid, end: float) -> Array:
-    """Return `q(·, T*)` of (3.19) in cells: the data's density times `factors`."""
-    return averages(grid, lambda y: own.density(y, 0.0) * factors(own, start, x, y[:, 0], end))
+def generated(own: Law, start: Array, x: Array, grid: Grid, end: float, early: float = 0.0) -> Array:
+    """Return `q(·, T* − t)` of (3.19) in cells: the data's density at t times `factors`."""
+    return averages(grid, lambda y: own.density(y, early) * factors(own, start, x, y[:, 0], end, early))
 
 
 def any_start(factor: float = 1.0) -> Finding:
@@ -214,13 +215,11 @@ def _at_edge_times(kept: Array) -> Array:
 
 
 def _outside_wanted() -> Array:
-    """The same of (3.19), with `ρ(·, t)` as the data: the past of ρ(·, t) is as good a start as that of ρ0."""
+    """The same of (3.19)."""
     own, x, out = law("box"), np.linspace(-9, 9, 1801), []
-    ratio = stats.norm.pdf(x) / own.density(x[:, None], END)
     for t in _EDGE_TIMES:
         grid = Grid.even(1.0, 1.0 + 12 * math.sqrt(t), 600)
-        q = averages(grid, lambda y, t=t: own.density(y, t) * (0.01 * ratio @ _kernel(x, y[:, 0], END - t)))
-        out.append(2 * grid.mass(q))
+        out.append(2 * grid.mass(generated(own, stats.norm.pdf(x), x, grid, END, t)))
     return np.array(out)
 
 
