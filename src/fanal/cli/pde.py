@@ -15,7 +15,7 @@ Examples:\n
   fanal pde\n
   fanal pde box --start normal --end 1 --out box\n
   fanal pde ring --score forward --out ring\n
-  fanal pde shell --dimension 784 --out shell\n
+  fanal pde shell --dimension 784 --steps 1000 --out shell\n
   fanal pde two-bumps --process brownian --reach 4 --end 3 --out walls\n
   fanal pde mixture:grid2 --score grid2 --cells 100 --steps 60 --back stable --out network\n
   fanal pde --figures pdf,png --out figures

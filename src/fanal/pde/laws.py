@@ -190,7 +190,7 @@ class Law:
             time: t.
             seed: of all parts.
         """
-        own = seed if index == 0 else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+        own = seed if index == 0 else int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 2)
         scale, sigma = noise_of(time)
         x = scale * self.denoiser.draw(count, own).reshape(count, -1).numpy()
         if sigma:
