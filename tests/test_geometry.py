@@ -158,7 +158,7 @@ def test_a_helix_has_its_curvature_and_torsion():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("count", "window"), [(20, 5), (20, 2), (301, 50)])
 def test_a_straight_line_has_no_torsion(count, window, dtype):
-    """In any direction: NaN everywhere, not the torsion of its rounding; a helix of any height above that has its own."""
+    """In any direction: NaN everywhere, not the torsion of its rounding; a helix above that has its own."""
     t = torch.linspace(0, 1, count, dtype=torch.float64)[None, :, None]
     for way in ([1.0, 2, 3], [0.1, 0.7, -0.3], [1, 0, 0]):
         found = geometry.frenet((t * torch.tensor(way)).to(dtype), window)

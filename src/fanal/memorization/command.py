@@ -18,7 +18,7 @@ from torch import Tensor
 from fanal import pictures
 from fanal.datasets import Dataset as Source
 from fanal.datasets import get
-from fanal.denoiser import Latent, counters
+from fanal.denoiser import Latent, counters, network_of
 from fanal.errors import FanalError
 from fanal.exact import Dataset
 from fanal.exact.reference import digest, first_points, labels_of, names_of, reference
@@ -277,7 +277,7 @@ def audit(config: AuditConfig, out: str | Path, *, overwrite: bool = False, prog
         kept = {name: whole[name] for name in ("x", "ratio", "distance", "index")}
         tensors = kept | {f"held.{name}": held[name] for name in ("ratio", "distance")}
         write_tensors(run.path("samples.safetensors"), tensors)
-        network = setup.network
+        network = network_of(setup.network)
         decode = network.decode if isinstance(network, Latent) else lambda x: x
         picture = _gallery(whole, exact, decode)
         write_atomically(run.path("pairs.png"), lambda part: picture.save(part, "PNG"))
