@@ -313,7 +313,7 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
             )
         if "told" in results.get(name, {}):
             off = _number(results[name]["told"]["tv"])
-            lines.append(f"From such a start, eq. 3.19 has it end elsewhere: it is {off} in total variation from there.")
+            lines.append(f"From such a start, eq. 3.19 has it end elsewhere: {off} in total variation from there.")
     if "particles" in results:
         own = results["particles"]
         verb = "agree" if own["agree"] else "do NOT agree"
