@@ -33,7 +33,6 @@ BACK: tuple[str, ...] = ("stable", "ode", "unstable")
 STARTS: tuple[str, ...] = ("forward", "normal", "uniform")
 """What the way back starts from."""
 PROCESSES: tuple[str, ...] = ("ou", "brownian")
-_WAVES = {1: [(n,) for n in range(1, 6)], 2: [(1, 0), (0, 1), (1, 1), (2, 1), (2, 2)]}
 _STEPS_PER_BLOCK, _LEVEL = 20, 1e-3
 _MOST_CELLS, _MOST_NUMBERS, _MOST_PARTICLES = 100_000, 20_000_000, 10_000_000
 
@@ -278,25 +277,6 @@ def _tested(problem: _Problem, exact: Law | Walled, density: Array, run: Run, pr
     return {"count": config.particles, "p-value": min(1.0, least), "level": _LEVEL, "agree": bool(least > _LEVEL)}
 
 
-def _waves(problem: _Problem) -> list[dict[str, Any]]:
-    """How fast single waves grow, in theory and as measured; of a ball's wall none are known here."""
-    own, process = problem.law, problem.config.process
-    if own.radial and process == "brownian":
-        return []
-    # Walls, or where the waves of Ornstein–Uhlenbeck have ended.
-    low, high = ([float(axis[end]) for axis in problem.grid.edges] for end in (0, -1))
-    if process == "ou":
-        middle = math.sqrt(own.dimension)
-        low, high = ([max(0.0, middle - 7)], [middle + 7]) if own.radial else ([-8.0] * own.axes, [8.0] * own.axes)
-    dimension = own.dimension if own.radial else None
-    out = []
-    for n in _WAVES[own.axes]:
-        theory = instability.mode(Grid.even(low, high, [8] * own.axes), n, process, dimension)[1]
-        measured = instability.mode_rate(low, high, n, problem.forward, process, dimension=dimension)
-        out.append({"wave": list(n), "theory": theory, "measured": measured})
-    return out
-
-
 def _unstable(problem: _Problem, forward: Array) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """How the equation that only runs backwards is lost, and how fast its waves grow."""
     config, exact, grid = problem.config, problem.exact, problem.grid
@@ -309,6 +289,7 @@ def _unstable(problem: _Problem, forward: Array) -> tuple[dict[str, Any], dict[s
         share = (t - problem.times[i - 1]) / (problem.times[i] - problem.times[i - 1])
         return (1 - share) * forward[i - 1] + share * forward[i]
 
+    radius = problem.law.dimension if problem.law.radial else None
     begin = truth(grid.points, 0.0).reshape(grid.shape)
     found = instability.blow_up(grid, problem.forward, begin, truth, config.end - config.early)
     results = {
@@ -318,7 +299,7 @@ def _unstable(problem: _Problem, forward: Array) -> tuple[dict[str, Any], dict[s
         "lost": found.lost,
         "least density": float(found.densities.min()),
         "mass error": max(abs(grid.mass(p) - 1) for p in found.densities),
-        "waves": _waves(problem),
+        "waves": instability.waves(grid, problem.forward, config.process, radius),
     }
     kept = {"times": found.times, "density": found.densities, "growth": found.growth}
     return results, {f"unstable.{name}": torch.from_numpy(value) for name, value in kept.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import hermite_e
@@ -17,9 +18,10 @@ from fanal.errors import FanalError
 from fanal.pde.fokker_planck import Drift, generator
 from fanal.pde.grid import Array, Grid
 
-__all__ = ["BlowUp", "blow_up", "mode", "mode_rate", "unstable"]
+__all__ = ["BlowUp", "blow_up", "mode", "mode_rate", "unstable", "waves"]
 
 _CELLS = 60  # of the grid on which single modes are watched: the coarser, the longer they are seen
+_WAVES = {1: [(n,) for n in range(1, 6)], 2: [(1, 0), (0, 1), (1, 1), (2, 1), (2, 2)]}  # by axes
 _SPAN = 12.0  # e-foldings of the fastest wave for which they are
 
 
@@ -164,3 +166,26 @@ def mode_rate(
     span = _SPAN / _shortest(grid)
     grown = np.asarray(expm_multiply(unstable(grid, drift) * span, wave.ravel())).reshape(wave.shape)
     return math.log(float((grown * wave / ground).sum() / (wave * wave / ground).sum())) / span
+
+
+def waves(grid: Grid, drift: Drift, process: str, dimension: int | None = None) -> list[dict[str, Any]]:
+    """Return how fast the slowest waves grow: `wave` (its numbers), `theory` and `measured`.
+
+    Args:
+        grid: whose box the walls of Brownian motion are; waves of Ornstein–Uhlenbeck are watched where they end.
+        drift: of the forward equation.
+        process: "ou" or "brownian".
+        dimension: as in `mode`; there are none of Brownian motion in a ball.
+    """
+    axes, out = len(grid.edges), []
+    if dimension is not None and process == "brownian":
+        return []
+    low, high = ([float(axis[end]) for axis in grid.edges] for end in (0, -1))
+    if process == "ou":
+        middle = math.sqrt(dimension or 0)
+        low, high = ([-8.0] * axes, [8.0] * axes) if dimension is None else ([max(0.0, middle - 7)], [middle + 7])
+    for number in _WAVES[axes]:
+        theory = mode(Grid.even(low, high, [8] * axes), number, process, dimension)[1]
+        measured = mode_rate(low, high, number, drift, process, dimension=dimension)
+        out.append({"wave": list(number), "theory": theory, "measured": measured})
+    return out
