@@ -103,7 +103,7 @@ def _score(run: GeometryRun) -> list[Section]:
     return [
         Section(
             "Beside the exact denoiser of the data",
-            "Small at both ends, and in between where the model generalizes; "
+            "How far the model is from the exact denoiser of these points: at 0 it would replay them; "
             + ("levels where it jumps above its neighbors are marked." if flagged else "no level stands out."),
             [figure],
             tables=[outlying, run.table("ends", ends)],
@@ -178,7 +178,7 @@ def _entropy(run: GeometryRun) -> list[Section]:
     return [
         Section(
             "Three stages",
-            "First all data pull alike, then some do, in the end one: linear, nonlinear, linear.",
+            "Where the entropy is log N all points pull alike, where it is 0 one alone does, and in between some.",
             [figure, *_coefficients(run)],
             tables=[run.table("stages", rows)],
         )
@@ -345,7 +345,10 @@ def _residuals(run: GeometryRun) -> list[Section]:
         "of the start, and for a start drawn at random. In the form of [REG] fig. 13 and 14.",
         maps,
     )
-    reading = "A Gaussian's trajectories have a closed form: the deviation is the residual, with one largest value."
+    reading = (
+        "A Gaussian's trajectories have a closed form: along each eigenvector the residual has one largest value, "
+        "while their sum may have more."
+    )
     return [Section("The law of the residual", reading, [figure, spectrum])]
 
 

@@ -69,8 +69,8 @@ def _forward(run: GeometryRun, found: Mapping[str, Any]) -> list[Figure]:
         figures.append(
             Figure(
                 "forward-paths",
-                "Forward noise paths from the same ends, projected as the trajectories are: cosines, which two by two "
-                "draw Lissajous curves ([REG] sec. 7).",
+                "Forward noise paths from the same ends, projected as the trajectories are: in many dimensions "
+                "cosines, which two by two draw Lissajous curves ([REG] sec. 7).",
                 [Space(axes, curve_points(run, "forward"))],
             )
         )
@@ -110,7 +110,7 @@ def _regularity(run: GeometryRun) -> list[Section]:
     return [
         Section(
             "How alike, and how alike by chance",
-            "One shape for all: distances between trajectories well below those of curves that are smooth by chance. "
+            "Trajectories share a shape where distances between them are well below those by chance. "
             "Each figure is a mean over pairs of curves with its standard error.",
             [*several, *_forward(run, found)],
             tables=[Table("regularity-numbers", ["curves", *KEYS], compared(found))],

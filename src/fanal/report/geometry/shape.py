@@ -91,7 +91,7 @@ def _dimensions(run: GeometryRun) -> list[Section]:
     return [
         Section(
             "In how many dimensions",
-            "How many principal components a trajectory needs beside its chord: two explain nearly all that is left.",
+            "How many principal components a trajectory needs beside its chord, and what is lost in fewer.",
             figures,
             tables=[
                 Table("dimensions", ["dimensions", "variance explained", "mean distance left"], rows, caption),
@@ -211,8 +211,8 @@ def _bending(run: GeometryRun) -> list[Section]:
     return [
         Section(
             "Curvature and torsion",
-            "How sharply each drawn trajectory bends and twists: linear, then curved, then linear again; alike curves "
-            "mean that the trajectories are one curve up to a motion.",
+            "How sharply each drawn trajectory bends and twists: near 0 it is straight; where lines lie on each other, "
+            "the trajectories are one curve up to a motion.",
             [figure],
             tables=[run.table("bending-stages", rows, what="drawn trajectories")],
         )
@@ -243,8 +243,7 @@ def _sizes(run: GeometryRun) -> list[Section]:
     beside = "exact slope" in run.bands
     slope = Figure(
         "slope",
-        "Norm of the noise prediction dx/dsigma over √d: 1 where the model sees plain noise; it shrinks in the last "
-        "stage. "
+        "Norm of the noise prediction dx/dsigma over √d: 1 where the model sees plain noise. "
         + ("Beside it that of the data's exact denoiser on its own trajectory from the same noise. " if beside else "")
         + "In the form of [REG] fig. 12.",
         [run.panel("‖dx/dsigma‖ / √d", run.lines(("slope", "model" if beside else ""), ("exact slope", "exact")))],
@@ -252,7 +251,7 @@ def _sizes(run: GeometryRun) -> list[Section]:
     return [
         Section(
             "Sizes",
-            "States lie on a thin shell, which shrinks with the noise level, and move at an even speed.",
+            "Where its band is narrow, states lie on a thin shell; where the slope is 1, all that moves them is noise.",
             [magnitude, slope],
         )
     ]
@@ -284,7 +283,7 @@ def _predictions(run: GeometryRun) -> list[Section]:
     return [
         Section(
             "The denoising trajectory",
-            "The predictions arrive long before the states do.",
+            "Where a prediction is nearer to the end than its state, it shows early what the run will be.",
             [*film, figure],
             tables=[run.table("arrival", rows)],
         )
@@ -305,7 +304,7 @@ def _preserving(run: GeometryRun) -> list[Section]:
     return [
         Section(
             "In variance-preserving space",
-            "Scaled to unit size, trajectories are no longer straight: shape depends on the space it is seen in.",
+            "The same trajectories, scaled to unit size: how straight they are depends on the space they are seen in.",
             [figure],
             tables=[run.table("z-numbers", rows)],
         )
