@@ -277,6 +277,24 @@ def test_figures_are_the_same_for_any_blocks_and_when_resumed(plane, tmp_path, m
         assert torch.allclose(one[name], other[name], atol=1e-4), name
 
 
+def test_weights_follow_single_points_along_a_run(digits):
+    """[REG] fig. 9(e): of the points that are heaviest at some level, by all weights at all states; some fall again."""
+    kept, data = load_file(digits / "geometry.safetensors"), package.datasets.get("digits8").data("train", 70).x
+    model, exact = network_of(package.load("gaussian:digits8")), Dataset(data)
+    x = package.noise(model.shape, range(5), 80.0)
+    run = Trajectory.record(package.trace(model, x, package.schedules.polynomial(10), Euler()))
+    pairs = zip(run.x[:-1].double(), run.sigmas[:-1], strict=True)
+    every = torch.stack([exact.weights(x, sigma) for x, sigma in pairs], 1)  # (B, N, points)
+    peaks, order = every.amax(1).sort(descending=True)
+    index, told = kept["point_index"], kept["point_weights"]
+    assert index.shape == (5, 5)
+    for b in range(5):
+        assert every[b].amax(0)[index[b]].tolist() == pytest.approx(peaks[b, :5].tolist(), rel=1e-4)
+        assert torch.allclose(told[b], every[b][:, index[b]], rtol=1e-3, atol=1e-6)
+    assert torch.equal(index[:, 0], order[:, 0])
+    assert bool((told[:, -1] < 0.1 * told.amax(1)).any())  # which sorting at each level would hide
+
+
 def test_too_few_samples_for_a_covariance_are_not_compared(digits):
     assert "frechet" not in record(digits)["results"]
 

@@ -95,10 +95,34 @@ def _neighbors(exact: Dataset, found: Diagnosis, few: int) -> dict[str, Tensor]:
 
 
 def _point_weights(exact: Dataset, run: Trajectory, labels: Tensor | None, few: int) -> dict[str, Tensor]:
-    """The largest posterior weights at the states of the first runs, (B, N, K): [REG] fig. 9(e)."""
+    """Posterior weights of the K points that have the largest ones over each of the first runs: [REG] fig. 9(e).
+
+    `point_weights` (B, N, K) follows each of these points along the run, the one with the largest weight first, and
+    `point_index` (B, K) says which they are; −1 where a class has no more.
+    """
     own = None if labels is None else labels[:few]
-    pairs = zip(run.x[:-1], run.sigmas[:-1], strict=True)
-    return {"point_weights": torch.stack([exact.top(x[:few], s, NEIGHBORS, own)[0] for x, s in pairs], 1).cpu()}
+    levels = list(zip(run.x[:-1, :few], run.sigmas[:-1], strict=True))
+    found = [exact.top(x, sigma, NEIGHBORS, own) for x, sigma in levels]
+    weight, index = (torch.stack([each[k] for each in found], 1).cpu() for k in (0, 1))  # (B, N, K), decreasing
+    # what is not among the largest at any level is not among the largest of all
+    chosen = torch.stack([_heaviest(*pair, weight.shape[2]) for pair in zip(weight, index, strict=True)])
+    points = exact.points.rows(chosen.clamp_min(0), "cpu", torch.float64)
+    best = exact.points.rows(index[:, :, 0], "cpu", torch.float64)  # (B, N, d)
+    rows = []
+    for i, (x, sigma) in enumerate(levels):
+        # by what each point is farther than the best one: (y − z)·(2x − y − z)
+        top, here = best[:, i, None], x.flatten(1).cpu().double()[:, None]
+        farther = ((top - points) * (2 * here - top - points)).sum(2)
+        rows.append(weight[:, i, :1] * (-farther / (2 * float(sigma) ** 2)).exp().clamp_max(1) * (chosen >= 0))
+    return {"point_weights": torch.stack(rows, 1), "point_index": chosen}
+
+
+def _heaviest(weight: Tensor, index: Tensor, count: int) -> Tensor:
+    """The points with the largest weights of all levels, each once, filled up with −1."""
+    order = weight.flatten().argsort(descending=True, stable=True)
+    order = order[weight.flatten()[order] > 0]
+    found = list(dict.fromkeys(index.flatten()[order].tolist()))[:count]
+    return torch.tensor([*found, *[-1] * (count - len(found))])
 
 
 def drawn_tensors(

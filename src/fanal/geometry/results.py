@@ -27,7 +27,7 @@ from fanal.summary import as_json
 
 __all__ = ["results_of"]
 
-_PICTURED = ("strip", "rebuilt", "neighbors", "point_weights")
+_PICTURED = ("strip", "rebuilt", "neighbors", "point_weights", "point_index")
 _ROUNDING = 1e-4  # of the predictions' size: score deviations below this are none
 _RISES = {"met": "assumption met", "state": "state rises", "prediction": "prediction rises"}
 

@@ -20,7 +20,7 @@ from fanal.report.study import Section, Table
 __all__ = ["SECTIONS"]
 
 _MOST_RANKS = 1000
-_RANKS = ("largest", "second", "third", "fourth", "fifth")
+_RANKS = ("heaviest point", "second", "third", "fourth", "fifth")
 _BIAS = 1e-10
 
 
@@ -186,7 +186,7 @@ def _entropy(run: GeometryRun) -> list[Section]:
 
 
 def _coefficients(run: GeometryRun) -> list[Figure]:
-    """The largest weights of single points of the data, over the drawn runs."""
+    """Weights of single points of the data along the drawn runs."""
     found = run.tensors.get("point_weights")
     if found is None:
         return []
@@ -200,8 +200,9 @@ def _coefficients(run: GeometryRun) -> list[Figure]:
     return [
         Figure(
             "coefficients",
-            "The largest weights of data points in the exact prediction at the states of the drawn runs, plus 1e-10: "
-            "from 1/N each to one point alone. In the form of [REG] fig. 9(e).",
+            "Weights of single data points in the exact prediction, plus 1e-10, along the drawn runs: of each run, the "
+            f"{len(_RANKS)} points with the largest weights over it, which may rise and fall again. In the form of [REG] "
+            "fig. 9(e).",
             [run.panel("log10 weight", lines)],
         )
     ]
