@@ -16,6 +16,14 @@ def test_eq_4_26_is_4_28_and_4_30_is_4_33():
     holds(losses.same())
 
 
+def test_eq_4_34_drawing_times_stands_in_for_the_weight():
+    """Over uniform times the two denoisers' losses are not in the proportion of the total one's: another loss."""
+    found = holds(losses.unweighted()).values
+    assert found["plain over total at uniform times, wrong denoiser"] != pytest.approx(
+        found["plain over total at uniform times, exact denoiser"], rel=0.02
+    )
+
+
 def test_eq_4_29_the_total_loss_is_the_score_loss_and_a_floor():
     holds(losses.split())
     assert float(losses.judged(humps(), 2000)[0].score.max()) < 1e-12

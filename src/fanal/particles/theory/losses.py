@@ -17,7 +17,7 @@ from fanal.pde.grid import Array
 from fanal.pde.theory.findings import Finding, settled
 from fanal.pde.theory.panels import Curve, Panel, deviations, overlaid
 
-__all__ = ["fisher", "infinite", "judged", "normal_data", "same", "split", "wrong"]
+__all__ = ["fisher", "infinite", "judged", "normal_data", "same", "split", "unweighted", "wrong"]
 
 _FROM = 0.1
 
@@ -27,20 +27,33 @@ def wrong(x: Tensor, sigma: Tensor) -> Tensor:
     return 0.9 * humps()(x, sigma) + 0.2
 
 
-def judged(denoiser: Denoiser, count: int = 20_000) -> tuple[particles.Losses, Tensor]:
-    """Return a denoiser's squared errors on draws of the humps at times uniform in (0.1, 3), and the times."""
-    data, random = humps(), torch.Generator().manual_seed(4)
-    times = _FROM + (START - _FROM) * torch.rand(count, dtype=torch.float64, generator=random)
+def judged(denoiser: Denoiser, count: int = 20_000, early: bool = False) -> tuple[particles.Losses, Tensor]:
+    """Return a denoiser's squared errors on draws of the humps at times in (0.1, 3), and the times.
+
+    Args:
+        denoiser: what is judged.
+        count: of draws.
+        early: draw times with density proportional to `1/(1 − e^{−2t})`, else uniform ones.
+    """
+    data, random = humps(), torch.Generator().manual_seed(44 if early else 4)
+    share = torch.rand(count, dtype=torch.float64, generator=random)
+    times = _FROM + (START - _FROM) * share
+    if early:
+        times = torch.log1p(math.expm1(2 * _FROM) * torch.exp(2 * _weight() * share)) / 2
     return particles.Losses.of(denoiser, data, data.draw(count, seed=3), times, normal(count, 1, seed=5)), times
 
 
+def _weight() -> float:
+    """`∫ dt/(1 − e^{−2t})` over the times."""
+    return math.log(math.expm1(2 * START) / math.expm1(2 * _FROM)) / 2
+
+
 def same() -> Finding:
-    """(4.26) – (4.28), (4.30) – (4.34): sample by sample two pairs of losses are one, and the third is weighted."""
+    """(4.26) – (4.28), (4.30) – (4.33): sample by sample two pairs of losses are one."""
     found, times = judged(wrong)
     pairs = {
         "score, foot": (found.score, found.foot),
         "total, noise": (found.total, found.noise),
-        "noise·(1 − e^(−2t)), plain": (found.noise * -torch.expm1(-2 * times), found.plain),
     }
     off = {name: ((a - b).abs() / (b.abs() + 1e-2)).numpy() for name, (a, b) in pairs.items()}
     some = slice(0, 150)
@@ -60,10 +73,53 @@ def same() -> Finding:
             {"tolerance": 1e-8},
         ),
     )
-    says = "losses of score and of foot are one, those of x0 and of noise too; (4.34) has other weights"
+    says = "losses of score and of foot are one, those of x0 and of noise too"
     error = float(max(own.max() for own in off.values()))
     measured = "largest relative difference of 20,000 samples"
-    return Finding("4.26–4.28, 4.30–4.34", says, measured, error, 1e-8, {}, drawn)
+    return Finding("4.26–4.28, 4.30–4.33", says, measured, error, 1e-8, {}, drawn)
+
+
+def unweighted() -> Finding:
+    """(4.34): without its weight the loss of noise is the total one, if early times are drawn as much more often.
+
+    With density `1/(1 − e^{−2t})/Z` its mean is `(T − t0)/Z` times the mean of (4.33) over uniform times; over uniform
+    times it is another loss, which prefers another denoiser where both cannot be had.
+    """
+    names, rows = ("wrong denoiser", "exact denoiser"), []
+    scale, edges = _weight() / (START - _FROM), np.linspace(_FROM, START, 21)
+    for denoiser in (wrong, humps()):
+        (uniform, _), (drawn, times) = judged(denoiser), judged(denoiser, early=True)
+        rows.append((mean(uniform.total), mean(drawn.plain * scale), mean(uniform.plain)))
+    left, right = (np.array([own[k].value for own in rows]) for k in (0, 1))
+    errors = np.hypot(*(np.array([own[k].se for own in rows]) for k in (0, 1)))
+    middle = (edges[1:] + edges[:-1]) / 2
+    counts = np.histogram(times.numpy(), edges)[0] / len(times) / np.diff(edges)
+    place = np.arange(2.0)
+    panels = (
+        Panel(
+            "times that are drawn",
+            "t",
+            "density",
+            overlaid(middle, -1 / np.expm1(-2 * middle) / _weight(), counts, ["drawn"], "1/(1 − e^(−2t))/Z", "points"),
+        ),
+        Panel(
+            "loss; 0: wrong, 1: exact denoiser",
+            "denoiser",
+            "loss",
+            [
+                Curve("total, uniform times", place, left, "wide", 0),
+                Curve("plain, drawn times, scaled", place, right, "points", 1, errors),
+                Curve("plain, uniform times", place, np.array([own[2].value for own in rows]), "dashed", -1),
+            ],
+        ),
+    )
+    says = "the loss of noise without weight is the total loss, if times are drawn with the weight"
+    values = {
+        f"plain over total at uniform times, {n}": own[2].value / own[0].value
+        for n, own in zip(names, rows, strict=True)
+    }
+    measured = "largest deviation in standard errors, two denoisers"
+    return Finding("4.34", says, measured, float((np.abs(left - right) / errors).max()), 4.0, values, panels)
 
 
 def split() -> Finding:
