@@ -49,7 +49,7 @@ def test_bands_are_those_of_all_trajectories_together(folder, run):
             got = torch.tensor(bands[name][part], dtype=torch.float64)
             assert torch.allclose(got, getattr(whole, part), rtol=1e-4, atol=1e-5), (name, part)
     beside = {"score deviation", "score deviation on exact path", "model x", "exact x", "D(exact x)", "D*(model x)"}
-    beside |= {"apart", "entropy", "log density", "forward magnitude", "exact slope"}
+    beside |= {"apart", "entropy", "log density", "forward magnitude", "exact slope", "d1 / d2"}
     assert set(bands) == set(geometry.measure(run).curves) | beside
 
 

@@ -34,6 +34,7 @@ def test_likelihood_never_falls_along_an_exact_run(data):
     assert bool(found.state.all())
     assert bool(found.prediction.all())
     assert bool(found.assumed.all())
+    assert float(found.ratio.max()) == 0
 
 
 def test_at_a_fixed_bandwidth_it_does_fall(data):
@@ -51,6 +52,7 @@ def test_the_assumption_is_told_where_it_fails(data):
     wild = lambda x, sigma: data(x, sigma) + 1.5 * (x - data(x, sigma))  # noqa: E731
     found = geometry.ascent(data, run(wild_model(wild), 20, steps=10))
     assert not bool(found.assumed[:-1].any())
+    assert torch.allclose(found.ratio[:-1], torch.full_like(found.ratio[:-1], 1.5))  # by construction
     assert not bool(found.state[:-1].all())
 
 

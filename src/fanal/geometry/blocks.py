@@ -89,7 +89,7 @@ def _beside(exact: Dataset, model: Model, setup: Setup, run: Trajectory) -> tupl
     found = diagnose(model, exact, run, setup.solver, run.seeds, labels)
     grown = ascent(exact, run, labels=labels, found=found.optimal)
     rises = {"assumption met": grown.assumed, "state rises": grown.state, "prediction rises": grown.prediction}
-    curves = found.curves | {name: hits.double() for name, hits in rises.items()}
+    curves = found.curves | {name: hits.double() for name, hits in rises.items()} | {"d1 / d2": grown.ratio}
     limits = stages.by_entropy(found.curves["entropy"], run.sigmas[:-1], _flat(exact, labels))
     numbers = found.numbers | {name: hits.double().mean(0) for name, hits in rises.items()}
     numbers |= {"stage.entropy.first": limits.first, "stage.entropy.last": limits.last}

@@ -19,6 +19,9 @@ from fanal.trajectory import Trajectory
 __all__ = ["AnnealedMeanShift", "Ascent", "ascent", "mean_shift"]
 
 
+_LEAST = 1e-12  # distance that counts, where a state is its own prediction
+
+
 @dataclass(frozen=True)
 class AnnealedMeanShift:
     """A solver that goes to the prediction at every level: `x' = D(x, sigma)` (Shen et al. 2005).
@@ -75,11 +78,13 @@ class Ascent:
         prediction: (N, B), whether `p(D) >= p(x)` for the run's own prediction.
         assumed: (N, B), whether the prediction is nearer to the exact one than the state is: `d1 <= d2`, the
             assumption of [REG] prop. 3.
+        ratio: (N, B), `d1/d2` ([GEO] fig. 4).
     """
 
     state: Bool[Tensor, "n b"]
     prediction: Bool[Tensor, "n b"]
     assumed: Bool[Tensor, "n b"]
+    ratio: Float[Tensor, "n b"]
 
 
 def ascent(
@@ -105,7 +110,7 @@ def ascent(
     Raises:
         FanalError: the shapes differ.
     """
-    rows: dict[str, list[Tensor]] = {"state": [], "prediction": [], "assumed": []}
+    rows: dict[str, list[Tensor]] = {"state": [], "prediction": [], "assumed": [], "ratio": []}
     room = slack * run.x[0, 0].numel()
     for i, sigma in enumerate(run.sigmas[:-1]):
         own = exact.posterior(run.x[i], sigma, labels) if found is None else found[i]
@@ -114,4 +119,5 @@ def ascent(
         rows["prediction"].append(exact.log_density(run.denoised[i], sigma, labels) >= here)
         off, way = ((part - best).flatten(1).cpu().double().norm(dim=1) for part in (run.denoised[i], run.x[i]))
         rows["assumed"].append(off <= way)
+        rows["ratio"].append(off / way.clamp_min(_LEAST))
     return Ascent(*(torch.stack([value.cpu() for value in values]) for values in rows.values()))

@@ -54,7 +54,8 @@ def _weights(run: GeometryRun) -> list[Section]:
     )  # fmt: skip
     rows = [["the start", f"{found['start']:.3g}"], ["all predictions", f"{upto[-1]:.6g}"]]
     rows += [["negative ones", f"{-found['negative']:.4g}"]] if found.get("negative") else []
-    return [Section(title, _made(found), [figure], tables=[Table("weights-sum", ["share of", ""], rows)])]
+    total = Table("weights-sum", ["share of", ""], rows, "Shares in the last state above 0.")
+    return [Section(title, _made(found), [figure], tables=[total])]
 
 
 def _made(found: Mapping[str, Any]) -> str:
@@ -106,7 +107,15 @@ def _score(run: GeometryRun) -> list[Section]:
             "How far the model is from the exact denoiser of these points: at 0 it would replay them; "
             + ("levels where it jumps above its neighbors are marked." if flagged else "no level stands out."),
             [figure],
-            tables=[outlying, run.table("ends", ends)],
+            tables=[
+                outlying,
+                run.table(
+                    "ends",
+                    ends,
+                    "Distance of the last states of both runs from their nearest training points and from each other, "
+                    "and share of pairs whose nearest point is the same.",
+                ),
+            ],
         ),
         *_diagnosis(run),
     ]
@@ -180,7 +189,14 @@ def _entropy(run: GeometryRun) -> list[Section]:
             "Three stages",
             "Where the entropy is log N all points pull alike, where it is 0 one alone does, and in between some.",
             [figure, *_coefficients(run)],
-            tables=[run.table("stages", rows)],
+            tables=[
+                run.table(
+                    "stages",
+                    rows,
+                    "Levels at which the entropy leaves log N and reaches 0, each within 5 % of log N, and between "
+                    "which trajectories bend.",
+                )
+            ],
         )
     ]
 
@@ -201,8 +217,8 @@ def _coefficients(run: GeometryRun) -> list[Figure]:
         Figure(
             "coefficients",
             "Weights of single data points in the exact prediction, plus 1e-10, along the drawn runs: of each run, the "
-            f"{len(_RANKS)} points with the largest weights over it, which may rise and fall again. In the form of [REG] "
-            "fig. 9(e).",
+            f"{len(_RANKS)} points with the largest weights over it, which may rise and fall again. In the form of "
+            "[REG] fig. 9(e).",
             [run.panel("log10 weight", lines)],
         )
     ]
@@ -231,7 +247,14 @@ def _arrival(run: GeometryRun) -> list[Section]:
             "When runs look like the data",
             "Where the predictions' curve is down before that of the states, a run shows what it will be before it is.",
             [figure],
-            tables=[Table("frechet-distances", ["sigma", "predictions", "states"], rows)],
+            tables=[
+                Table(
+                    "frechet-distances",
+                    ["sigma", "predictions", "states"],
+                    rows,
+                    "The figure's distances, ± standard error.",
+                )
+            ],
         )
     ]
 
@@ -247,11 +270,12 @@ def _likelihood(run: GeometryRun) -> list[Section]:
         if ("steps" if key == "met" else f"{key} steps") in found
     ]
     panels = [Panel("sigma", "share of trajectories", lines, log_x=True, falling=True, from_zero=True)]
+    panels += [run.panel("d1 / d2", [run.line("d1 / d2", "")], log_y=True)] if "d1 / d2" in run.bands else []
     panels += [run.panel("nats / d", [run.line("log density", "")])] if "log density" in run.bands else []
     figure = Figure(
         "likelihood",
-        "Left: share of trajectories at each step where the prediction is nearer to the exact one than the state is, "
-        "which the theorem assumes, and where the blurred density rises. Right: log density at the states ([GEO] "
+        "Share of trajectories at each step where the prediction is nearer to the exact one than the state is, d1 <= "
+        "d2, which the theorem assumes, and where the blurred density rises; d1 / d2; log density at the states ([GEO] "
         "theorem 1, fig. 4; [REG] prop. 3).",
         panels,
     )
@@ -261,7 +285,14 @@ def _likelihood(run: GeometryRun) -> list[Section]:
             "Does likelihood grow",
             "Where the assumption holds, the density blurred with the step's own sigma cannot fall.",
             [figure],
-            tables=[Table("likelihood-shares", ["share of steps", "mean ± standard error"], rows)],
+            tables=[
+                Table(
+                    "likelihood-shares",
+                    ["share of steps", "mean ± standard error"],
+                    rows,
+                    "Shares over all levels, mean over trajectories.",
+                )
+            ],
         )
     ]
 

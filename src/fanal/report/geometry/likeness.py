@@ -17,7 +17,7 @@ __all__ = ["KEYS", "SECTIONS", "cell", "compared"]
 KEYS = ("procrustes", "curvature", "torsion")
 """How curves are compared."""
 
-_MOST_WRITTEN = 8
+_MOST_WRITTEN, _MOST_TOLD = 8, 210  # groups in a map with numbers, rows of a page's table
 _NULLS = {"smooth": "random smooth curves", "forward": "forward noise paths"}
 
 
@@ -27,19 +27,22 @@ def cell(found: Mapping[str, Any], key: str, i: int, j: int) -> Estimate:
     return estimated({"value": found[key][i][j], "se": None if error is None else error[i][j], "n": 2})
 
 
-def compared(found: Mapping[str, Any]) -> list[list[str]]:
-    """Return rows of how alike curves are: within groups, between the first pairs of them, and by chance.
+def compared(found: Mapping[str, Any], most: int = 3 * _MOST_WRITTEN) -> list[list[str]]:
+    """Return rows of how alike curves are: within groups, between pairs of them, and by chance.
 
     Args:
         found: `regularity` of the results.
+        most: rows of groups and pairs at most; one row more says how many are left out.
     """
     names = found["names"]
     size = range(len(names))
     pairs = [(i, i) for i in size] + [(i, j) for i in size for j in size if i < j]
     rows = []
-    for i, j in pairs[: 3 * _MOST_WRITTEN]:
+    for i, j in pairs[:most]:
         who = f"within {names[i]}" if i == j else f"{names[i]} and {names[j]}"
         rows.append([who, *(cell(found, key, i, j).rounded() for key in KEYS)])
+    if len(pairs) > most:
+        rows.append([f"{len(pairs) - most} more pairs, in run.json", *("" for _ in KEYS)])
     for key, word in _NULLS.items():
         chance = found.get("nulls", {}).get(key, {})
         if chance:
@@ -113,7 +116,14 @@ def _regularity(run: GeometryRun) -> list[Section]:
             "Trajectories share a shape where distances between them are well below those by chance. "
             "Each figure is a mean over pairs of curves with its standard error.",
             [*several, *_forward(run, found)],
-            tables=[Table("regularity-numbers", ["curves", *KEYS], compared(found))],
+            tables=[
+                Table(
+                    "regularity-numbers",
+                    ["curves", *KEYS],
+                    compared(found, _MOST_TOLD),
+                    "How far curves are apart: mean over pairs of them ± standard error.",
+                )
+            ],
         )
     ]
 

@@ -24,6 +24,9 @@ _ROUNDING = 1e-6
 _DRAWN = 30
 """Trajectories that are drawn."""
 
+_TOLD = 12
+"""Levels at which tables tell a curve."""
+
 _FEW, _MUCH = 3, 500_000  # runs in films of many layers, where their pictures have more bytes than this
 
 
@@ -105,10 +108,21 @@ class GeometryRun:
         found = self.numbers.get(name, {}).get("value")
         return None if found is None or not math.isfinite(found) else float(found)
 
-    def table(self, name: str, numbers: Sequence[str], *, what: str = "per trajectory", caption: str = "") -> Table:
+    def table(self, name: str, numbers: Sequence[str], caption: str, *, what: str = "per trajectory") -> Table:
         """Those of the numbers that were measured."""
         rows = [[each, estimate(self.numbers[each])] for each in numbers if each in self.numbers]
         return Table(name, [what, "mean ± standard error"], rows, caption)
+
+    def told(self, name: str, bands: Mapping[str, str], caption: str) -> Table:
+        """Means of bands, by their labels, at some of the levels: those that were measured."""
+        known = {label: self.bands[band] for label, band in bands.items() if band in self.bands}
+        count = min(len(band["mean"]) for band in known.values())
+        rows = [
+            [f"{self.sigmas[i]:.4g}"]
+            + [estimate({"value": band["mean"][i], "se": band["se"][i]}) for band in known.values()]
+            for i in torch.linspace(0, count - 1, min(count, _TOLD)).round().long().tolist()
+        ]
+        return Table(name, ["sigma", *known], rows, caption)
 
     def film(self, name: str, caption: str, layers: Mapping[str, str]) -> list[Figure]:
         """Pictures along the drawn trajectories, those that were kept."""

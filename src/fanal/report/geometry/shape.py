@@ -46,7 +46,14 @@ def _straightness(run: GeometryRun) -> list[Section]:
             "How far from a straight line",
             "Distance of each state from the line through both ends of its trajectory, and from its last state.",
             [figure],
-            tables=[run.table("straightness", rows)],
+            tables=[
+                run.table(
+                    "straightness",
+                    rows,
+                    "Length, over that of pure noise and over the chord, and largest distance from the chord; share of "
+                    "steps that lead no farther from the last state.",
+                )
+            ],
         )
     ]
 
@@ -84,8 +91,8 @@ def _dimensions(run: GeometryRun) -> list[Section]:
         "pca-ratios",
         ["model", "Top-1", "Top-2", "Top-3"],
         [[str(run.config["model"]), *(_percent(run, name) for name in direct)]],
-        "Principal components of the trajectory itself, its chord not taken out, mean ± standard error. In the form of "
-        "[REG] table 7.",
+        "Variance explained by principal components of the trajectory itself, its chord not taken out, mean ± standard "
+        "deviation over trajectories. In the form of [REG] table 7.",
     )
     caption = "Each trajectory rebuilt from its chord and the first principal components of what is off it."
     return [
@@ -157,8 +164,8 @@ def _percent(run: GeometryRun, name: str) -> str:
     found = estimated(run.numbers[name])
     if math.isnan(found.value):
         return "–"
-    error = "" if math.isnan(found.se) else f" ± {100 * found.se:.5f}"
-    return f"{100 * found.value:.5f}{error} %"
+    spread = "" if math.isnan(found.se) else f" ± {100 * found.se * math.sqrt(found.n):.6f}"
+    return f"{100 * found.value:.6f}{spread} %"
 
 
 def _boomerang(run: GeometryRun) -> list[Section]:
@@ -175,7 +182,15 @@ def _boomerang(run: GeometryRun) -> list[Section]:
             "The boomerang",
             "All trajectories are one curve up to a motion, where their lines lie on each other.",
             [figure],
-            tables=[run.table("alignment", rows, what="drawn trajectories")],
+            tables=[
+                run.table(
+                    "alignment",
+                    rows,
+                    "What is left between each drawn trajectory and their common mean after alignment, over that "
+                    "mean's size, most of which is the chord, and over its size across the chord.",
+                    what="drawn trajectories",
+                )
+            ],
         )
     ]
 
@@ -214,7 +229,16 @@ def _bending(run: GeometryRun) -> list[Section]:
             "How sharply each drawn trajectory bends and twists: near 0 it is straight; where lines lie on each other, "
             "the trajectories are one curve up to a motion.",
             [figure],
-            tables=[run.table("bending-stages", rows, what="drawn trajectories")],
+            tables=[
+                run.table(
+                    "bending-stages",
+                    rows,
+                    "Levels between which trajectories bend, and the one down to which that is looked for; what the "
+                    "fitted cubics leave, and how far each curve is from the one that its curvature and torsion "
+                    "determine, over its size and over its size across the chord.",
+                    what="drawn trajectories",
+                )
+            ],
         )
     ]
 
@@ -228,7 +252,8 @@ def _turning(run: GeometryRun) -> list[Section]:
         [run.panel("cosine", [run.line("angle", "")]), run.panel("radians", rotations)],
     )
     reading = "A cosine near 1 and an angle near 0 mean that the run goes straight."
-    return [Section("How it turns", reading, [figure], tables=[run.table("turning-least", ("least cosine",))])]
+    least = run.table("turning-least", ("least cosine",), "The smallest cosine of each trajectory.")
+    return [Section("How it turns", reading, [figure], tables=[least])]
 
 
 def _sizes(run: GeometryRun) -> list[Section]:
@@ -240,6 +265,14 @@ def _sizes(run: GeometryRun) -> list[Section]:
         "predictions. In the form of [GEO] fig. 2a.",
         [run.panel("norm", [*sizes, shell, *run.lines(("denoised magnitude", "predictions"))], log_y=True)],
     )
+    names = {
+        "norm of states": "magnitude",
+        "of the forward process": "forward magnitude",
+        "of predictions": "denoised magnitude",
+        "slope": "slope",
+        "exact slope": "exact slope",
+    }
+    sizes_told = run.told("sizes", names, "The figures' means at some of the levels, ± standard error.")
     beside = "exact slope" in run.bands
     slope = Figure(
         "slope",
@@ -253,6 +286,7 @@ def _sizes(run: GeometryRun) -> list[Section]:
             "Sizes",
             "Where its band is narrow, states lie on a thin shell; where the slope is 1, all that moves them is noise.",
             [magnitude, slope],
+            tables=[sizes_told],
         )
     ]
 
@@ -285,7 +319,18 @@ def _predictions(run: GeometryRun) -> list[Section]:
             "The denoising trajectory",
             "Where a prediction is nearer to the end than its state, it shows early what the run will be.",
             [*film, figure],
-            tables=[run.table("arrival", rows)],
+            tables=[
+                run.table(
+                    "arrival",
+                    rows,
+                    "How bent the predictions' own way is, share of its steps that lead no farther from the end, "
+                    "levels from which on each is within a tenth of the first prediction's distance from the end, and "
+                    "share of levels at which the prediction is the nearer one.",
+                ),
+                run.table(
+                    "images", ("end to encoded image / sqrt d",), "How far runs end from the images that they began as."
+                ),
+            ],
         )
     ]
 
@@ -300,13 +345,15 @@ def _preserving(run: GeometryRun) -> list[Section]:
         "right their norm and their speed, over √d.",
         [run.panel("distance", lines, log_y=True), run.panel("over √d", _speeds(run))],
     )
-    rows = ("z length / chord", "z largest deviation / chord", *_explained(run, "z "))
+    rows = ("z length / chord", "z largest deviation / chord", "z steps nearer to the end", *_explained(run, "z "))
     return [
         Section(
             "In variance-preserving space",
             "The same trajectories, scaled to unit size: how straight they are depends on the space they are seen in.",
             [figure],
-            tables=[run.table("z-numbers", rows)],
+            tables=[
+                run.table("z-numbers", rows, "The same figures as of the trajectories themselves, of z."),
+            ],
         )
     ]
 
