@@ -102,6 +102,21 @@ def test_an_euler_run_points_at_its_predictions(law):
     assert torch.allclose(geometry.angle(straight.x, straight.denoised), torch.ones(1, 5, dtype=torch.float64))
 
 
+def test_an_euler_step_shortens_the_pendulum_as_sigma_falls(law):
+    """[REG] sec. 4.2.1: `‖D_n − x_{n+1}‖ = (sigma'/sigma)·‖D_n − x_n‖`; what the next one differs by is its swing."""
+    sigmas = fanal.schedules.polynomial(15)
+    found = fanal.Trajectory.record(fanal.trace(law, 80 * normal(5, 12, seed=8), sigmas, fanal.solvers.Euler()))
+    before = geometry.pendulum(found.x, found.denoised)
+    after = geometry.pendulum(torch.cat([found.x[1:], found.x[-1:]]), found.denoised)
+    ratio = (sigmas[1:] / sigmas[:-1])[:, None]
+    assert torch.allclose(after, ratio * before, rtol=1e-9, atol=1e-9)
+    assert float(after[-1].max()) < 1e-9  # the step to 0 goes to the prediction
+    swing = (found.denoised[1:] - found.denoised[:-1]).norm(dim=2)
+    off = (before[1:] - after[:-1]).abs()
+    assert bool((off <= swing + 1e-9).all())
+    assert float(off.max()) > 1  # which is no rounding
+
+
 @pytest.mark.parametrize(("solver", "order"), [(fanal.solvers.Euler(), 1), (fanal.solvers.Heun(), 2)])
 def test_deviation_converges_to_the_closed_form(law, solver, order):
     """[REG] eq. 23: at the solver's order."""

@@ -74,6 +74,20 @@ def test_tables_by_level_are_the_bands(everything):
     assert tables["pca-ratios"].rows[0][2] == f"{100 * value:.6f} ± {100 * spread:.6f} %"
 
 
+def test_the_pendulum_is_drawn_beside_the_noise_level(everything):
+    """It is the speed times sigma √d, so that its contraction is the ratio of successive speeds."""
+    (figure,) = [each for each in geometry_page(everything, record(everything)).figures if each.name == "pendulum"]
+    way, contraction = figure.drawings
+    results = record(everything)["results"]
+    bands, sigmas = results["bands"], results["sigmas"]
+    assert list(way.lines[0].y) == pytest.approx(bands["pendulum"]["mean"], rel=1e-5)
+    assert list(way.lines[1].y) == pytest.approx([8 * sigma for sigma in sigmas[:-1]], rel=1e-5)
+    speed = bands["slope"]["mean"]
+    want = [after / before for before, after in zip(speed[:-1], speed[1:], strict=True)]
+    assert list(contraction.lines[0].y) == pytest.approx(want, rel=1e-4)
+    assert list(contraction.lines[0].x) == pytest.approx(sigmas[: len(want)], rel=1e-5)
+
+
 def test_pairs_that_a_table_leaves_out_are_counted():
     """Of 30 groups, 465 pairs: 24 in the terminal, 210 on a page, and how many more there are."""
     size = 30

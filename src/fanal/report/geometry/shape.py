@@ -253,7 +253,27 @@ def _turning(run: GeometryRun) -> list[Section]:
     )
     reading = "A cosine near 1 and an angle near 0 mean that the run goes straight."
     least = run.table("turning-least", ("least cosine",), "The smallest cosine of each trajectory.")
-    return [Section("How it turns", reading, [figure], tables=[least])]
+    return [Section("How it turns", reading, [figure, _pendulum(run)], tables=[least])]
+
+
+def _pendulum(run: GeometryRun) -> Figure:
+    """The way from each state to its prediction, and how each step contracts it beside how sigma falls."""
+    mean, side = run.bands["pendulum"]["mean"], math.sqrt(run.d)
+    inner = [i for i in range(len(mean) - 1) if mean[i] > 0]
+    ratios = [mean[i + 1] / mean[i] * run.sigmas[i] / run.sigmas[i + 1] for i in inner]
+    keep = run.kept(len(inner))
+    contraction = Line("", short(run.levels[inner[k]] for k in keep), short(ratios[k] for k in keep))
+    lines = [
+        run.line("pendulum", "‖D − x‖"),
+        run.along([sigma * side for sigma in run.levels[: len(mean)]], "sigma √d", dashed=True),
+    ]
+    return Figure(
+        "pendulum",
+        "Left: distance of the prediction from the state. Right: its mean after a step over that before it, over the same "
+        "ratio of sigma: 1 where the pendulum shortens as sigma falls. An Euler step alone does exactly that; the rest is "
+        "the swing of the prediction ([REG] sec. 4.2.1).",
+        [run.panel("distance", lines, log_y=True), run.panel("contraction / that of sigma", [contraction])],
+    )
 
 
 def _sizes(run: GeometryRun) -> list[Section]:
