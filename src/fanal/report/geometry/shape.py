@@ -269,9 +269,9 @@ def _pendulum(run: GeometryRun) -> Figure:
     ]
     return Figure(
         "pendulum",
-        "Left: distance of the prediction from the state. Right: its mean after a step over that before it, over the same "
-        "ratio of sigma: 1 where the pendulum shortens as sigma falls. An Euler step alone does exactly that; the rest is "
-        "the swing of the prediction ([REG] sec. 4.2.1).",
+        "Left: distance of the prediction from the state. Right: its mean after a step over that before it, over the "
+        "same ratio of sigma: 1 where the pendulum shortens as sigma falls. An Euler step alone does exactly that; the "
+        "rest is the swing of the prediction ([REG] sec. 4.2.1).",
         [run.panel("distance", lines, log_y=True), run.panel("contraction / that of sigma", [contraction])],
     )
 
