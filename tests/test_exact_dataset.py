@@ -131,6 +131,19 @@ def test_nearest_and_top_are_brute_force(dtype):
     assert torch.allclose(weight, known, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("law", [Dataset, lambda y: Gaussian(y[0], 0.01), lambda y: Mixture(y, std=0.1)])
+def test_a_plain_number_keeps_its_digits(law):
+    """0.002 in float32 is off by 5e-8 of it, which are nats in many dimensions far from the points."""
+    D, x = law(normal(20, 3072, seed=1)), 3 * normal(2, 3072, seed=2)
+    whole, half = torch.tensor(0.002, dtype=torch.float64), torch.tensor(0.002)
+    assert torch.equal(D.log_density(x, 0.002), D.log_density(x, whole))
+    assert torch.equal(D(x, 0.002), D(x, whole))
+    if law is Dataset:
+        assert float((D.log_density(x, half) - D.log_density(x, whole)).abs().min()) > 1
+    else:
+        assert torch.equal(D.score(x, 0.002), D.score(x, whole))
+
+
 def test_each_sample_has_its_own_sigma():
     points, x = normal(30, 4), normal(3, 4, seed=1)
     D, levels = Dataset(points), torch.tensor([5.0, 0.7, 0.05])
@@ -293,7 +306,7 @@ def test_one_pass_tells_all_three(monkeypatch):
         points[:5] + 0.8 * normal(5, 768, seed=2).float(),
         torch.tensor([0, 1, 2, 3, 0]),
     )
-    apart = D(x, torch.tensor(0.8), wanted), D.log_density(x, 0.8, wanted), D.entropy(x, 0.8, wanted)
+    apart = D(x, 0.8, wanted), D.log_density(x, 0.8, wanted), D.entropy(x, 0.8, wanted)
     passes, one = [], dataset.stream
     monkeypatch.setattr(dataset, "stream", lambda *words: passes.append(words) or one(*words))
     found = D.posterior(x, 80.0, wanted)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
 from fanal.exact.derivatives import Denoise, Density
-from fanal.exact.gaussian import accumulator, flat
+from fanal.exact.gaussian import accumulator, flat, level_of
 from fanal.exact.streaming import BLOCK, Points, Query, Rows, Sums, closest, moments, stream
 
 __all__ = ["Dataset", "Posterior"]
@@ -94,7 +94,7 @@ class Dataset(Denoiser):
             FanalError: a shape does not fit, sigma is not positive, or a label is none of the classes, or of an empty
                 one.
         """
-        wide, level = flat(x, torch.as_tensor(sigma), self.shape)
+        wide, level = flat(x, sigma, self.shape)
         if not bool((level > 0).all()):
             raise FanalError(f"the denoiser of a data set needs sigma > 0, got {sigma}")
         narrow = wide.to(x.dtype) if x.dtype in (torch.float32, torch.float64) else wide.float()
@@ -185,7 +185,7 @@ class Dataset(Denoiser):
         Raises:
             FanalError: a shape does not fit, sigma is not positive, or a label is none of the classes.
         """
-        return Denoise.apply(x, torch.as_tensor(sigma), self, labels)  # pyright: ignore[reportReturnType]
+        return Denoise.apply(x, level_of(sigma), self, labels)  # pyright: ignore[reportReturnType]
 
     def _dense(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """All logits, (B, N), and all points at once, in plain operations: differentiable again and again."""
@@ -209,7 +209,7 @@ class Dataset(Denoiser):
         Raises:
             FanalError: as the denoiser.
         """
-        return Density.apply(x, torch.as_tensor(sigma), self, labels)  # pyright: ignore[reportReturnType]
+        return Density.apply(x, level_of(sigma), self, labels)  # pyright: ignore[reportReturnType]
 
     def _density(self, query: Query, log_sum: Tensor) -> Tensor:
         """Log density from the sum over the points."""

@@ -11,7 +11,7 @@ from fanal.errors import FanalError
 from fanal.exact.covariance import Covariance, LowRank
 from fanal.exact.fitting import moments_of
 
-__all__ = ["Gaussian", "accumulator", "flat"]
+__all__ = ["Gaussian", "accumulator", "flat", "level_of"]
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -19,7 +19,12 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def flat(x: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def level_of(sigma: Tensor | float) -> Tensor:
+    """Return a noise level as a tensor; a plain number keeps its digits, of which torch's default would drop half."""
+    return sigma if isinstance(sigma, Tensor) else torch.as_tensor(sigma, dtype=torch.float64)
+
+
+def flat(x: Tensor, sigma: Tensor | float, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return x as (B, d) and sigma as () or (B, 1), both in the accumulating dtype.
 
     Raises:
@@ -27,7 +32,7 @@ def flat(x: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tens
     """
     if tuple(x.shape[1:]) != shape:
         raise FanalError(f"expected a batch of shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
-    sigma = torch.as_tensor(sigma)
+    sigma = level_of(sigma)
     if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != len(x)):
         raise FanalError(f"sigma must be 0-d or have one entry per sample, got shape {tuple(sigma.shape)}")
     if not bool((sigma >= 0).all()):

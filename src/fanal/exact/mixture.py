@@ -12,7 +12,7 @@ from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
 from fanal.exact.covariance import Covariance, LowRank
 from fanal.exact.fitting import moments_of
-from fanal.exact.gaussian import flat
+from fanal.exact.gaussian import flat, level_of
 
 __all__ = ["Mixture"]
 
@@ -151,7 +151,7 @@ class Mixture(Denoiser):
     def score(self, x: Float[Tensor, "b *d"], sigma: Tensor) -> Float[Tensor, "b *d"]:
         """Return `∇ log p(x; sigma) = (D − x)/sigma²`, formed in float64 before rounding to the dtype of x."""
         points, level = flat(x, sigma, self.shape)
-        denoised = self(x.to(points.dtype), torch.as_tensor(sigma)).flatten(1)
+        denoised = self(x.to(points.dtype), level_of(sigma)).flatten(1)
         return ((denoised - points) / level**2).reshape(x.shape).to(x.dtype)
 
     def log_density(self, x: Float[Tensor, "b *d"], sigma: Tensor) -> Float[Tensor, " b"]:
