@@ -189,6 +189,9 @@ def test_models_and_finished_runs_and_classes_are_compared(tmp_path):
     assert own["groups"][13] == "data:digits8,count=90 3"
     with pytest.raises(FanalError, match="given once"):
         GeometryConfig("mixture:ring8", against=("mixture:ring8",))
+    without = GeometryConfig("data:digits8,count=90", label="each", against=("gaussian:digits8",), **shared)
+    with pytest.raises(FanalError, match="takes no class labels.*into a run folder, and give that folder"):
+        measure(without, tmp_path / "four")
     other = GeometryConfig("gaussian:digits8", against=(str(one),), **(shared | {"steps": 9}))
     with pytest.raises(FanalError, match="other levels"):
         measure(other, tmp_path / "three")

@@ -38,13 +38,13 @@ def test_likelihood_never_falls_along_an_exact_run(data):
 
 
 def test_at_a_fixed_bandwidth_it_does_fall(data):
-    """Against the printed "any positive bandwidth": a few per cent of steps go down."""
+    """Against the printed "any positive bandwidth": 6 to 14 % of steps go down, of 12,000."""
     path = run(data, 300)
     falls = []
-    for h in (0.2, 1.0, 5.0):
+    for h in (0.05, 0.2, 1.0, 2.0, 5.0, 20.0):
         level = torch.stack([data.log_density(x, h) for x in path.x])
         falls.append(float((level.diff(dim=0) < -1e-9).double().mean()))
-    assert max(falls) > 0.02
+    assert [min(falls), max(falls)] == pytest.approx([0.061, 0.141], abs=0.005)
 
 
 def test_the_assumption_is_told_where_it_fails(data):

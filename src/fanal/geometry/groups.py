@@ -80,7 +80,15 @@ def rival_of(text: str, config: SampleConfig, setup: Setup) -> Rival:
     place = Path(text)
     if (place / "geometry.safetensors").is_file() and read_json(place / "run.json").get("command") == "geometry":
         return _finished(place, setup)
-    other, _ = prepare(dataclasses.replace(config, model=text, noise=None))
+    try:
+        other, _ = prepare(dataclasses.replace(config, model=text, noise=None))
+    except FanalError as error:
+        if config.label is None and config.prompt is None:
+            raise
+        raise FanalError(
+            f"{error}: models are compared under the run's own conditions; measure {text} without them into a run "
+            "folder, and give that folder in its place"
+        ) from error
     other = dataclasses.replace(other, sigmas=setup.sigmas)
     size = int(torch.Size(other.network.shape).numel())
     content = identity(other.config, other.network)["model"]

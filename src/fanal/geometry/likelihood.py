@@ -98,7 +98,8 @@ def ascent(
     """Return where likelihood grew along a run, and where the proof's assumption holds.
 
     [GEO] theorem 1 and [REG] prop. 3 say "for any positive bandwidth"; their proofs hold for the bandwidth that is the
-    step's sigma, and so it is measured here. At a fixed one, 5 to 13 % of an exact run's steps go down.
+    step's sigma, and so it is measured here. At a fixed one from 0.05 to 20, 6 to 14 % of the steps of exact runs
+    over 20 points in the plane go down.
 
     Args:
         exact: of the data.
