@@ -16,8 +16,9 @@ from fanal.bench.support_cells import Grid
 from fanal.bench.support_guided import busiest, deciding, placed
 from fanal.bench.support_hunt import Suspect, climb, final_distance, retried, search
 from fanal.bench.support_network import Drawn, network_scores, train_network
-from fanal.bench.support_results import broken, failures, fits, needed
+from fanal.bench.support_results import broken, exponents, failures, needed
 from fanal.bench.support_studies import Sizes, nonlinear
+from fanal.bench.support_tables import tables
 from fanal.errors import FanalError
 from fanal.guidance import ClassifierFree
 from fanal.schedules import polynomial
@@ -181,21 +182,33 @@ def cell(**own):
     return {**plain, "part": fine, "whole": fine, **own}
 
 
-def test_fits_find_the_exponents_that_distances_were_made_with():
-    cells = []
-    for k, (delta, scale, steps) in enumerate(
-        (d, w, n) for d in (0.003, 0.01, 0.03) for w in (1.0, 3.0, 10.0) for n in (10, 40, 160)
-    ):
-        distance = 4.0 * delta**1.0 * scale**0.5 * (1 / steps) ** 0.25 * (1 + 1e-3 * (-1) ** k)
-        own = {"q50": 0, "q90": distance, "q99": distance, "worst": distance}
-        cells.append(cell(score=f"error:{delta}", scale=scale, steps=steps, part=own))
-    blown = cell(score="error:0.3", scale=30.0, part={"q50": 0, "q90": 4e5, "q99": 4e5, "worst": 4e5})
-    found = fits([*cells, blown, cell()])
-    assert (found["used"], found["left out"]) == (27, 1)
-    for name, wanted in (("delta", 1.0), ("scale", 0.5), ("step", 0.25)):
-        assert found[name]["value"] == pytest.approx(wanted, abs=3e-3)
-        assert found[name]["se"] < 2e-3
-    assert "delta" not in fits(cells[:4])
+def test_exponents_are_those_that_distances_were_made_with():
+    """`w·δ` below a bend and `δ²·w³` above it; what exact scores decide and what blew up tells nothing."""
+
+    def distance(delta, scale, steps):
+        return 4.0 * (delta * scale if delta < 0.02 else delta**2 * scale**3) * (1 / steps) ** 0.25
+
+    def made(score, far, **own):
+        return cell(score=score, part={"q50": 0, "q90": far, "q99": far, "worst": far}, **own)
+
+    places = [(d, w, n) for d in (0.003, 0.01, 0.03, 0.1) for w in (1.0, 3.0) for n in (10, 40)]
+    cells = [made(f"error:{d}", distance(d, w, n), scale=w, steps=n) for d, w, n in places]
+    cells += [made("error:0.3", 4e5, scale=w, steps=n) for w in (1.0, 3.0) for n in (10, 40)]
+    cells += [made("exact", 3e-3, steps=10), made("exact", 1e-9, steps=40), made("exact", 1e-9, scale=3.0, steps=40)]
+    found = exponents(cells)
+    delta = {(row["scale"], row["steps"], row["delta"]): (row["to"], row["value"]) for row in found["delta"]}
+    assert delta[3.0, 40, 0.003] == (0.01, pytest.approx(1.0))
+    assert delta[3.0, 40, 0.03] == (0.1, pytest.approx(2.0))
+    assert delta[3.0, 40, 0.1] == (0.3, None)  # blown up
+    assert delta[1.0, 10, 0.003] == (0.01, None)  # exact scores end a third as far
+    scale = {(row["delta"], row["steps"]): row["value"] for row in found["scale"]}
+    assert (scale[0.01, 40], scale[0.1, 40]) == (pytest.approx(1.0), pytest.approx(3.0))
+    step = {(row["delta"], row["scale"]): row["value"] for row in found["step"]}
+    assert step[0.03, 3.0] == pytest.approx(0.25)
+    text = tables({"cells": {}, "exponents": found})
+    assert "| in δ, 40 steps: w | δ 0.003 to 0.01 |" in text
+    assert "| 3 | 1.00 |" in text
+    assert "from 10 to 40 steps" in text
 
 
 def test_failures_are_counted_by_what_they_break():
@@ -216,8 +229,8 @@ def test_failures_are_counted_by_what_they_break():
 def test_steps_needed_are_those_after_the_last_failure():
     shares = {10: 0.5, 20: 0.0, 40: 0.1, 80: 0.0, 160: 0.0}
     off = {n: {**cell()["part"], "off": {"value": share, "se": 0.1, "n": 9}} for n, share in shares.items()}
-    rows = needed([cell(steps=n, part=part) for n, part in off.items()])
-    assert rows[0]["from"] == 80
+    rows = needed([cell(steps=n, part=part) for n, part in off.items()] + [cell(process="eta2", steps=10)])
+    assert [(row["process"], row["from"]) for row in rows] == [("ddim", 80), ("eta2", 10)]
 
 
 def test_the_nonlinear_interval_is_where_a_path_turns():

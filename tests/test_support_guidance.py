@@ -127,7 +127,7 @@ def test_a_classifier_and_classifier_free_guidance_are_one_with_exact_scores(nam
 
 def test_perturbed_scores_are_wrong_by_the_share_and_by_a_function():
     goal = target("circle")
-    wrong, other = Perturbed(goal.part, 0.05, 1), Perturbed(goal.part, 0.05, 2)
+    wrong = Perturbed(goal.part, 0.05, 1)
     x = noise((2,), range(64), 1.0, dtype=torch.float64)
     for sigma in (0.01, 1.0, 40.0):
         level = t(sigma)[0]
@@ -137,10 +137,24 @@ def test_perturbed_scores_are_wrong_by_the_share_and_by_a_function():
         assert torch.equal(wrong(x, level), wrong(x, level))
         assert torch.allclose(wrong(x[:3], level), wrong(x, level)[:3])  # of the state alone
     field = wrong.field(x, t(1.0)[0])
-    assert float((field * other.field(x, t(1.0)[0])).sum(1).abs().mean()) < 0.95  # two networks err in their own ways
     near = wrong.field(x + 1e-4, t(1.0)[0])
     assert float((near - field).norm(dim=1).median()) < 1e-2  # smooth
     assert torch.equal(Perturbed(goal.part, 0.0)(x, t(1.0)[0]), goal.part(x, t(1.0)[0]))
+
+
+@pytest.mark.parametrize("d", [2, 64])
+def test_wrong_scores_err_independently_and_as_smoothly_in_any_dimension(d):
+    """By seeds the cosine of two fields has the mean 0 and the variance 1/d of random directions in d dimensions."""
+    law, level = Gaussian(torch.zeros(d, dtype=torch.float64), 1.0), t(0.7)[0]
+    x, step = noise((d,), range(8), 1.0, dtype=torch.float64), 0.1 * noise((d,), range(8, 16), 1.0, dtype=torch.float64)
+    fields = torch.stack([Perturbed(law, 0.1, seed).field(x, level) for seed in range(400)])
+    cosines = (fields[::2] * fields[1::2]).sum(2).mean(1)  # of 200 pairs
+    assert abs(float(cosines.mean())) < 4 * float(cosines.std()) / math.sqrt(200)
+    squares = (fields[::2] * fields[1::2]).sum(2).square().mean(1)
+    assert abs(float(squares.mean()) - 1 / d) < 4 * float(squares.std()) / math.sqrt(200)
+    moved = torch.stack([Perturbed(law, 0.1, seed).field(x + step, level) for seed in range(0, 400, 4)])
+    # Each wave turns by 2·0.1/√(1 + 0.7²) = 0.16 in root mean square, and each coordinate of the field with it.
+    assert 0.05 < float((moved - fields[::4]).norm(dim=2).median()) < 0.2
 
 
 def test_a_blurred_law_is_the_gaussian_of_larger_variance():

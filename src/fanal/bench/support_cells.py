@@ -91,12 +91,12 @@ def counted(scores: Scores) -> Scores:
     return Scores(Counted(scores.told), Counted(scores.free))
 
 
-def scores_for(goal: Target, name: str, trained: Scores | None) -> Scores:
-    """Return the scores of a cell."""
+def scores_for(goal: Target, name: str, trained: Scores | None, seed: int) -> Scores:
+    """Return the scores of a cell; the seed decides how wrong ones err."""
     if name == "network":
         assert trained is not None
         return trained
-    return exact(goal, float(name.partition(":")[2] or 0))
+    return exact(goal, float(name.partition(":")[2] or 0), seed)
 
 
 def run_cells(
@@ -108,13 +108,13 @@ def run_cells(
         study: whose cells they are.
         cells: of one target, form, process and score.
         count: samples of each.
-        first: their first seed.
+        first: their first seed, and that of the fields by which scores are wrong.
         near: distance that counts as on the support, in units of the target's size.
         trained: of the score "network".
     """
     goal = goal_of(cells[0].target)
     x, seeds = start(goal, count, first)
-    scores = counted(scores_for(goal, cells[0].score, trained))
+    scores = counted(scores_for(goal, cells[0].score, trained, first))
     tensors: dict[str, Tensor] = {}
     rows: list[dict[str, Any]] = []
     for cell in cells:

@@ -1,20 +1,19 @@
-"""What the cells of `fanal bench support` say together: fits, failures by broken assumption, steps that are needed."""
+"""What the cells of `fanal bench support` say together: exponents, failures by assumption, steps needed."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from fanal.bench.plans import Found
 
-__all__ = ["ASSUMPTIONS", "broken", "failures", "fits", "needed", "results_of"]
+__all__ = ["ASSUMPTIONS", "broken", "exponents", "failures", "needed", "results_of"]
 
 _RATIO = math.log(80.0 / 0.002)  # of the grids' ends
 _SAFE = 1.0  # w·h above which a step is called long
-_POWER = (3e-4, 0.5)  # distances that exact scores do not reach, and that have not blown up
+_ABOVE, _MOST = 3.0, 0.5  # distances that errors decide: this many times those of exact scores, and not blown up
 
 ASSUMPTIONS = ("exact scores", "exponential integrator", "order 1", "support geometry", "step size")
 """What a cell may break: its scores are exact; its process is an exponential integrator; of order 1, so that it does
@@ -53,32 +52,42 @@ def failures(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def fits(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Fit `log q90 = a + b·log δ + c·log w + e·log(1/steps)` to the distances from the support of the condition.
+def exponents(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return how the distance from S_c grows with δ, with w and with the length of a step, between neighboring cells.
 
-    Only distances between what exact scores reach, 3e-4, and half of the circle's radius are used.
+    Of two cells that differ in one of them alone it is `log(q90'/q90) / log(v'/v)`, with q90 the 90 % quantile. There
+    is no single power law, so nothing is fitted over all. It is None where a distance is less than three times what
+    exact scores reach with the same scale and steps, or more than half the circle's radius.
+
+    Args:
+        cells: of the study "errors", those with exact scores among them.
 
     Returns:
-        Slopes with standard errors by name, the number of cells used and left out, and the residual's deviation.
+        Rows by the name of what differs: "delta", "scale" or "step"; v is 1/steps for the last; `to` is its next value.
     """
-    own = [cell for cell in cells if cell["score"].startswith("error:") and cell["form"] == "classifier-free"]
-    used = [cell for cell in own if _POWER[0] < cell["part"]["q90"] < _POWER[1]]
-    names = ("delta", "scale", "step")
-    if len(used) < len(names) + 3:
-        return {"used": len(used), "left out": len(own) - len(used)}
-    rows = [[1.0, math.log(_delta(c)), math.log(c["scale"]), math.log(1 / c["steps"])] for c in used]
-    design, goal = np.array(rows), np.log([c["part"]["q90"] for c in used])
-    solved, _, rank, _ = np.linalg.lstsq(design, goal, rcond=None)
-    if rank < design.shape[1]:
-        return {"used": len(used), "left out": len(own) - len(used)}
-    left = goal - design @ solved
-    variance = float(left @ left) / (len(used) - design.shape[1])
-    errors = np.sqrt(np.diag(variance * np.linalg.inv(design.T @ design)))
-    slopes = {
-        name: {"value": float(solved[1 + k]), "se": float(errors[1 + k]), "n": len(used)}
-        for k, name in enumerate(names)
+    own = [cell for cell in cells if cell["form"] == "classifier-free"]
+    floor: dict[tuple[float, ...], float] = {
+        (c["scale"], c["steps"]): c["part"]["q90"] for c in own if c["score"] == "exact"
     }
-    return {"used": len(used), "left out": len(own) - len(used), "residual": math.sqrt(variance), **slopes}
+    at: dict[tuple[float, ...], float] = {
+        (_delta(c), c["scale"], c["steps"]): c["part"]["q90"] for c in own if c["score"].startswith("error:")
+    }
+    out: dict[str, list[dict[str, Any]]] = {}
+    for axis, name in enumerate(("delta", "scale", "step")):
+        values = sorted({place[axis] for place in at})
+        following = {**dict(itertools.pairwise(values)), values[-1]: math.nan} if values else {}
+        out[name] = []
+        for place in sorted(at):
+            there = (*place[:axis], following[place[axis]], *place[axis + 1 :])
+            if there not in at:
+                continue
+            ends = [(at[key], floor.get(key[1:], 0.0)) for key in (place, there)]
+            tells = all(max(_ABOVE * least, math.ulp(0.0)) <= distance <= _MOST for distance, least in ends)
+            grows = math.log(there[axis] / place[axis]) * (-1 if name == "step" else 1)
+            value = math.log(ends[1][0] / ends[0][0]) / grows if tells else None
+            row = dict(zip(("delta", "scale", "steps"), place, strict=True))
+            out[name].append({**row, "to": there[axis], "value": value})
+    return out
 
 
 def _delta(cell: Mapping[str, Any]) -> float:
@@ -86,18 +95,19 @@ def _delta(cell: Mapping[str, Any]) -> float:
 
 
 def needed(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return from how many steps on every sample ends on the support, for each target and scale."""
-    groups: dict[tuple[str, float], dict[int, Mapping[str, Any]]] = {}
+    """Return from how many steps on every sample ends on the support, for each target, process and scale."""
+    groups: dict[tuple[str, str, float], dict[int, Mapping[str, Any]]] = {}
     for cell in cells:
-        groups.setdefault((cell["target"], cell["scale"]), {})[cell["steps"]] = cell
+        groups.setdefault((cell["target"], cell["process"], cell["scale"]), {})[cell["steps"]] = cell
     rows = []
-    for (target, scale), by_steps in groups.items():
+    for (target, process, scale), by_steps in groups.items():
         steps = sorted(by_steps)
         bad = [count for count in steps if by_steps[count]["part"]["off"]["value"] > 0]
         good = [count for count in steps if not bad or count > bad[-1]]
         off = {count: by_steps[count]["part"]["off"] for count in steps}
         worst = {count: by_steps[count]["part"]["worst"] for count in steps}
-        rows.append({"target": target, "scale": scale, "from": good[0] if good else None, "off": off, "worst": worst})
+        row = {"target": target, "process": process, "scale": scale, "from": good[0] if good else None}
+        rows.append({**row, "off": off, "worst": worst})
     return rows
 
 
@@ -119,7 +129,7 @@ def results_of(found: Sequence[Found], model: str | None = None) -> dict[str, An
     if once:
         out["failures"] = failures(list(once.values()))
     if "errors" in cells:
-        out["fits"] = fits(cells["errors"])
+        out["exponents"] = exponents(cells["errors"])
     if "limit" in cells:
         out["needed"] = needed(cells["limit"])
     for name in ("noise", "interval", "hunt"):

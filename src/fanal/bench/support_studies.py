@@ -60,12 +60,16 @@ class Sizes:
             processes=tuple(PROCESSES),
             scores=("exact", "error:0.01", "error:0.1", "network"),
             scales=(0.0, 1.0, 3.0, 10.0, 30.0, 100.0),
-            steps=(2, 5, 10, 20, 50),
+            steps=(2, 5, 10, 20, 50, 200),
         )
     )
     forms: Grid = field(
         default_factory=lambda: Grid(
-            forms=tuple(FORMS), processes=("ddim", "ddpm", "maruyama"), scales=(1.0, 10.0, 100.0), steps=(5, 20, 50)
+            targets=("circle", "outlier"),
+            forms=tuple(FORMS),
+            processes=("ddim", "ddpm", "maruyama"),
+            scales=(1.0, 10.0, 30.0, 100.0),
+            steps=(5, 20, 50),
         )
     )
     targets: Grid = field(
@@ -78,7 +82,7 @@ class Sizes:
     )
     errors: Grid = field(
         default_factory=lambda: Grid(
-            scores=tuple(f"error:{delta:g}" for delta in (0.003, 0.01, 0.03, 0.1, 0.3)),
+            scores=("exact", *(f"error:{delta:g}" for delta in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3))),
             scales=(1.0, 3.0, 10.0, 30.0),
             steps=(10, 40, 160),
         )
@@ -86,6 +90,7 @@ class Sizes:
     limit: Grid = field(
         default_factory=lambda: Grid(
             targets=("circle", "outlier"),
+            processes=("ddim", "ddpm", "eta2"),
             scales=(3.0, 10.0, 30.0, 100.0),
             steps=(5, 10, 20, 40, 80, 160, 320, 640),
         )
@@ -109,7 +114,7 @@ class Sizes:
             grid=Grid(processes=two, scores=("exact", "error:0.1", "network"), **few),
             forms=Grid(forms=("classifier-free", "autoguidance"), processes=two, **few),
             targets=Grid(targets=("square", "outlier"), **few),
-            errors=Grid(scores=("error:0.01", "error:0.1"), **few),
+            errors=Grid(scores=("exact", "error:0.01", "error:0.1"), **few),
             limit=Grid(targets=("outlier",), scales=(3.0,), steps=(5, 20)),
             noise=64,
             intervals=("circle",),

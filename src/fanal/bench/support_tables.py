@@ -8,11 +8,14 @@ from typing import Any
 from fanal.bench.plots import Line, Panel
 from fanal.bench.schedule_tables import markdown
 from fanal.metrics import Estimate
+from fanal.report.geometry.run import estimated
 
 __all__ = ["panels", "tables"]
 
 _LEAST = 1e-9
 _KEYS = ("target", "form", "process", "score")
+_SHORT = {"delta": "δ", "scale": "w"}
+_GROWS = {"delta": ("scale", "delta"), "scale": ("delta", "scale"), "step": ("scale", "delta")}  # rows and columns
 
 
 def _short(value: float) -> str:
@@ -20,23 +23,28 @@ def _short(value: float) -> str:
 
 
 def _percent(row: Mapping[str, Any]) -> str:
-    return Estimate(**row).percent()
+    return estimated(row).percent()
 
 
-def _cells(own: Sequence[Mapping[str, Any]]) -> str:
-    """One line per target, form, process and score; columns are scale and steps: 99 % quantile / worst case."""
+def _distances(cell: Mapping[str, Any]) -> str:
+    return f"{_short(cell['whole']['q99'])} / {_short(cell['whole']['worst'])}"
+
+
+def _off(cell: Mapping[str, Any]) -> str:
+    return " / ".join(f"{100 * cell[name]['off']['value']:.0f}" for name in ("whole", "part")) + " %"
+
+
+def _cells(own: Sequence[Mapping[str, Any]], write: Callable[[Mapping[str, Any]], str]) -> str:
+    """One line per target, form, process and score; columns are scale and steps."""
     columns = sorted({(cell["scale"], cell["steps"]) for cell in own})
     groups: dict[tuple[str, ...], dict[tuple[float, int], Mapping[str, Any]]] = {}
     for cell in own:
         groups.setdefault(tuple(cell[key] for key in _KEYS), {})[cell["scale"], cell["steps"]] = cell
     varied = [k for k in range(len(_KEYS)) if len({names[k] for names in groups}) > 1] or [2]
-    rows = []
-    for names, by_column in groups.items():
-        row = [names[k] for k in varied]
-        for at in columns:
-            cell = by_column.get(at)
-            row.append("–" if cell is None else f"{_short(cell['whole']['q99'])} / {_short(cell['whole']['worst'])}")
-        rows.append(row)
+    rows = [
+        [*(names[k] for k in varied), *("–" if at not in by_column else write(by_column[at]) for at in columns)]
+        for names, by_column in groups.items()
+    ]
     return markdown([*(_KEYS[k] for k in varied), *(f"w {scale:g}, {steps}" for scale, steps in columns)], rows)
 
 
@@ -54,15 +62,23 @@ def _failures(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(["assumptions broken", "cells", "failing", "worst distance", "where"], lines)
 
 
-def _fits(found: Mapping[str, Any]) -> str:
-    if "delta" not in found:
-        return f"too few cells for a fit: {found['used']}\n"
-    rows = [[name, Estimate(**found[name]).plain(2)] for name in ("delta", "scale", "step")]
-    text = markdown(["distance grows with", "exponent"], rows)
-    return text + (
-        f"\n{found['used']} cells; the residual of the logarithm is {found['residual']:.2f}; {found['left out']} "
-        "further cells have blown up, or are as near as with exact scores.\n"
-    )
+def _exponents(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """One table each: in δ by w, in w by δ, and in the step by both; all at the most steps."""
+    return "\n".join(_grown(found[name], name) for name in _GROWS if found[name])
+
+
+def _grown(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    down, across = _GROWS[name]
+    most = max(row["steps"] for row in rows)
+    own = {(row[down], row[across]): row for row in rows if row["steps"] == most}
+    to = {at: "" if name == "step" else f" to {row['to']:g}" for (_, at), row in own.items()}
+    lines = []
+    for value in sorted({place[0] for place in own}):
+        found = [own.get((value, at), {}).get("value") for at in sorted(to)]
+        lines.append([f"{value:g}", *("–" if each is None else f"{each:.2f}" for each in found)])
+    steps = f", from {most} to {max(row['to'] for row in own.values())} steps" if name == "step" else f", {most} steps"
+    head = [f"in {_SHORT.get(name, name)}{steps}: {_SHORT[down]}"]
+    return markdown([*head, *(f"{_SHORT[across]} {at:g}{to[at]}" for at in sorted(to))], lines)
 
 
 def _needed(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -71,8 +87,8 @@ def _needed(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         off = {int(count): value["value"] for count, value in row["off"].items()}
         shares = [f"{100 * off[count]:.0f} %" for count in steps]
-        lines.append([row["target"], f"{row['scale']:g}", str(row["from"] or "–"), *shares])
-    return markdown(["target", "w", "on the support from", *(f"off, {count}" for count in steps)], lines)
+        lines.append([row["target"], row["process"], f"{row['scale']:g}", str(row["from"] or "–"), *shares])
+    return markdown(["target", "process", "w", "on the support from", *(f"off, {count}" for count in steps)], lines)
 
 
 def _noise(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -99,7 +115,7 @@ def _interval(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{own['low']:.2g} to {own['high']:.2g}",
             row["guided"],
             f"{row['calls']:.1f}",
-            Estimate(**row["error"]).plain(3),
+            estimated(row["error"]).plain(3),
             _percent(row["part"]["off"]),
             _percent(row["whole"]["off"]),
         ]
@@ -163,7 +179,7 @@ def _hallucination(found: Mapping[str, Any]) -> str:
         shown = ["–" if key in left_out else _percent(row[key]) for key in rates]
         rows.append([*own, *shown, f"{row['evaluations']:.0f}"])
         figures = [_figure(row["diversity"].get(name)) for name in names]
-        varied.append([*own, Estimate(**row["spread"]).plain(2), *figures])
+        varied.append([*own, estimated(row["spread"]).plain(2), *figures])
     head = [
         "w",
         "where",
@@ -197,7 +213,7 @@ def _index(found: Mapping[str, Any]) -> str:
 
 _PARTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "failures": ("Failures by the assumptions that they break (classifier-free guidance, distance to S)", _failures),
-    "fits": ("How the distance to S_c grows: exponents of its 90 % quantile", _fits),
+    "exponents": ("How the distance to S_c grows: exponents of its 90 % quantile between neighbors", _exponents),
     "needed": ("Steps that are needed: share of samples off S_c", _needed),
     "noise": ("Initial noise that ends off S_c (w = 10, DDIM)", _noise),
     "interval": ("Guidance in the nonlinear interval alone", _interval),
@@ -210,7 +226,8 @@ def tables(results: Mapping[str, Any]) -> str:
     """Return the figures as Markdown."""
     text = ""
     for name, own in results["cells"].items():
-        text += f"\n{name}: distance to S, 99 % quantile / worst case, by scale and steps\n\n{_cells(own)}"
+        text += f"\n{name}: distance to S, 99 % quantile / worst case, by scale and steps\n\n{_cells(own, _distances)}"
+        text += f"\n{name}: share off S / off S_c, by scale and steps\n\n{_cells(own, _off)}"
     for key, (title, write) in _PARTS.items():
         if key in results:
             text += f"\n{title}\n\n{write(results[key])}"

@@ -19,9 +19,9 @@ _WAVES = 64
 class Perturbed(Wrapper):
     """A score with relative error δ: `D̃ = D + δ·‖D − x‖·e(x, sigma)` with a unit vector e, so `‖s̃ − s‖ = δ·‖s‖`.
 
-    The direction e is a fixed random field of the state, smooth on the scale `√(1 + sigma²)` on which the blurred data
-    vary and in log sigma: the error is a function, as a network's is, and no noise that steps would average out. Two
-    seeds give two networks that err independently.
+    The direction e is a fixed random field of the state, smooth in log sigma and on the scale `√(1 + sigma²)` per
+    coordinate, on which the blurred data vary in any dimension: the error is a function, as a network's is, and no
+    noise that steps would average out. Two seeds give two networks that err independently.
 
     Args:
         denoiser: D.
@@ -42,7 +42,7 @@ class Perturbed(Wrapper):
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-        self.waves, self.pace = 2 * normal(size, _WAVES) / math.sqrt(size) ** 0.5, normal(_WAVES)
+        self.waves, self.pace = 2 * normal(size, _WAVES) / math.sqrt(size), normal(_WAVES)
         self.phase = 2 * math.pi * torch.rand(_WAVES, dtype=torch.float64, generator=generator)
         self.ways = normal(_WAVES, size)
 
