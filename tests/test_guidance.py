@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fanal
+from fanal.config import NAMED, build_solver
 from fanal.denoiser import Counted, Labelled, Temperature, take
 from fanal.errors import FanalError
 from fanal.exact import Gaussian, Mixture
@@ -249,3 +250,122 @@ def test_gradients_that_do_not_exist_are_told():
         Reward(whole, lambda denoised: denoised)(states(), SIGMA)
     with pytest.raises(FanalError, match="noise"):
         Inverse(whole, lambda x0: x0, torch.zeros(2), 0.0)
+
+
+COV = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+MEAN, WAY = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([[0.7, -0.4]], dtype=torch.float64)
+DERIVED = ("classifier", "reward", "inverse")
+
+
+def gaussian_forms():
+    """Form → guided Gaussian, and the Gaussian that it is."""
+    law, told = Gaussian(MEAN, COV), Gaussian(2 * MEAN, COV)
+    tilted, gain = Gaussian(MEAN + 3 * COV @ WAY[0], COV), COV @ WAY.T / (WAY @ COV @ WAY.T + 0.2**2)
+    posterior = Gaussian(MEAN + gain @ (0.5 - WAY @ MEAN), COV - gain @ WAY @ COV)
+
+    def log_probability(x, sigma):
+        """Of N(2m, C + sigma² I) over N(m, C + sigma² I)."""
+        inverse = torch.linalg.inv(COV + sigma.reshape(-1, 1, 1) ** 2 * torch.eye(2))
+        ways = x - 2 * MEAN, x - MEAN
+        far, near = (torch.einsum("bi,bij,bj->b", way, inverse.expand(len(x), 2, 2), way) / 2 for way in ways)
+        return near - far
+
+    return {
+        "classifier-free": (ClassifierFree(told, law, 3.0), Gaussian(4 * MEAN, COV)),
+        "classifier": (Classifier(law, log_probability, 3.0), Gaussian(4 * MEAN, COV)),
+        "reward": (Reward(law, lambda x0: (x0 @ WAY.T)[:, 0], 3.0), tilted),
+        "inverse": (Inverse(law, lambda x0: x0 @ WAY.T, torch.tensor([0.5]).double(), 0.2), posterior),
+    }
+
+
+def solver_for(name, form):
+    """The solver, with the option that it needs to take this form, or none where there is no such option."""
+    if form in DERIVED and name == "taylor2":
+        return None
+    return build_solver("rods:product=difference" if form in DERIVED and name == "rods" else name)
+
+
+@pytest.mark.parametrize("form", ["classifier-free", *DERIVED])
+@pytest.mark.parametrize("name", NAMED)
+def test_every_solver_takes_guidance_as_the_law_that_it_makes(name, form):
+    """Of a Gaussian each form makes another Gaussian; any solver runs to the same samples with either."""
+    denoiser, law = gaussian_forms()[form]
+    x, grid = 40 * states(), polynomial(8)
+    solver = solver_for(name, form)
+    if solver is None:
+        with pytest.raises(FanalError, match="such as heun instead of taylor2"):
+            fanal.sample(denoiser, x, grid, build_solver(name), range(6))
+        return
+    got, wanted = (fanal.sample(each, x, grid, solver, range(6)) for each in (denoiser, law))
+    assert torch.allclose(got, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plane") / "model"
+    tiny(path, shape=(2,), classes=2)
+    return fanal.load(str(path))
+
+
+def network_form(form, network, scale, window=None):
+    if form == "classifier-free":
+        return ClassifierFree(Labelled(network, 1), network, scale, window)
+    if form == "classifier":
+        return Classifier(network, lambda x, sigma: -(1 + (x**2).sum(1)).log(), scale, window)
+    if form == "reward":
+        return Reward(network, lambda x0: -(x0**2).sum(1), scale, window)
+    return Inverse(network, lambda x0: x0[:, :1], torch.tensor([0.5]), 0.5, 3, scale, window)
+
+
+@pytest.mark.parametrize("form", ["classifier-free", *DERIVED])
+@pytest.mark.parametrize("name", NAMED)
+def test_every_solver_takes_guidance_of_a_network_with_scales_and_windows(plane, name, form):
+    """A sample of scale 0 runs as without guidance beside one of scale 0.5, and outside the window all do."""
+    x, grid, solver = noise((2,), range(2), 80.0), polynomial(6), solver_for(name, form)
+    if solver is None:
+        with pytest.raises(FanalError, match="such as heun instead of taylor2"):
+            fanal.sample(network_form(form, plane, 0.5), x, grid, build_solver(name), range(2))
+        return
+    free = fanal.sample(plane, x, grid, solver, range(2))
+    got = fanal.sample(network_form(form, plane, torch.tensor([0.0, 0.5])), x, grid, solver, range(2))
+    assert torch.allclose(got[0], free[0], rtol=1e-3, atol=1e-3)
+    assert float((got[1] - free[1]).abs().max()) > 1e-4
+    if form in DERIVED:  # classifier-free guidance is D_c outside
+        away = network_form(form, plane, 0.5, window=(100.0, 200.0))
+        assert torch.equal(fanal.sample(away, x, grid, solver, range(2)), free)
+
+
+@pytest.mark.parametrize("form", DERIVED)
+def test_guidance_by_a_gradient_says_what_to_try_where_it_would_be_differentiated(form):
+    denoiser, x = gaussian_forms()[form][0], states()
+    for solver in ("rods", "rods:product=forward", "taylor2"):
+        with pytest.raises(FanalError, match="rods with product=difference"):
+            fanal.sample(denoiser, x, polynomial(8), build_solver(solver), range(6))
+    with pytest.raises(FanalError, match="product=difference"):
+        denoiser(x.requires_grad_(), SIGMA)
+
+
+def test_measurements_have_scales_and_windows():
+    """`D + w·(D_y − D)`: 1 is the posterior, 0 the denoiser at one call; per sample, and in a window of sigma."""
+    law, posterior = Gaussian(MEAN, COV), gaussian_forms()["inverse"][1]
+    asked, x, scales = Asked(law), states(), torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5, 3.0], dtype=torch.float64)
+
+    def inverse(scale, window=None):
+        return Inverse(asked, lambda x0: x0 @ WAY.T, torch.tensor([0.5]).double(), 0.2, scale=scale, window=window)
+
+    free, step = law(x, SIGMA), posterior(x, SIGMA) - law(x, SIGMA)
+    assert torch.allclose(inverse(scales)(x, SIGMA), free + scales[:, None] * step, atol=1e-9)
+    rows = torch.tensor([5, 1])
+    assert torch.allclose(take(inverse(scales), rows)(x[rows], SIGMA), (free + scales[:, None] * step)[rows], atol=1e-9)
+    levels = torch.tensor([0.1, 0.6, math.inf, 2.1, 5.0, 0.5], dtype=torch.float64)
+    mixed, inside = inverse(1.0, (0.5, 2.0))(x, levels), (levels >= 0.5) & (levels <= 2)
+    assert torch.allclose(mixed, torch.where(inside[:, None], posterior(x, levels), law(x, levels)), atol=1e-9)
+    asked.calls = 0
+    assert torch.equal(inverse(0.0)(x, SIGMA), free)
+    assert asked.calls == 1
+    with pytest.raises(FanalError, match="window"):
+        inverse(1.0, (2.0, 1.0))
+    with pytest.raises(FanalError, match="6 scales"):
+        inverse(scales)(x[:2], SIGMA)
+    with pytest.raises(FanalError, match="differentiated"):
+        Inverse(law, lambda x0: x0.detach() @ WAY.T, torch.tensor([0.5]).double(), 0.2)(x, SIGMA)

@@ -79,7 +79,7 @@ def test_guide_says_what_it_found(tmp_path):
         (["--process", "mariyama"], "process"),
         (["--model", "digits8", "--error", "0.1"], "not both"),
         (["--model", "digits8"], "shape"),
-        (["--form", "negative", "--window", "0.1", "1"], "window"),
+        (["--form", "interval", "--window", "0.1", "1"], "window of its own"),
         (["--label", "3"], "own condition"),
         (["--scale", "nan"], "finite"),
         (["--seed", "2000000"], "seed must be in"),

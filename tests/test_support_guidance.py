@@ -125,6 +125,21 @@ def test_a_classifier_and_classifier_free_guidance_are_one_with_exact_scores(nam
         assert torch.allclose(guided("classifier", goal, exact(goal), 7.0)(x, t(sigma)[0]), free, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", [name for name in FORMS if name != "interval"])
+def test_forms_act_in_a_window(form):
+    """Outside it the forms that lead to the condition are D_c, the others D_u."""
+    goal, scores = target("outlier"), exact(target("outlier"))
+    x, levels = noise((2,), range(4), 2.0, dtype=torch.float64), t(0.1, 1.0, 2.0, 9.0)
+    got = guided(form, goal, scores, 4.0, (0.5, 2.0))(x, levels)
+    leads = form in ("classifier-free", "autoguidance")
+    rest, full = (scores.told if leads else scores.free)(x, levels), guided(form, goal, scores, 4.0)(x, levels)
+    assert torch.allclose(got[[0, 3]], rest[[0, 3]], atol=1e-12)
+    assert torch.allclose(got[[1, 2]], full[[1, 2]], atol=1e-12)
+    assert not torch.allclose(full, rest, atol=1e-3)
+    if form == "negative":
+        assert torch.allclose(full, scores.free(x, levels) * 5 - 4 * scores.told(x, levels), atol=1e-9)
+
+
 def test_perturbed_scores_are_wrong_by_the_share_and_by_a_function():
     goal = target("circle")
     wrong = Perturbed(goal.part, 0.05, 1)

@@ -120,8 +120,25 @@ class ClassifierFree(Wrapper):
         return guided if bool(acts.all()) else torch.where(expand(acts.to(x.device), x), guided, told)
 
 
-class _Ascending(Wrapper, ABC):
-    """`D + scale·sigma²·∇ log h(x, sigma)` in a window of sigma: what all gradient guidance is."""
+def _leaf(x: Tensor) -> Tensor:
+    """x as what a gradient is taken in.
+
+    Raises:
+        FanalError: the guided prediction is itself being differentiated.
+    """
+    try:
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return x.detach().requires_grad_()
+    except RuntimeError:  # in forward mode
+        pass
+    raise FanalError(
+        "guidance by a gradient cannot be differentiated itself: take a solver that needs no derivative, such as heun "
+        "instead of taylor2, and rods with product=difference"
+    )
+
+
+class _Pushing(Wrapper, ABC):
+    """`D + scale·push` in a window of sigma, D outside it: what all guidance by derivatives is."""
 
     def __init__(self, denoiser: Denoiser, scale: float | Tensor, window: Window | None) -> None:
         super().__init__(denoiser)
@@ -134,29 +151,40 @@ class _Ascending(Wrapper, ABC):
         return cast(Denoiser, other)
 
     @abstractmethod
-    def _value(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Float[Tensor, " b"]]:
-        """The prediction and log h, with a graph to x."""
+    def _pushed(self, x: Tensor, sigma: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """The prediction at a leaf x and what is added to it at scale 1; `level` is sigma², 0 outside the window."""
 
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
-        """Return the guided prediction; one backward pass beside the denoiser's call.
+        """Return the guided prediction; where it does not act, the denoiser's own, at one call.
 
         Raises:
-            FanalError: the gradient does not reach x, the value is not one number per sample, or there is one scale
-                per sample, for another batch size.
+            FanalError: the gradient does not reach x, values do not have the right shape, there is one scale per
+                sample, for another batch size, or the guided prediction is itself being differentiated.
         """
         acts, scale = _inside(sigma, self.window), _per_sample(self.scale, x)
         if (scale is None and self.scale == 0) or not bool(acts.any()):
             return self.denoiser(x, sigma)
+        level = expand(torch.where(acts, sigma**2, 0.0).to(x), x)  # outside it sigma may be infinite
+        denoised, push = self._pushed(_leaf(x), sigma, level)
+        return denoised.detach() + (self.scale if scale is None else scale) * push
+
+
+class _Ascending(_Pushing):
+    """`D + scale·sigma²·∇ log h(x, sigma)`, one backward pass beside the denoiser's call."""
+
+    @abstractmethod
+    def _value(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Float[Tensor, " b"]]:
+        """The prediction and log h, with a graph to x."""
+
+    def _pushed(self, x: Tensor, sigma: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            point = x.detach().requires_grad_()
-            denoised, value = self._value(point, sigma)
+            denoised, value = self._value(x, sigma)
             if value.shape != (len(x),):
                 raise FanalError(f"guidance needs one number per sample, got shape {tuple(value.shape)}")
             if not value.requires_grad:
                 raise FanalError("guidance needs a value that can be differentiated in x")
-            (gradient,) = torch.autograd.grad(value.sum(), point)
-        push = expand(torch.where(acts, sigma**2, 0.0).to(x), x)  # outside it sigma may be infinite
-        return denoised.detach() + (self.scale if scale is None else scale) * push * gradient
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+        return denoised, level * gradient
 
 
 class Classifier(_Ascending):
@@ -213,12 +241,12 @@ class Reward(_Ascending):
         return denoised, self.reward(denoised)
 
 
-class Inverse(Wrapper):
+class Inverse(_Pushing):
     """The posterior mean given a linear measurement `y = A x0 + s·n`, its covariance taken from the denoiser.
 
-    `D + C Aᵀ (A C Aᵀ + s² I)⁻¹ (y − A D)` with `C = sigma²·∂D/∂x`, the covariance of x0 given x (Boys et al. 2023,
-    arXiv:2310.06721; Rozet et al. 2024, arXiv:2405.13712): exact for Gaussian data. The system is solved by conjugate
-    gradients, one Jacobian product each.
+    `D + w·C Aᵀ (A C Aᵀ + s² I)⁻¹ (y − A D)` with `C = sigma²·∂D/∂x`, the covariance of x0 given x (Boys et al. 2023,
+    arXiv:2310.06721; Rozet et al. 2024, arXiv:2405.13712): at w = 1 exact for Gaussian data. The system is solved by
+    conjugate gradients, one Jacobian product each, and one more turns the solution into the step.
 
     Args:
         denoiser: of the data, without the measurement.
@@ -226,9 +254,11 @@ class Inverse(Wrapper):
         measured: y, (m,) for all samples.
         noise: s, standard deviation of the measurement's noise, above 0.
         iterations: of conjugate gradients, at most.
+        scale: w, one number or (B,), one per sample.
+        window: closed range of sigma in which it acts; None: everywhere.
 
     Raises:
-        FanalError: the noise is not positive.
+        FanalError: the noise is not positive, or the window is none.
     """
 
     def __init__(
@@ -238,37 +268,34 @@ class Inverse(Wrapper):
         measured: Float[Tensor, " m"],
         noise: float,
         iterations: int = 10,
+        scale: float | Tensor = 1.0,
+        window: Window | None = None,
     ) -> None:
-        super().__init__(denoiser)
+        super().__init__(denoiser, scale, window)
         if not noise > 0:
             raise FanalError(f"the noise of a measurement must be positive, got {noise}")
         self.operator, self.measured, self.noise, self.iterations = operator, measured, noise, iterations
 
-    def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
-        """Return the posterior mean given x and the measurement.
-
-        Raises:
-            FanalError: the operator's values do not have the measurement's shape.
-        """
+    def _pushed(self, x: Tensor, sigma: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            point = x.detach().requires_grad_()
-            denoised = self.denoiser(point, sigma)
+            denoised = self.denoiser(x, sigma)
             seen = self.operator(denoised)
         if seen.shape != (len(x), *self.measured.shape) or self.measured.ndim != 1:
             raise FanalError(
                 f"a measurement (m,) needs an operator from (B, *shape) to (B, m), got {tuple(self.measured.shape)} "
                 f"and {tuple(seen.shape)} for a batch of {len(x)}"
             )
-        level = expand((sigma**2).to(x), x)
+        if not seen.requires_grad:
+            raise FanalError("guidance by a measurement needs an operator and a denoiser that can be differentiated")
 
         def spread(v: Tensor) -> Tensor:  # C Aᵀ v; the Jacobian of a denoiser is symmetric
-            (pulled,) = torch.autograd.grad(seen, point, v, retain_graph=True)
+            (pulled,) = torch.autograd.grad(seen, x, v, retain_graph=True)
             return level * pulled
 
         with torch.no_grad():
             residual = self.measured.to(seen) - seen
             solved = self._solve(lambda v: self.operator(spread(v)) + self.noise**2 * v, residual)
-            return denoised.detach() + spread(solved)
+            return denoised, spread(solved)
 
     def _solve(self, system: Callable[[Tensor], Tensor], goal: Tensor) -> Tensor:
         """Conjugate gradients for a batch of systems."""

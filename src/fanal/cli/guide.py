@@ -51,7 +51,8 @@ def guide(
         float, typer.Option(help="Scale of guidance; 1: the plain conditional, below 0: away from the condition.")
     ] = 30.0,
     window: Annotated[
-        tuple[float, float] | None, typer.Option(help="LOW HIGH: sigmas in which guidance acts. \\[default: all]")
+        tuple[float, float] | None,
+        typer.Option(help="LOW HIGH: sigmas in which guidance acts; not with interval. \\[default: all]"),
     ] = None,
     process: Annotated[
         str,

@@ -18,7 +18,6 @@ from fanal.denoiser import Counted, Denoiser, Model, evaluations
 from fanal.errors import FanalError
 from fanal.exact.named import content
 from fanal.files import write_tensors
-from fanal.guidance import ClassifierFree
 from fanal.loading import fingerprint, load
 from fanal.metrics.estimates import rate
 from fanal.runs import Progress, Run, cpu_threads, quiet
@@ -46,7 +45,7 @@ class GuideConfig:
         form: a key of `fanal.supports.forms.FORMS`.
         scale: w; 0 is without guidance, 1 the plain conditional, below 0 leads away from the condition, where ends off
             the support are to be expected.
-        window: closed range of sigma in which classifier-free guidance acts; None: everywhere.
+        window: closed range of sigma in which guidance acts; None: everywhere.
         process: a key of `fanal.supports.processes.PROCESSES`, or any solver.
         error: relative error δ >= 0 of both exact scores, `‖s̃ − s‖ = δ·‖s‖`, see `fanal.supports.perturbation`; 0 with
             a model.
@@ -93,8 +92,6 @@ class GuideConfig:
             raise FanalError(f"near must be a positive number, got {self.near}")
         if self.model is not None and self.error:
             raise FanalError("a model has errors of its own: give --error for exact scores, or --model, not both")
-        if self.window is not None and self.form != "classifier-free":
-            raise FanalError(f"a window belongs to classifier-free guidance, not to {self.form}")
 
     def seeds(self) -> range:
         """Return one seed per sample.
@@ -141,10 +138,7 @@ def _prepare(config: GuideConfig) -> _Guided:
         scores = Scores(Counted(scores.told), Counted(scores.free))
     else:
         scores = scores_of(config.model, goal, config.label or 0)
-    if config.window is not None:
-        denoiser: Denoiser = ClassifierFree(scores.told, scores.free, config.scale, config.window)
-    else:
-        denoiser = guided(config.form, goal, scores, config.scale)
+    denoiser = guided(config.form, goal, scores, config.scale, config.window)
     sigmas = build_schedule(config.schedule, config.steps, config.sigma_min, config.sigma_max)
     dtype = torch.float64 if config.model is None else torch.float32
     return _Guided(config, goal, denoiser, sigmas, process(config.process), dtype)
