@@ -211,6 +211,35 @@ def test_trajectories_begin_at_encoded_images(tmp_path):
     )
 
 
+def test_trajectories_begin_at_noised_images(tmp_path):
+    """With little noise the exact denoiser leads back to each image, with much it forgets them."""
+    shared = {"steps": 8, "count": 6, "drawn": 4, "block": 4, "window": 2, "images": "digits8"}
+    x, ends = package.datasets.get("digits8").data("train", 6).x, {}
+    for sigma in (0.05, 80.0):
+        config = GeometryConfig("data:digits8,count=90", sigma_max=sigma, **shared)
+        folder = measure(config, tmp_path / f"{sigma}")
+        told, kept = record(folder)["results"], load_file(folder / "geometry.safetensors")
+        ends[sigma] = told["numbers"]["end to noised image / sqrt d"]["value"]
+        start = x + sigma * package.noise((1, 8, 8), range(6))
+        want = float(start.flatten(1).norm(dim=1).mean())
+        assert told["bands"]["magnitude"]["mean"][0] == pytest.approx(want, rel=1e-5)
+        assert torch.equal(kept["strip_forward"][:, 0], kept["strip_x"][:, 0])  # both are the start
+        clean = ((x[:4, 0].clamp(-1, 1) + 1) * 127.5).round()
+        assert float((kept["strip_forward"][:, -1, :, :, 0] - clean).abs().max()) <= 2
+    assert ends[0.05] < 1e-3
+    assert ends[80.0] > 0.1
+    page = (tmp_path / "80.0" / "report.html").read_text(encoding="utf-8")
+    assert "noise added to the image" in page
+    assert "end to noised image / sqrt d" in page
+    with pytest.raises(FanalError, match="one of noise and images"):
+        GeometryConfig("digits8", noise="codes", images="digits8")
+    many = GeometryConfig("gaussian:digits8", images="digits8", count=100_000)
+    with pytest.raises(FanalError, match="100000 are wanted: lower --count"):
+        measure(many, tmp_path / "many")
+    with pytest.raises(FanalError, match="shape"):
+        measure(GeometryConfig("mixture:ring8", images="digits8", count=2, drawn=2), tmp_path / "other")
+
+
 def test_strips_show_predictions_and_states(folder, run):
     drawn = load_file(folder / "geometry.safetensors")
     assert drawn["strip"].shape == (4, STEPS, 8, 8, 1)

@@ -18,6 +18,7 @@ Examples:\n
   fanal geometry digits8 --label each --drawn 100 --out classes\n
   fanal geometry hands32 --against shapes32 --against gaussian:hands32 --out alike\n
   fanal geometry hands32 --noise codes/noise.safetensors --count 16 --data hands32 --out from-images\n
+  fanal geometry hands32 --images hands32 --count 16 --data hands32 --out from-noised-images\n
   fanal geometry digits8 --data digits8 --label 3 --figures pdf,png --out figures\n
   fanal geometry edm:model.pkl --data folder:PHOTOS --points 5000 --count 64 --out photos
 """
@@ -59,6 +60,10 @@ def geometry(
     points: Annotated[int, typer.Option(help="Points of the data that are used.", min=2)] = 2000,
     noise: Annotated[
         str | None, typer.Option(help="File of unit noise to start from, as fanal encode writes it of real images.")
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help=f"Data whose first training points the runs start from, with noise added: {options.DATA}."),
     ] = None,
     solver: options.Solver = "euler",
     schedule: options.Schedule = None,

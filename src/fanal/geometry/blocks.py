@@ -111,7 +111,7 @@ def measured_block(
         exact: of the data, where the model is put beside them.
         rows: which trajectories.
         drawn: how many of the run's first ones are drawn.
-        images: (B, *shape), real images whose codes the run begins at.
+        images: (B, *shape), real images whose codes, or which with noise added, the run begins at.
         arrival: features of the data, where states and predictions are compared with them.
     """
     begin, model = time.perf_counter(), setup.bound(rows)
@@ -122,13 +122,16 @@ def measured_block(
     if exact is not None:
         more, plain, found = _beside(exact, model, setup, run)
         curves, numbers = curves | more, numbers | plain
+    noised = None
     if images is not None:
-        off = (run.x[-1].cpu() - images[rows.start : rows.stop]).flatten(1).double()
-        numbers["end to encoded image / sqrt d"] = off.norm(dim=1) / math.sqrt(off.shape[1])
+        own, how = images[rows.start : rows.stop], "encoded" if setup.config.noise else "noised"
+        off = (run.x[-1].cpu() - own).flatten(1).double()
+        numbers[f"end to {how} image / sqrt d"] = off.norm(dim=1) / math.sqrt(off.shape[1])
+        noised = own if how == "noised" else None
     tensors = _bands(curves) | {f"number.{name}": value for name, value in numbers.items()}
-    own = max(0, min(len(rows), drawn - rows.start))
-    tensors |= {"curve": measured.coordinates[:own, :, :3].cpu()} if own else {}
-    tensors |= drawn_tensors(setup, model, run, exact, found, range(rows.start, rows.start + own))
+    few = max(0, min(len(rows), drawn - rows.start))
+    tensors |= {"curve": measured.coordinates[:few, :, :3].cpu()} if few else {}
+    tensors |= drawn_tensors(setup, model, run, exact, found, range(rows.start, rows.start + few), noised)
     tensors |= {} if arrival is None else arrival.features(run, rows)
     return tensors, _spent(model, rows, begin)
 

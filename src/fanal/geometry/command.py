@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fanal.datasets import get
 from fanal.errors import FanalError
@@ -19,8 +20,9 @@ from fanal.geometry.blocks import Gathering, measured_block, projected_block
 from fanal.geometry.groups import Rival, rival_of
 from fanal.geometry.measures import COMPONENTS
 from fanal.geometry.results import results_of
-from fanal.preparation import SampleConfig, prepare, sampling_of
+from fanal.preparation import SampleConfig, Setup, prepare, sampling_of
 from fanal.runs import Block, Progress, Run, cpu_threads, quiet
+from fanal.seeding import noise
 
 __all__ = ["GeometryConfig", "geometry"]
 
@@ -43,6 +45,8 @@ class GeometryConfig:
         data: data set or folder whose exact denoiser is put beside the model; None: none is.
         points: points of it that are used, the first ones.
         noise: file of unit noise to start from, as `fanal encode` writes it of real images; None: the seeds' own.
+        images: data set or folder whose first training points the runs start from, with the seeds' noise of the first
+            sigma added; None: from noise alone.
         label, prompt, negative, guidance: conditions of all trajectories, as in `SampleConfig`.
         seed, allow_bin, block, device, threads: as in `SampleConfig`.
     """
@@ -61,6 +65,7 @@ class GeometryConfig:
     data: str | None = None
     points: int = 2000
     noise: str | None = None
+    images: str | None = None
     label: int | str | None = None
     prompt: str | None = None
     negative: str = ""
@@ -83,6 +88,8 @@ class GeometryConfig:
             raise FanalError(f"window must be in [2, {self.steps // 2}] for {self.steps} steps, got {self.window}")
         if len({self.model, *self.against}) <= len(self.against):
             raise FanalError(f"what is compared with {self.model} is given once each, got {', '.join(self.against)}")
+        if self.noise is not None and self.images is not None:
+            raise FanalError("runs start from a file of noise or from noised images: give one of noise and images")
         if self.points < 2:
             raise FanalError(f"points must be at least 2, got {self.points}")
 
@@ -94,6 +101,20 @@ class GeometryConfig:
     def sampling(self) -> SampleConfig:
         """Return the settings of the same run without its geometry."""
         return sampling_of(self)
+
+
+def _begun(config: GeometryConfig, setup: Setup) -> tuple[Setup, Tensor | None, dict[str, str]]:
+    """The run with what it starts from, real images behind that, and what tells whether they were replaced."""
+    if config.images is None:
+        return setup, None if config.noise is None else read_tensors(Path(config.noise))[0].get("x"), {}
+    points = reference(get(config.images), setup.network, config.count).points
+    if points.count < config.count:
+        raise FanalError(
+            f"{config.images} has {points.count} training points, {config.count} are wanted: lower --count"
+        )
+    x = points.block(slice(0, config.count), torch.float32).reshape(config.count, *points.shape)
+    unit = noise(points.shape, setup.config.seeds())
+    return dataclasses.replace(setup, given=x / float(setup.sigmas[0]) + unit), x, {"images": digest(points)}
 
 
 def _compared(config: GeometryConfig, rivals: list[Rival], run: Run, progress: Progress) -> list[Block]:
@@ -126,11 +147,11 @@ def geometry(config: GeometryConfig, out: str | Path, *, overwrite: bool = False
     setup, _ = prepare(sampling)
     if not bool(torch.isfinite(setup.sigmas[0])):
         raise FanalError(f"{config.model} starts at infinite sigma, where nothing has a length: give --sigma-max 80")
+    setup, images, begun = _begun(config, setup)
     exact = None if config.data is None else reference(get(config.data), setup.network, config.points)
     arrival = None if exact is None else arrival_of(setup, exact)
     rivals = [rival_of(text, dataclasses.replace(sampling, count=config.drawn), setup) for text in config.against]
-    images = None if config.noise is None else read_tensors(Path(config.noise))[0].get("x")
-    head, decides = dataclasses.asdict(config), identity(sampling, setup.network)
+    head, decides = dataclasses.asdict(config), identity(sampling, setup.network) | begun
     decides |= {} if exact is None else {"data": digest(exact.points)}
     decides |= {f"against {i}": rival.content for i, rival in enumerate(rivals)}
     with cpu_threads(config.threads), Run(out, "geometry", head, identity=decides, overwrite=overwrite) as run:

@@ -47,15 +47,16 @@ def _images(setup: Setup, x: Float[Tensor, "m b *d"]) -> Tensor:
 
 
 def _strips(
-    setup: Setup, run: Trajectory, forward: Tensor, found: Diagnosis | None, steps: Tensor, few: int
+    setup: Setup, run: Trajectory, forward: Tensor | None, found: Diagnosis | None, steps: Tensor, few: int
 ) -> dict[str, Tensor]:
-    """Predictions and states as images."""
+    """Predictions and states as images, and those of the forward process."""
     # seen at one contrast: pictures as they are, noise within [−1, 1]
     noisy = 1 if isinstance(network_of(setup.network), Latent) else 4
     scale = (1 + noisy * run.sigmas[steps] ** 2).rsqrt().reshape(-1, *[1] * (run.x.ndim - 1)).to(run.x)
     strips = {"strip": run.denoised[steps, :few], "strip_x": scale * run.x[steps, :few]}
-    if found is not None:
+    if forward is not None:
         strips["strip_forward"] = scale * forward[steps, :few].to(run.x)
+    if found is not None:
         strips["strip_exact x"] = scale * found.exact.x[steps, :few]
         strips["strip_D*(model x)"] = torch.stack([found.optimal[i].denoised[:few] for i in steps.tolist()])
         strips["strip_D(exact x)"] = found.learned[steps, :few]
@@ -126,7 +127,13 @@ def _heaviest(weight: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def drawn_tensors(
-    setup: Setup, model: Denoiser, run: Trajectory, exact: Dataset | None, found: Diagnosis | None, drawn: range
+    setup: Setup,
+    model: Denoiser,
+    run: Trajectory,
+    exact: Dataset | None,
+    found: Diagnosis | None,
+    drawn: range,
+    images: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return what is kept of the trajectories of a block that are drawn, each tensor's first axis theirs.
 
@@ -137,6 +144,7 @@ def drawn_tensors(
         exact: of the data, where the model is put beside them.
         found: what it does there.
         drawn: which of the run's trajectories are drawn, the block's first ones.
+        images: that the block's runs begin at with noise added, whose forward process is shown in place of the ends'.
     """
     if not len(drawn):
         return {}
@@ -150,7 +158,12 @@ def drawn_tensors(
         return kept
     steps = shown_steps(len(run.denoised))
     kept |= _rebuilt(setup, model, run, steps, few)
-    kept |= _strips(setup, run, forward, found, steps, few) if _is_picture(setup) else {}
+    if images is not None:  # along the noise that the runs begin with
+        forward = images.to(run.x) + (run.sigmas / run.sigmas[0]).to(run.x).reshape(-1, *[1] * (run.x.ndim - 1)) * (
+            run.x[0] - images.to(run.x)
+        )
+    shown = None if found is None and images is None else forward
+    kept |= _strips(setup, run, shown, found, steps, few) if _is_picture(setup) else {}
     if exact is not None and found is not None:
         kept |= _neighbors(exact, found, few)
         kept |= _point_weights(exact, run, labels_of(exact, model, run.x.shape[1]), few)

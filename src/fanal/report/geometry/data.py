@@ -129,13 +129,14 @@ def _told(count: int) -> str:
 
 def _diagnosis(run: GeometryRun) -> list[Section]:
     """Pictures of the four trajectories, and of the training points nearest to the ends."""
+    whose = "image" if run.config.get("images") else "sample"
     film = run.film(
         "diagnosis",
-        "At the same noise level: noise added to the model's sample, states of the exact trajectory, and the model's "
+        f"At the same noise level: noise added to the {whose}, states of the exact trajectory, and the model's "
         "and the exact predictions on the model's and on the exact trajectory, from one noise. In the form of [REG] "
         "fig. 21 and [GEO] fig. 15 and 19, upper parts.",
         {
-            "noise added to the sample": "strip_forward",
+            f"noise added to the {whose}": "strip_forward",
             "states of the exact run": "strip_exact x",
             "model's, its own states": "strip",
             "exact, the model's states": "strip_D*(model x)",

@@ -326,7 +326,10 @@ def _predictions(run: GeometryRun) -> list[Section]:
         "States, at unit size, above the model's predictions at the same noise level. In the form of "
         "[REG] fig. 8 and [GEO] fig. 3, upper parts."
     )
-    film = run.film("strips", caption, {"states": "strip_x", "predictions": "strip"})
+    layers = {"states": "strip_x", "predictions": "strip"}
+    if run.config.get("images"):
+        layers = {"noise added to the image": "strip_forward"} | layers
+    film = run.film("strips", caption, layers)
     rows = (
         "denoised largest deviation / chord",
         "predictions nearer to the end",
@@ -348,7 +351,9 @@ def _predictions(run: GeometryRun) -> list[Section]:
                     "share of levels at which the prediction is the nearer one.",
                 ),
                 run.table(
-                    "images", ("end to encoded image / sqrt d",), "How far runs end from the images that they began as."
+                    "images",
+                    tuple(name for name in run.numbers if name.startswith("end to ") and "image" in name),
+                    "How far runs end from the images that they began as.",
                 ),
             ],
         )

@@ -58,6 +58,7 @@ _SUBJECTS = {
         "ends apart / sqrt d",
         "both ends have one nearest point",
         "end to encoded image / sqrt d",
+        "end to noised image / sqrt d",
     ),
 }
 _BY_DIMENSION = ("explained by ", "z explained by ", "mean error in ", "direct, top ")
