@@ -18,6 +18,7 @@ from fanal.errors import FanalError
 from fanal.pde import command
 from fanal.pde.command import DensityConfig, densities
 from fanal.report import write_figures, write_report
+from fanal.report.pde import headlines
 from toys import fanal, part_of, record, refused, same
 
 QUICK: dict[str, Any] = {"cells": 120, "steps": 60, "particles": 2000}
@@ -298,3 +299,27 @@ def test_other_starts_end_where_the_theory_has_them_end(tmp_path):
     assert told[1] < 0.6 * told[0]
     plain = record(densities(DensityConfig(cells=60, steps=20, particles=0), tmp_path / "plain"))["results"]["stable"]
     assert "told" not in plain
+
+
+def test_the_first_interval_is_cut_as_finely_as_the_others(tmp_path):
+    """Before `early` no score is needed, and one step would be all of the error: with 50 steps it was 0.028."""
+    config = DensityConfig(early=1.0, end=1.3, cells=200, steps=50, back=("stable",), particles=0)
+    found = record(densities(config, tmp_path / "run"))["results"]
+    assert found["forward"]["largest tv"] < 2e-3
+    assert found["stable"]["end"]["tv"] < 4e-3
+
+
+def test_odd_runs_are_told_for_what_they_are(tmp_path):
+    """A rate that nothing tells; a wide box, where the density underflows; seeds and reaches that are none."""
+    short = record(densities(DensityConfig(cells=8, steps=2, particles=0), tmp_path / "short"))
+    assert any("not measured" in line for line in headlines(short))
+    wide = DensityConfig(start="uniform", reach=40.0, cells=400, steps=20, back=("stable",), particles=0)
+    assert math.isfinite(record(densities(wide, tmp_path / "wide"))["results"]["stable"]["told"]["tv"])
+    for settings, words in (
+        ({"seed": 10**22}, "seed must be"),
+        ({"threads": 0}, "threads"),
+        ({"law": "shell", "dimension": 784, "reach": 10.0}, "reach must be above 12"),
+        ({"law": "mixture:grid2", "cells": 30}, "1.27.* take more --cells"),
+    ):
+        with pytest.raises(FanalError, match=words):
+            densities(DensityConfig(**settings), tmp_path / "none")

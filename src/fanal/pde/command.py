@@ -24,6 +24,7 @@ from fanal.pde.grid import Array, Grid
 from fanal.pde.laws import Law, law
 from fanal.pde.walls import Walled
 from fanal.runs import Block, Progress, Run, cpu_threads, quiet
+from fanal.seeding import run_seeds
 from fanal.schedules import polynomial
 
 __all__ = ["BACK", "STARTS", "DensityConfig", "densities"]
@@ -34,6 +35,7 @@ STARTS: tuple[str, ...] = ("forward", "normal", "uniform")
 """What the way back starts from."""
 PROCESSES: tuple[str, ...] = ("ou", "brownian")
 _STEPS_PER_BLOCK, _LEVEL = 20, 1e-3
+_FIRST = 10  # steps up to `early`, at least
 _MOST_CELLS, _MOST_NUMBERS, _MOST_PARTICLES = 100_000, 20_000_000, 10_000_000
 
 
@@ -92,6 +94,9 @@ class DensityConfig:
                 raise FanalError(f"{name} must be from {low} to {high:,}, got {value}")
         if self.reach is not None and not 0 < self.reach < 1e6:
             raise FanalError(f"reach must be above 0, got {self.reach:.4g}")
+        run_seeds(self.seed, 1)
+        if self.threads < 1:
+            raise FanalError(f"threads must be at least 1, got {self.threads}")
         if not 0 <= self.particles <= _MOST_PARTICLES:
             raise FanalError(f"particles must be from 0 to {_MOST_PARTICLES:,}, got {self.particles:,}")
 
@@ -110,6 +115,12 @@ class _Problem:
     exact: Law | Walled | None
 
     @property
+    def first(self) -> int:
+        """Steps into which the interval before `early` is cut, which is kept as one: as short as the next, if it can."""
+        wanted = math.ceil(self.times[1] / (self.times[2] - self.times[1]))
+        return min(max(wanted, _FIRST), max(len(self.times) - 1, _FIRST))
+
+    @property
     def backward_times(self) -> Array:
         """s = T* − t, from 0, without the last step into t = 0."""
         return (self.config.end - self.times[1:])[::-1]
@@ -126,12 +137,10 @@ def _problem(config: DensityConfig) -> _Problem:
     if found.radial:
         forward = equations.radial(forward, found.dimension)
     grid = found.grid(cells, config.reach)
-    start = found.cells(grid)
-    if abs(grid.mass(start) - 1) > 1e-3:
-        raise FanalError(
-            f"the grid holds {grid.mass(start):.4f} of {found.name}: take a larger --reach than "
-            f"{grid.edges[0][-1]:.4g}, or more --cells than {cells}"
-        )
+    held = grid.mass(found.cells(grid))
+    if abs(held - 1) > 1e-3:
+        cure = "" if held > 1 else f"a larger --reach than {grid.edges[0][-1]:.4g}, or "
+        raise FanalError(f"the grid holds {held:.4f} of {found.name}: take {cure}more --cells than {cells}")
     exact = found if config.process == "ou" else None if found.radial else Walled(found, grid)
     score = config.score or ("forward" if exact is None else "exact")
     if score == "exact" and exact is None:
@@ -305,7 +314,7 @@ def _unstable(problem: _Problem, forward: Array) -> tuple[dict[str, Any], dict[s
     return results, {f"unstable.{name}": torch.from_numpy(value) for name, value in kept.items()}
 
 
-def _told(problem: _Problem, found: Array) -> dict[str, Any]:
+def _told(problem: _Problem, found: Array, truth: Array) -> dict[str, Any]:
     """How far from (3.19) a way back ends that did not start from the forward law, where that has a closed form."""
     config, own = problem.config, problem.law
     if config.start == "forward" or config.process != "ou" or own.radial or own.dimension > 1:
@@ -314,7 +323,7 @@ def _told(problem: _Problem, found: Array) -> dict[str, Any]:
 
     grid = problem.grid
     wanted = generated(own, found[0], grid.centers[0], grid, config.end, config.early)
-    return {"told": {"tv": tv(grid, found[-1], wanted)}}
+    return {"told": {"tv": tv(grid, found[-1], wanted), "wanted tv": tv(grid, wanted, truth)}}
 
 
 def _compute(problem: _Problem, run: Run, progress: Progress) -> tuple[dict[str, Any], dict[str, Tensor], float]:
@@ -325,7 +334,11 @@ def _compute(problem: _Problem, run: Run, progress: Progress) -> tuple[dict[str,
     begin /= grid.mass(begin)
 
     def ahead(state: Array, span: Array) -> Array:
-        return evolve(grid, state, problem.forward, span, scheme=config.scheme, steady=True)
+        if span[0] > 0:
+            return evolve(grid, state, problem.forward, span, scheme=config.scheme, steady=True)
+        fine = np.concatenate([np.linspace(0, span[1], problem.first + 1), span[2:]])
+        found = evolve(grid, state, problem.forward, fine, scheme=config.scheme, steady=True)
+        return np.concatenate([found[:1], found[problem.first :]])
 
     forward, seconds = _solve(run, "forward", problem.times, begin, ahead, progress)
     truth = forward if exact is None else _truth(problem, exact, run, progress)
@@ -348,7 +361,7 @@ def _compute(problem: _Problem, run: Run, progress: Progress) -> tuple[dict[str,
         tensors[way] = found
         results[way] = _figures(problem, found, truth[:0:-1])
         if way == "stable":
-            results[way] |= _told(problem, found)
+            results[way] |= _told(problem, found, truth[1])
     kept = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
     if "unstable" in problem.back:
         results["unstable"], own = _unstable(problem, forward)

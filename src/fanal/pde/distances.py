@@ -41,6 +41,7 @@ def w2(grid: Grid, p: Array, q: Array, parts: int = _PARTS) -> float:
     Raises:
         FanalError: the grid has three axes.
     """
+    p, q = np.maximum(p, 0), np.maximum(q, 0)  # what rounding leaves below 0, as `evolve` allows
     if len(grid.edges) == 2:
         return wasserstein(equal_parts(grid, p, parts), equal_parts(grid, q, parts))
     if len(grid.edges) != 1:

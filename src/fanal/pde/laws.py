@@ -204,10 +204,15 @@ class Law:
             cells: per axis.
             reach: half the width of the box, or the largest distance; None: 6 standard deviations of the normal law, or
                 as far as the law itself goes.
+
+        Raises:
+            FanalError: the reach ends before the law begins.
         """
         rest = math.sqrt(self.dimension) if self.radial else 0.0
         far = max(self.reach, rest + 6) if reach is None else reach
         low = max(0.0, min(self.hollow, rest - 6)) if self.radial else -far
+        if far <= low:
+            raise FanalError(f"reach must be above {low:.4g}, where {self.name} begins to have mass, got {far:.4g}")
         return Grid.even([low] * self.axes, [far] * self.axes, [cells] * self.axes)
 
     def _place(self, points: Array) -> Tensor:

@@ -200,6 +200,10 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "infinite" if value is None else f"{value:.{digits}g}"
 
 
+def _rate(value: float | None, digits: int) -> str:
+    return "not measured (too short a run for these cells)" if value is None else _number(value, digits)
+
+
 def _moving(page: _Run) -> Section:
     return Section(
         "Densities",
@@ -276,7 +280,7 @@ def _unstable(page: _Run) -> Section:
     slope = {s: value for s, value in slope.items() if value > 0.1 * min(growth[i] for i in seen)}
     rows = [[f"wave {_wave(w['wave'])}", _number(w["theory"], 6), _number(w["measured"], 6)] for w in found["waves"]]
     shortest = "4/h²" if len(page.centers) == 1 else "4/hx² + 4/hy²"
-    rows += [[f"shortest wave of the grid, {shortest}", _number(found["theory"], 6), _number(found["rate"], 6)]]
+    rows += [[f"shortest wave of the grid, {shortest}", _number(found["theory"], 6), _rate(found["rate"], 6)]]
     fastest = found["fastest"]
     known = "" if fastest is None else f" Largest growth rate of the grid's matrix: {fastest:.6g}."
     marks = [] if found["lost"] is None else [Mark(found["lost"], "lost")]
@@ -312,8 +316,11 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
                 + (f", {_number(end['w2'])} in W2." if "w2" in end else ".")
             )
         if "told" in results.get(name, {}):
-            off = _number(results[name]["told"]["tv"])
-            lines.append(f"From such a start, eq. 3.19 has it end elsewhere: {off} in total variation from there.")
+            told = {key: _number(value) for key, value in results[name]["told"].items()}
+            lines.append(
+                f"By eq. 3.19 such a start ends {told['wanted tv']} from the forward density; it ends {told['tv']} from "
+                "there."
+            )
     if "particles" in results:
         own = results["particles"]
         verb = "agree" if own["agree"] else "do NOT agree"
@@ -325,7 +332,7 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
     if "unstable" in results:
         own = results["unstable"]
         lines.append(
-            f"The unstable reverse grows at rate {_number(own['rate'], 4)}, in theory {_number(own['theory'], 4)}"
+            f"The unstable reverse grows at rate {_rate(own['rate'], 4)}, in theory {_number(own['theory'], 4)}"
             + ("." if own["lost"] is None else f", and is lost at s = {own['lost']:.3g}.")
         )
     return lines

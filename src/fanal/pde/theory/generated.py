@@ -148,7 +148,8 @@ def factors(own: Law, start: Array, x: Array, y: Array, end: float, early: float
         end: T*.
         early: t at which the way back stops, 0 in the paper: the past of ρ(·, t) is as good a start as that of ρ0.
     """
-    ratio = start / own.density(x[:, None], end)
+    there = own.density(x[:, None], end)
+    ratio = np.divide(start, there, out=np.zeros_like(there), where=there > np.finfo(np.float64).tiny)
     return (x[1] - x[0]) * ratio @ _kernel(x, y, end - early)
 
 

@@ -13,7 +13,7 @@ from fanal.pde.grid import Array
 __all__ = ["LOOKS", "Curve", "Panel", "decay", "deviations", "local", "overlaid", "sides"]
 
 LOOKS = ("line", "wide", "dashed", "points", "dots", "joined")
-"""How a curve is drawn: as a line, as a pale, wide one (what should be found), dashed, as points, as small ones, as joined points."""
+"""How a curve is drawn: a line, a pale, wide one (what should be found), dashed, points, small ones, joined points."""
 
 _LEAST = 1e-18  # where a difference that is 0 is drawn on an axis in powers of ten
 
