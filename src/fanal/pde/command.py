@@ -24,8 +24,8 @@ from fanal.pde.grid import Array, Grid
 from fanal.pde.laws import Law, law
 from fanal.pde.walls import Walled
 from fanal.runs import Block, Progress, Run, cpu_threads, quiet
-from fanal.seeding import run_seeds
 from fanal.schedules import polynomial
+from fanal.seeding import run_seeds
 
 __all__ = ["BACK", "STARTS", "DensityConfig", "densities"]
 
@@ -116,7 +116,7 @@ class _Problem:
 
     @property
     def first(self) -> int:
-        """Steps into which the interval before `early` is cut, which is kept as one: as short as the next, if it can."""
+        """Steps up to `early`, of which the last state is kept: as short as the next step, where that takes no more."""
         wanted = math.ceil(self.times[1] / (self.times[2] - self.times[1]))
         return min(max(wanted, _FIRST), max(len(self.times) - 1, _FIRST))
 

@@ -318,8 +318,8 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
         if "told" in results.get(name, {}):
             told = {key: _number(value) for key, value in results[name]["told"].items()}
             lines.append(
-                f"By eq. 3.19 such a start ends {told['wanted tv']} from the forward density; it ends {told['tv']} from "
-                "there."
+                f"By eq. 3.19 such a start ends {told['wanted tv']} from the forward density; it ends {told['tv']} "
+                "from there."
             )
     if "particles" in results:
         own = results["particles"]
