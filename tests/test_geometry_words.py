@@ -128,7 +128,7 @@ def test_chance_is_beaten_by_more_than_two_errors(found):
 
 
 def test_classes_are_counted(tmp_path):
-    own = results(tmp_path / "run", "data:digits8,count=90", steps=8, count=20, drawn=20, label="each")
+    own = results(tmp_path / "run", "data:digits8,count=90", steps=8, count=30, drawn=30, label="each")
     told = line(own, "groups")
     alike = sum(
         own["regularity"]["procrustes"][c][c] + 2 * own["regularity"]["se"]["procrustes"][c][c]
@@ -137,6 +137,26 @@ def test_classes_are_counted(tmp_path):
     )
     assert int(re.search(r"in (\d+) of 10 groups", told)[1]) <= alike
     assert not any(each.startswith("Shapes are") for each in sentences(own))
+
+
+def test_few_levels_and_few_curves_tell_nothing(tmp_path):
+    """A curvature from half of a run has no place in it, and one pair of curves no error."""
+    few = results(tmp_path / "few", "mixture:grid2", steps=12, count=2, drawn=2)
+    assert math.isnan(Estimate(**few["regularity"]["nulls"]["smooth"]["procrustes"]).se or math.nan)
+    told = "\n".join(sentences(few))
+    assert "with 12 levels, each curvature is fitted to 11 of them" in told
+    assert "bend from" not in told
+    assert "Shapes are not compared with chance" in told
+    assert "more alike" not in told
+    assert "less alike" not in told
+
+
+def test_the_undecided_stage_has_a_last_level(found):
+    """The level told is one at which the posterior is still open: more than 5 % of log N is left there."""
+    grid = found["grid"]
+    assert "; its last level is " in line(grid, "By the posterior")
+    last, sigmas = grid["numbers"]["stage.entropy.last"]["value"], grid["sigmas"]
+    assert min(sigma for sigma in sigmas if sigma > 0) <= last <= grid["numbers"]["stage.entropy.first"]["value"]
 
 
 def test_no_number_is_lost_and_none_reads_as_nothing(found):

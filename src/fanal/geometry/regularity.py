@@ -122,7 +122,8 @@ def _mean(table: Tensor, same: bool) -> Estimate:
         if rows < 2:
             return Estimate(math.nan, math.nan, 0)
         each = (table.sum(1) - table.diagonal()) / (rows - 1)
-        return Estimate(float(each.mean()), 2 * float(each.std()) / math.sqrt(rows), rows)
+        error = 2 * float(each.std()) / math.sqrt(rows) if rows > 2 else math.nan  # two curves are one pair
+        return Estimate(float(each.mean()), error, rows)
     parts = [(each, len(each)) for each in (table.mean(1), table.mean(0))]
     variance = sum(float(each.var()) / n if n > 1 else math.nan for each, n in parts)
     return Estimate(float(table.mean()), math.sqrt(variance), min(rows, columns))

@@ -175,14 +175,14 @@ def results_of(
     bands, d = found.bands, math.prod(setup.network.shape)
     numbers, curve = found.numbers, found.stack("curve")
     drawn, shape = _shape(curve, setup.sigmas, d, window)
-    results: dict[str, Any] = {"sigmas": plain_sigmas(setup.sigmas), "d": d}
+    results: dict[str, Any] = {"sigmas": plain_sigmas(setup.sigmas), "d": d, "window": window}
     if exact is not None:
         results["likelihood"], results["flagged"] = _likelihood(bands, numbers), _flagged(bands, setup.sigmas, d)
         bands = {name: band for name, band in bands.items() if name not in _RISES.values()}
         numbers = {name: band for name, band in numbers.items() if name not in _RISES.values()}
         bands["forward magnitude"] = _shell(exact, setup.sigmas)
     if arrival is not None:
-        features = {name: found.stack(name) for name in ("features.x", "features.denoised")}
+        features = {name: found.stack(name) for name in ("features.x", "features.denoised", "features.data")}
         results["frechet"] = arrival.results(features, setup.sigmas)
     results |= {
         "weights": _weights(setup),

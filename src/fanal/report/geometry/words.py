@@ -20,6 +20,7 @@ SPREAD = "Each ± is one standard error of a mean over trajectories; figures wit
 
 _STRAIGHT, _BENT = 0.01, 0.1  # of the chord: how far from it the words say "nearly straight", and "clearly bent"
 _ROUNDING = 1e-6
+_WINDOW = 5  # of runs that do not say it
 _NULLS = {"smooth": "random smooth curves", "forward": "noise paths"}
 
 _SUBJECTS = {
@@ -123,7 +124,13 @@ def _arrival(numbers: Mapping[str, Estimate]) -> Iterator[str]:
         yield f"{when}, no earlier than states, from {then.rounded()}."
 
 
-def _stages(numbers: Mapping[str, Estimate], top: float) -> Iterator[str]:
+def _stages(numbers: Mapping[str, Estimate], top: float, levels: int, window: int) -> Iterator[str]:
+    if 2 * (2 * window + 1) > levels:
+        yield (
+            f"Where they bend is not told: with {levels} levels, each curvature is fitted to {2 * window + 1} of them, "
+            "more than half. Give more --steps."
+        )
+        return
     begin, end, kept = (numbers[f"{what} sigma"] for what in ("curved from", "curved to", "kept to"))
     if not begin.n:
         yield "No stage is found in which trajectories bend."
@@ -132,7 +139,7 @@ def _stages(numbers: Mapping[str, Estimate], top: float) -> Iterator[str]:
     if begin.value + _sure(begin) >= top:
         way = f"They bend from the start to sigma {end.rounded()}"
     if end.value - _sure(end) > kept.value:
-        yield f"{way}, then run straight again to {kept.rounded()}, below which nothing moves."
+        yield f"{way}, then run straight again to {kept.rounded()}, below which curvature is not counted."
     else:
         yield f"{way}, as long as anything moves; no last straight stage is seen."
 
@@ -141,8 +148,8 @@ def _posterior(numbers: Mapping[str, Estimate]) -> Iterator[str]:
     first, last = (numbers.get(f"stage.entropy.{which}") for which in ("first", "last"))
     if first and last and first.n:
         yield (
-            f"By the posterior over the data, the undecided stage begins at sigma {first.rounded()} and ends at "
-            f"{last.rounded()}, with one point left."
+            f"By the posterior over the data, the undecided stage begins at sigma {first.rounded()}; its last level is "
+            f"{last.rounded()}, after which one point is left."
         )
 
 
@@ -177,6 +184,9 @@ def _alike(found: Mapping[str, Any]) -> Iterator[str]:
         own = cell(found, key, 0, 0)
         if math.isnan(own.value):
             return
+        if math.isnan(own.se):
+            yield "Shapes are not compared with chance: that takes three drawn trajectories at least."
+            return
         chance = {word: estimated(found["nulls"][name][key]) for name, word in _NULLS.items()}
         verdict = _verdict(own, chance)
         if key == KEYS[0]:
@@ -191,7 +201,7 @@ def _alike(found: Mapping[str, Any]) -> Iterator[str]:
 def _classes(found: Mapping[str, Any], count: int) -> Iterator[str]:
     """How many of several groups are more alike than chance, by the best motion."""
     inner = [cell(found, KEYS[0], i, i) for i in range(count)]
-    inner = [own for own in inner if not math.isnan(own.value)]
+    inner = [own for own in inner if not math.isnan(own.se)]
     chance = [estimated(found["nulls"][name][KEYS[0]]) for name in _NULLS]
     alike = sum(all(_below(own, by_chance) for by_chance in chance) for own in inner)
     if inner:
@@ -206,10 +216,13 @@ def _rivals(found: Mapping[str, Any], own: int) -> Iterator[str]:
     inner = cell(found, KEYS[0], 0, 0)
     for j in range(own, len(found["names"])):
         between = cell(found, KEYS[0], 0, j)
-        if math.isnan(inner.value) or math.isnan(between.value):
+        if math.isnan(inner.se) or math.isnan(between.value):
             continue
-        farther = "farther from them than they are" if _below(inner, between) else "no farther from them than they are"
-        yield f"Shapes of {found['names'][j]} are {farther} from each other: {KEYS[0]} {between.rounded()}."
+        farther = "farther" if _below(inner, between) else "no farther"
+        yield (
+            f"Shapes of {found['names'][j]} are {farther} from this model's than these are from each other: {KEYS[0]} "
+            f"{between.rounded()}."
+        )
 
 
 def _flagged(results: Mapping[str, Any]) -> Iterator[str]:
@@ -233,7 +246,8 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     lines = list(_straightness(numbers))
     if bends:
         lines += _dimensions(numbers, found["nulls"].get("forward", {}), int(results["d"]))
-        lines += _stages(numbers, float(results["sigmas"][0]))
+        levels = sum(sigma > 0 for sigma in results["sigmas"])
+        lines += _stages(numbers, float(results["sigmas"][0]), levels, int(results.get("window", _WINDOW)))
     lines += [*_arrival(numbers), *_posterior(numbers), *_likelihood(results)]
     if bends:
         lines += _alike(found) if own == 1 else _classes(found, own)
