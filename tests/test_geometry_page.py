@@ -12,7 +12,7 @@ from fanal.geometry.command import geometry as measure
 from fanal.metrics import Estimate
 from fanal.report.geometry import geometry_page
 from fanal.report.geometry.likeness import KEYS, compared
-from fanal.report.geometry.run import GeometryRun
+from fanal.report.geometry.run import LABELS, GeometryRun
 from toys import fanal, record
 
 
@@ -46,7 +46,8 @@ def test_the_page_tells_every_number_and_asks_for_none_that_is_not_measured(ever
     by_dimension = {
         name for name in measured if re.fullmatch(r"explained by \d|mean error in \d-D|direct, top \d", name)
     }
-    assert {row[0] for table in tables.values() for row in table.rows} >= measured - by_dimension
+    told = {LABELS.get(name, name) for name in measured - by_dimension}
+    assert {row[0] for table in tables.values() for row in table.rows} >= told
     assert len(tables["dimensions"].rows) == 1 + sum(name.startswith("explained by") for name in measured)
     assert [cell.count("±") for cell in tables["pca-ratios"].rows[0][1:]] == [1, 1, 1]
 
@@ -56,6 +57,20 @@ def test_every_figure_and_every_table_says_how_to_read_it(everything, tmp_path):
     for folder in (everything, plane):
         page = geometry_page(folder, record(folder))
         assert [each.name for each in (*page.figures, *page.tables) if not each.caption] == []
+
+
+def test_a_plane_shows_no_rounding(tmp_path):
+    """In two dimensions one component explains all, nothing is left in two, and the second component is 0."""
+    plane = measure(GeometryConfig("mixture:grid2", steps=8, count=4, drawn=4), tmp_path / "plane")
+    page = geometry_page(plane, record(plane))
+    figures = {figure.name: figure for figure in page.figures}
+    left, right = figures["reconstruction"].drawings
+    assert [list(line.x) for line in (*left.lines, *right.lines)] == [[1], [1]]
+    assert right.lines[0].y == [100]
+    curves = figures["boomerang"].drawings[0].curves
+    assert {point[2] for curve in curves for point in curve} == {0}
+    assert any(point[1] for curve in curves for point in curve)
+    assert len(next(table for table in page.tables if table.name == "dimensions").rows) == 2
 
 
 def test_tables_by_level_are_the_bands(everything):

@@ -62,8 +62,13 @@ def _made(found: Mapping[str, Any]) -> str:
     """What the shares say, in a sentence."""
     noise = " The solver's own noise comes on top." if found.get("noise") else ""
     at, shares = found["sigmas"], found["prediction"]
-    near = sum(share for sigma, share in zip(at, shares, strict=True) if sigma <= 2 * found["at"])
-    return f"The predictions made since sigma was twice as large have {100 * near:.3g} % of a state.{noise}"
+    between = found.get("between", [False] * len(at))
+    first = max(i for i, on_the_way in enumerate(between) if not on_the_way)  # of the last step
+    last = sum(shares[first:])
+    return (
+        f"The last state above 0, at sigma {found['at']:.4g}, has {100 * last:.3g} % from the last prediction, made at "
+        f"sigma {at[first]:.4g}, and {100 * (sum(shares) - last):.3g} % from all earlier ones.{noise}"
+    )
 
 
 def _score(run: GeometryRun) -> list[Section]:
@@ -138,10 +143,10 @@ def _diagnosis(run: GeometryRun) -> list[Section]:
         {
             f"noise added to the {whose}": "strip_forward",
             "states of the exact run": "strip_exact x",
-            "model's, its own states": "strip",
-            "exact, the model's states": "strip_D*(model x)",
-            "model's, exact states": "strip_D(exact x)",
-            "exact, exact states": "strip_D*(exact x)",
+            "model's prediction at its own state": "strip",
+            "exact prediction at the model's state": "strip_D*(model x)",
+            "model's prediction at the exact run's state": "strip_D(exact x)",
+            "exact prediction at the exact run's state": "strip_D*(exact x)",
         },
     )
     if "strip_D*(model x)" not in run.tensors:
@@ -172,13 +177,13 @@ def _entropy(run: GeometryRun) -> list[Section]:
     band = run.bands["entropy"]["mean"]
     logs = torch.tensor(run.sigmas[: len(band)], dtype=torch.float64).log()
     rate = torch.gradient(torch.tensor(band, dtype=torch.float64), spacing=(logs,))[0]
-    words = {"stage.entropy.first": "falls", "stage.entropy.last": "is 0"}
+    words = {"stage.entropy.first": "falls", "stage.entropy.last": "open last"}
     marks = [Mark(at, word) for name, word in words.items() if (at := run.value(name)) is not None]
     figure = Figure(
         "entropy",
         "Left: entropy of the posterior over the data, which falls from log N (all points alike) to 0 (one point). "
-        "Right: its rate of change, per factor of e in sigma. The marks part the three stages. In the form of [REG] "
-        "fig. 9(c, f).",
+        "Right: its rate of change, per factor of e in sigma. The marks are the first and the last level at which it "
+        "is undecided, more than 5 % from either. In the form of [REG] fig. 9(c, f).",
         [
             run.panel("nats", [run.line("entropy", "")], marks=marks),
             run.panel("nats per factor of e", [run.along(rate.tolist(), "")], marks=marks),
@@ -194,8 +199,8 @@ def _entropy(run: GeometryRun) -> list[Section]:
                 run.table(
                     "stages",
                     rows,
-                    "Levels at which the entropy leaves log N and reaches 0, each within 5 % of log N, and between "
-                    "which trajectories bend.",
+                    "First and last level at which the entropy is more than 5 % of log N away from both log N and 0: "
+                    "there the posterior is undecided; and levels between which trajectories bend.",
                 )
             ],
         )

@@ -14,7 +14,7 @@ from fanal.metrics import Estimate
 from fanal.report.plots import Figure, Film, Line, Mark, Panel
 from fanal.report.study import Table
 
-__all__ = ["GeometryRun", "estimate", "estimated", "short"]
+__all__ = ["LABELS", "GeometryRun", "estimate", "estimated", "short"]
 
 _MOST = 200
 """States of a curve that are drawn; longer runs are thinned, both ends kept."""
@@ -23,6 +23,9 @@ _ROUNDING = 1e-6
 
 _DRAWN = 30
 """Trajectories that are drawn."""
+
+LABELS = {"stage.entropy.first": "undecided from sigma", "stage.entropy.last": "undecided to sigma"}
+"""Names of numbers on the page, where they are not those of `run.json`."""
 
 _TOLD = 12
 """Levels at which tables tell a curve."""
@@ -110,7 +113,7 @@ class GeometryRun:
 
     def table(self, name: str, numbers: Sequence[str], caption: str, *, what: str = "per trajectory") -> Table:
         """Those of the numbers that were measured."""
-        rows = [[each, estimate(self.numbers[each])] for each in numbers if each in self.numbers]
+        rows = [[LABELS.get(each, each), estimate(self.numbers[each])] for each in numbers if each in self.numbers]
         return Table(name, [what, "mean ± standard error"], rows, caption)
 
     def told(self, name: str, bands: Mapping[str, str], caption: str) -> Table:

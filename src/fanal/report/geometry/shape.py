@@ -19,10 +19,11 @@ _ROUNDING = 1e-5  # of single precision, through a network
 def curve_points(run: GeometryRun, name: str) -> list[list[list[float]]]:
     """Projected curves as points: sigma √d, and two components, which are far smaller."""
     side = math.sqrt(run.d)
-    out = []
-    for curve in run.drawn(name):
+    out, curves = [], run.drawn(name)
+    seen = curves[:, :, 1:3].abs().amax((0, 1)) > _ROUNDING * curves[:, :, 1].abs().amax()
+    for curve in curves:
         keep = run.kept(len(curve))
-        across = curve[keep, 1:3].tolist()
+        across = (curve[keep, 1:3] * seen).tolist()  # a plane has no second component, but for rounding
         out.append([[run.sigmas[i] * side, float(f"{u:.6g}"), float(f"{v:.6g}")]
                     for i, (u, v) in zip(keep, across, strict=True)])  # fmt: skip
     return out
@@ -66,12 +67,12 @@ def _explained(run: GeometryRun, prefix: str = "") -> list[str]:
 
 
 def _dimensions(run: GeometryRun) -> list[Section]:
-    names = _explained(run)
+    names = _explained(run)[: run.d - 1]  # in more dimensions than the data have there is only rounding
     rows = [["1 (the chord)", "–", estimate(run.numbers["mean error in 1-D"])]]
     for k, name in enumerate(names):
         rows.append([str(k + 2), estimate(run.numbers[name]), estimate(run.numbers[f"mean error in {k + 2}-D"])])
     shares = [estimated(run.numbers[name]) for name in names]
-    errors = [estimated(run.numbers[f"mean error in {k + 1}-D"]) for k in range(len(names) + 1)]
+    errors = [estimated(run.numbers[f"mean error in {k + 1}-D"]) for k in range(min(len(names) + 1, run.d - 1))]
     counts = list(range(1, len(names) + 1))
     figure = Figure(
         "reconstruction",
@@ -79,10 +80,10 @@ def _dimensions(run: GeometryRun) -> list[Section]:
         "of the variance off the chord that k principal components explain. Bars are standard errors. In the form of "
         "[REG] fig. 4(c), 17 to 19.",
         [
-            Panel("dimensions", "distance", [Line("", [*counts, len(names) + 1], [e.value for e in errors],
-                  [e.se for e in errors], points=True)], log_y=True),
-            Panel("components", "% explained", [Line("", counts, [100 * e.value for e in shares],
-                  [100 * e.se for e in shares], points=True)]),
+            Panel("dimensions", "distance", [Line("", [*counts, len(names) + 1][: len(errors)],
+                  [e.value for e in errors], [e.se for e in errors], points=True)], log_y=True),
+            Panel("components", "% explained", [Line("", counts, [round(100 * e.value, 6) for e in shares],
+                  [round(100 * e.se, 6) for e in shares], points=True)]),
         ],
     )  # fmt: skip
     figures = [figure, *_rebuilding(run), *_rebuilt(run)]
