@@ -63,7 +63,7 @@ def text_of(folder):
 
 def test_a_geometry_page_has_every_figure_that_its_run_has_data_for(runs):
     always = {"deviation", "reconstruction", "boomerang", "bending", "turning", "pendulum", "magnitude", "slope"}
-    always |= {"predictions", "z-space", "weights", "forward-paths", "spectra", "reconstruction-steps", "rebuilt", "pendulum"}
+    always |= {"predictions", "z-space", "weights", "forward-paths", "spectra", "reconstruction-steps", "rebuilt"}
     digits = always | {"strips", "score", "diagnosis", "neighbors", "entropy", "coefficients", "likelihood"}
     digits |= {"residual", "residual-spectrum", "regularity"}
     assert {figure.name for figure in page_of(runs["digits"]).figures} == digits
