@@ -18,6 +18,7 @@ from fanal.geometry.command import GeometryConfig
 from fanal.geometry.command import geometry as measure
 from fanal.geometry.measures import speed
 from fanal.metrics import Statistics, fid
+from fanal.metrics.features import Pixels
 from fanal.report.geometry import geometry_page
 from fanal.sampling import Step
 from fanal.solvers import SOLVERS, Euler, Heun
@@ -275,6 +276,42 @@ def test_figures_are_the_same_for_any_blocks_and_when_resumed(plane, tmp_path, m
     one, other = (load_file(folder / "geometry.safetensors") for folder in (plane, again))
     for name in ("rebuilt", "rebuilt_error", "point_weights"):
         assert torch.allclose(one[name], other[name], atol=1e-4), name
+
+
+def test_features_of_the_data_are_the_runs_own_work(tmp_path, monkeypatch):
+    """After the folder is there: in blocks with progress, on the run's threads, and read again when resumed."""
+    config, told, sizes, alone = GeometryConfig("gaussian:grid2", threads=2, **PLANE), [], [], []
+
+    def progress(loop, what):
+        told.append(what)
+        return loop
+
+    def extract(self, x):
+        sizes.append(len(x))
+        if torch.get_num_threads() == 1:
+            alone.append(len(x))
+        return own(self, x)
+
+    def breaking(*args):
+        raise KeyboardInterrupt
+
+    own, before = Pixels.__call__, torch.get_num_threads()
+    torch.set_num_threads(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "results_of", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            measure(config, tmp_path / "run", progress=progress)
+    assert told == ["trajectories", "features of the data"]
+    monkeypatch.setattr(Pixels, "__call__", extract)
+    folder = measure(config, tmp_path / "run")
+    assert sizes == [1]  # which tells how many features there are
+    assert record(folder)["results"]["frechet"]["n_real"] == 500
+    with pytest.raises(FanalError, match="overwrite"):
+        measure(config, tmp_path / "run")
+    assert sizes == [1, 1]
+    measure(config, tmp_path / "again")
+    torch.set_num_threads(before)
+    assert (sum(sizes), alone) == (3 + 500 + 2 * 8 * 400, [1, 1, 1])
 
 
 def test_weights_follow_single_points_along_a_run(digits):

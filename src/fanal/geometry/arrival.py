@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from fanal.exact.reference import labels_of
 from fanal.metrics.distances import fid
 from fanal.metrics.features import Extractor, OwnFeatures, Pixels, is_image
 from fanal.preparation import Setup
+from fanal.runs import Block
 from fanal.summary import as_json
 from fanal.trajectory import Trajectory
 
@@ -34,15 +36,29 @@ class Arrival:
 
     Attributes:
         extract: turns samples into features.
-        real: features of the data's points, or of those of the run's one class.
+        exact: of the data.
+        rows: which of its points: all, or those of the run's one class.
         count: trajectories that are compared, the first ones.
         steps: at which steps.
     """
 
     extract: Extractor
-    real: Float[Tensor, "n f"]
+    exact: Dataset
+    rows: Int[Tensor, " n"]
     count: int
     steps: Int[Tensor, " m"]
+
+    def real(self, part: range) -> Float[Tensor, "n f"]:
+        """Return the features of some of the rows' points."""
+        few = self.rows[part.start : part.stop].split(_BATCH)
+        points = (self.exact.points.block(some, torch.float32).reshape(-1, *self.exact.shape) for some in few)
+        return torch.cat([self.extract(x) for x in points])
+
+    def real_block(self, part: range) -> Block:
+        """Return `real` as a block of a run, `features.data`; no call of the model is spent on it."""
+        begin = time.perf_counter()
+        notes = {"count": 0, "calls": 0, "evaluations": 0}
+        return {"features.data": self.real(part)}, notes | {"seconds": time.perf_counter() - begin}
 
     def features(self, run: Trajectory, rows: range) -> dict[str, Tensor]:
         """Return the features of a block's trajectories by what they are of, (B, M, F); none of later ones."""
@@ -57,23 +73,18 @@ class Arrival:
         """Return the distances of states and predictions from the data, level by level, as JSON.
 
         Args:
-            found: features of all blocks by name, (B, M, F).
+            found: features of all blocks by name: of trajectories (B, M, F), and of the data (n, F).
             sigmas: the run's grid.
         """
         out: dict[str, Any] = {
             "features": self.extract.name,
             "n": self.count,
-            "n_real": len(self.real),
+            "n_real": len(self.rows),
             "sigmas": sigmas[self.steps].tolist(),
         }
         for name, key in (("states", "features.x"), ("predictions", "features.denoised")):
-            out[name] = [as_json(fid(features, self.real)) for features in found[key].unbind(1)]
+            out[name] = [as_json(fid(features, found["features.data"])) for features in found[key].unbind(1)]
         return out
-
-
-def _real(exact: Dataset, extract: Extractor, rows: Tensor) -> Tensor:
-    parts = [exact.points.block(some, torch.float32).reshape(-1, *exact.shape) for some in rows.split(_BATCH)]
-    return torch.cat([extract(part) for part in parts])
 
 
 def arrival_of(setup: Setup, exact: Dataset) -> Arrival | None:
@@ -93,11 +104,10 @@ def arrival_of(setup: Setup, exact: Dataset) -> Arrival | None:
     if label is not None and exact.points.labels is not None:
         rows = rows[exact.points.labels == label]
     count = min(config.count, _MOST)
-    if min(count, len(rows)) <= _real(exact, extract, rows[:1]).shape[1]:
-        return None
     intervals = len(setup.sigmas) - 1
     steps = torch.linspace(0, intervals - 1, min(intervals, _LEVELS)).round().long()
-    return Arrival(extract, _real(exact, extract, rows), count, steps)
+    found = Arrival(extract, exact, rows, count, steps)
+    return None if min(count, len(rows)) <= found.real(range(1)).shape[1] else found
 
 
 def _label(setup: Setup, exact: Dataset) -> int | None:

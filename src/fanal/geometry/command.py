@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fanal.errors import FanalError
 from fanal.exact.reference import digest, reference
 from fanal.files import read_tensors, write_tensors
 from fanal.generation import identity
-from fanal.geometry.arrival import arrival_of
+from fanal.geometry.arrival import Arrival, arrival_of
 from fanal.geometry.blocks import Gathering, measured_block, projected_block
 from fanal.geometry.groups import Rival, rival_of
 from fanal.geometry.measures import COMPONENTS
@@ -26,6 +27,7 @@ from fanal.seeding import noise
 
 __all__ = ["GeometryConfig", "geometry"]
 
+_DATA_BLOCK = 500  # points whose features are kept at a time
 _WINDOW = 5
 _WINDOW_SHARE = 20  # of the steps: in narrower windows float32's rounding decides torsion
 
@@ -131,6 +133,13 @@ def _compared(config: GeometryConfig, rivals: list[Rival], run: Run, progress: P
     return blocks
 
 
+def _features(arrival: Arrival | None, run: Run, progress: Progress) -> Iterator[Block]:
+    """The features of the data that the run is compared with; nothing where it is not."""
+    if arrival is not None:
+        rows, work = range(len(arrival.rows)), arrival.real_block
+        yield from run.blocks(rows, _DATA_BLOCK, work, what="features of the data", progress=progress, stage="data")
+
+
 def geometry(config: GeometryConfig, out: str | Path, *, overwrite: bool = False, progress: Progress = quiet) -> Path:
     """Measure trajectories into a run folder: `run.json`, `geometry.safetensors` and `report.html`.
 
@@ -161,6 +170,8 @@ def geometry(config: GeometryConfig, out: str | Path, *, overwrite: bool = False
             return measured_block(setup, exact, rows, config.drawn, images, arrival)
 
         for block in run.blocks(range(config.count), config.block, work, what="trajectories", progress=progress):
+            found.add(block)
+        for block in _features(arrival, run, progress):
             found.add(block)
         others = _compared(config, rivals, run, progress)
         results, drawn = results_of(setup, exact, arrival, found, rivals, config.fitted)
