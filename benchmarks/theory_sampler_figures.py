@@ -118,7 +118,6 @@ def endings(bounds: dict, results: dict) -> list[Row]:
     lasts = np.array([float(last) for last in bounds])
     off, se = np.array([[each["off"]["value"], each["off"]["se"]] for each in bounds.values()]).T
     limit = Curve("bound", lasts, np.array([each["bound"] for each in bounds.values()]), "dashed", 1)
-    every = Curve("runs", lasts, off, "joined", 0)
     seen = Curve("runs", lasts, np.where(off > 0, off, np.nan), "points", 0, se)
     rows = [
         Row(

@@ -195,8 +195,8 @@ def statements(say, folder: Path | None) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS, help="parts to measure")
-    parser.add_argument("--points", type=int, default=2000, help="runs on the plane")
-    parser.add_argument("--digits", type=int, default=256, help="runs on digits8")
+    parser.add_argument("--points", type=int, default=1000, help="runs on the plane")
+    parser.add_argument("--digits", type=int, default=192, help="runs on digits8")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="folder for theory-NAME.png, the sheets of figures")
     parser.add_argument("--overlay", type=Path, metavar="RUN", help="run folder of fanal bench overlay, drawn too")
     parser.add_argument("--out", type=Path, default=Path("theory_samplers.json"))

@@ -249,6 +249,8 @@ _NOISY = "Euler–Maruyama to the end"
 def endings(count: int = 500) -> Finding:
     """Sec. 5: with the exact denoiser of 24 points all schemes end on them; Euler–Maruyama's own last step does not.
 
+    But for those whom the last level lets off, as it does the forward process, and 4 standard errors.
+
     Args:
         count: runs.
     """
@@ -273,10 +275,12 @@ def endings(count: int = 500) -> Finding:
             "x",
         ),
     )
+    off = float(particles.chance_off(data, float(sigmas[-2]), 20_000).double().mean())
+    allowed = off + 4 * math.sqrt(off * (1 - off) / count)
     says = "exact runs end on training points, by the exact step, the ODE and Euler–Maruyama"
     error = max(shares[name] for name in _ENDS) if met == len(data) and shares[_NOISY] > 0.5 else math.inf
     values = {f"off a point, {name}": value for name, value in shares.items()} | {"points met, exact step": float(met)}
-    return Finding("sec. 5", says, "largest share of 500 runs off a point", error, 0.01, values, drawn)
+    return Finding("sec. 5", says, "largest share of 500 runs off a point", error, allowed, values, drawn)
 
 
 def left_noise(count: int = 500) -> Finding:
