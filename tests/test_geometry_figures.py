@@ -26,7 +26,7 @@ from fanal.trajectory import Trajectory
 from toys import record
 
 GRID = package.schedules.polynomial(12)
-CONVEX = {"euler", "afs", "dpmpp2s", "ddpm", "ancestral", "dpmpp_sde"}
+CONVEX = {"euler", "dpmpp2s", "ddpm", "ancestral", "dpmpp_sde"}
 
 
 def normal(*shape, seed=0):
@@ -127,6 +127,7 @@ def test_shares_rebuild_the_states_of_every_solver(name, law):
     assert found.noise == (float(still.x.abs().max()) > 0)
     assert found.convex() == (name in CONVEX)
     sums = found.table.sum(1)
+    assert found.affine() == (name != "afs")
     if name == "afs":  # its first answer is no prediction, but x shrunk
         assert float(sums.max()) < 1 + 1e-12
     else:
@@ -380,6 +381,17 @@ def test_the_page_draws_what_was_measured(plane, digits):
     assert float(predictions.lines[0].x[0]) < 80  # the chord begins where the run does
     (film,) = figures["rebuilt"]
     assert list(film.layers) == ["the run's", "rebuilt in 1-D", "rebuilt in 2-D", "rebuilt in 3-D"]
+
+
+def test_the_page_tells_which_combination_the_states_are(tmp_path):
+    """AFS shrinks x at first: no share is negative, and they do not sum to 1."""
+    told = {"euler": "No share is negative", "heun": "Some shares are negative", "afs": "do not sum to 1"}
+    for solver in told:
+        folder = measure(GeometryConfig("mixture:ring8", solver, steps=6, count=2, drawn=2), tmp_path / solver)
+        page = geometry_page(folder, record(folder))
+        (caption,) = [figure.caption for figure in page.figures if figure.name == "weights"]
+        assert [word for word in told.values() if word in caption] == [told[solver]]
+        assert ("are convex combinations" in caption) == (solver == "euler")
 
 
 def test_the_page_tells_shares_or_that_there_are_none(tmp_path):

@@ -71,9 +71,13 @@ class Shares:
     steps: Int[Tensor, " c"]
     noise: bool
 
+    def affine(self) -> bool:
+        """Whether each state is an affine combination: its shares sum to 1, to rounding."""
+        return float((self.table.sum(1) - 1).abs().max()) < _ROUNDING
+
     def convex(self) -> bool:
-        """Whether each state is a convex combination, to rounding."""
-        return float(self.table.min()) > -_ROUNDING
+        """Whether each state is a convex combination: an affine one, and no share is negative, to rounding."""
+        return self.affine() and float(self.table.min()) > -_ROUNDING
 
 
 class _Heard:
@@ -144,7 +148,8 @@ def shares_of(solver: Solver, sigmas: Float[Tensor, " n1"]) -> Shares:
     coordinates; what a run from 0 with answers of 0 shows is the solver's own noise, and is taken off. That a solver
     is of this kind is tried: the states of a run of a bent function must be what the shares make of its answers.
 
-    Euler's shares are `shares`, and never negative. A solver that extrapolates has negative ones; they sum to 1.
+    Euler's shares are `shares`, and never negative. A solver that extrapolates has negative ones; they sum to 1. Those
+    of AFS do not: its first step shrinks x, where others ask for a prediction.
 
     Args:
         solver: of `fanal.solvers`, or any other.

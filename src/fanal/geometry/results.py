@@ -123,6 +123,7 @@ def _weights(setup: Setup) -> dict[str, Any]:
         "sum": float(last.sum()),
         "negative": float(-last.clamp_max(0).sum()),
         "least": float(last.min()),
+        "affine": found.affine(),
         "convex": found.convex(),
         "noise": found.noise,
     }

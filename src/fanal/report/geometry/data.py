@@ -43,19 +43,25 @@ def _weights(run: GeometryRun) -> list[Section]:
         inner = [inner[k] for k in run.kept(len(inner))]
         lines.append(Line("predictions on the way", [at[i] for i in inner], short(shares[i] for i in inner)))
     lines.append(Line("all up to it", [at[i] for i in own], short(upto[ends[k]] for k in keep), dashed=True))
-    convex = found.get("convex", True)
     figure = Figure(
         "weights",
         "Share of each prediction in the last state above 0, and of all predictions up to it, by the grid alone. "
-        + ("No share is negative: states are convex combinations of the start and of the predictions" if convex else
-           "Some shares are negative: states are affine combinations, which extrapolate, and no convex ones as Euler's")
-        + " ([REG] eq. 17).",
-        [Panel("sigma of the prediction", "share", lines, log_x=True, falling=True, from_zero=convex)],
-    )  # fmt: skip
+        f"{_kind(found)} ([REG] eq. 17).",
+        [Panel("sigma of the prediction", "share", lines, log_x=True, falling=True, from_zero=min(shares) >= 0)],
+    )
     rows = [["the start", f"{found['start']:.3g}"], ["all predictions", f"{upto[-1]:.6g}"]]
     rows += [["negative ones", f"{-found['negative']:.4g}"]] if found.get("negative") else []
     total = Table("weights-sum", ["share of", ""], rows, "Shares in the last state above 0.")
     return [Section(title, _made(found), [figure], tables=[total])]
+
+
+def _kind(found: Mapping[str, Any]) -> str:
+    """Which kind of combination the states of the run are."""
+    if found.get("convex", True):
+        return "No share is negative: states are convex combinations of the start and of the predictions"
+    if found.get("affine", True):
+        return "Some shares are negative: states are affine combinations, which extrapolate, no convex ones as Euler's"
+    return "The shares of a state do not sum to 1: states are weighted sums, and no convex combinations as Euler's"
 
 
 def _made(found: Mapping[str, Any]) -> str:
