@@ -70,6 +70,23 @@ def test_a_mark_is_where_it_is_said_to_be_on_a_logarithmic_axis():
     assert words["level"].y == pytest.approx(math.log10(2))
 
 
+@pytest.mark.parametrize(
+    ("values", "labels", "apart"),
+    [
+        ([0.3, 2.4], [0.5, 1, 2], None),  # less than a decade
+        ([0.015, 0.06], [0.02, 0.05], None),
+        ([3.1, 3.4], None, None),  # so short that the plotting library chooses
+        ([0.5, 20.0], None, 1),
+        ([1e-12, 1e4], None, 2),
+    ],
+)
+def test_a_logarithmic_axis_has_labels_however_short_it_is(values, labels, apart):
+    page = figures._panel(Panel("sigma", "distance", [Line("", values, values)], log_x=True, log_y=True))
+    for axis in (page.layout.xaxis, page.layout.yaxis):
+        assert axis.dtick == apart
+        assert (axis.tickvals if labels is None else list(axis.tickvals)) == (labels and pytest.approx(labels))
+
+
 def test_few_points_are_ticks_and_carry_error_bars():
     page, (axes,) = figures._panel(POINTS), axes_of(POINTS)
     assert list(page.layout.xaxis.tickvals) == list(axes.get_xticks()) == [1, 2, 4]

@@ -122,15 +122,24 @@ def _panel(panel: Panel) -> go.Figure:
     _mark(figure, panel.marks, panel.log_x, panel.log_y)
     figure.update_xaxes(**_axis(panel.x, panel.log_x, panel.falling, panel.ticks()))
     figure.update_yaxes(**_axis(panel.y, panel.log_y), rangemode="tozero" if panel.from_zero else "normal")
+    if panel.log_x and not panel.ticks():
+        figure.update_xaxes(**_decades([value for line in panel.lines for value in line.x]))
     if panel.log_y:
-        figure.update_yaxes(dtick=_apart([value for line in panel.lines for value in line.y]))
+        figure.update_yaxes(**_decades([value for line in panel.lines for value in line.y]))
     return figure
 
 
-def _apart(values: Sequence[float]) -> int:
-    """Decades between the labels of a logarithmic axis, so that they do not overlap."""
+def _decades(values: Sequence[float]) -> dict[str, Any]:
+    """Labels of a logarithmic axis: few enough not to overlap, and more than one where it is short."""
     shown = [value for value in values if value and value > 0]
-    return max(1, math.ceil(math.log10(max(shown) / min(shown)) / 8)) if shown else 1
+    if not shown:
+        return {"dtick": 1}
+    low, high = min(shown), max(shown)
+    if high >= 10 * low:
+        return {"dtick": max(1, math.ceil(math.log10(high / low) / 8))}
+    first = math.floor(math.log10(low))
+    inside = [lead * 10.0**k for k in (first, first + 1) for lead in (1, 2, 5) if low <= lead * 10.0**k <= high]
+    return {"tickvals": inside, "dtick": None} if len(inside) > 1 else {"dtick": None}
 
 
 def _bars(bars: Bars) -> go.Figure:
