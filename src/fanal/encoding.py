@@ -22,7 +22,7 @@ from torch import Tensor
 from fanal import pictures
 from fanal.datasets import Data, get
 from fanal.datasets.base import check_shape
-from fanal.denoiser import Denoiser, Latent, Model, counters
+from fanal.denoiser import Denoiser, Latent, Model, counters, network_of
 from fanal.errors import FanalError
 from fanal.exact.reference import digest
 from fanal.exact.streaming import Points
@@ -255,7 +255,8 @@ def _results(config: EncodeConfig, whole: dict[str, Tensor], asked: dict[str, in
 
 def _picture(whole: dict[str, Tensor], steps: int, network: Any) -> Any:
     """Images, their codes, and what comes back."""
-    decode = network.decode if isinstance(network, Latent) else lambda x: x
+    latent = network_of(network)
+    decode = latent.decode if isinstance(latent, Latent) else lambda x: x
     count = min(_SHOWN, len(whole["x"]))
     parts = [decode(whole["x"][:count]), whole[f"noise.{steps}"][:count] / 2, decode(whole[f"back.{steps}"][:count])]
     if whole["x"].shape[1:] == (2,):

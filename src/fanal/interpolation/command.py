@@ -16,7 +16,7 @@ from torch import Tensor
 from fanal import pictures
 from fanal.datasets import DATASETS, Dataset, get
 from fanal.datasets.base import check_shape
-from fanal.denoiser import Latent, counters
+from fanal.denoiser import Latent, counters, network_of
 from fanal.errors import FanalError, unknown_name
 from fanal.files import write_atomically, write_tensors
 from fanal.generation import add_samples, identity
@@ -173,8 +173,8 @@ def _real(config: InterpolationConfig, setup: Setup, about: dict[str, Any]) -> t
             f"the card of {config.model} names no data set that comes with fanal ({name or 'none'}): name the data, "
             "e.g. --data folder:DIR, or leave --neighbors out"
         )
-    dataset, network = get(name), setup.network
-    shape = tuple(network.shape)
+    dataset, network = get(name), network_of(setup.network)
+    shape = tuple(setup.network.shape)
     if isinstance(network, Latent):
         with torch.no_grad():
             shape = tuple(network.decode(torch.zeros(1, *shape, device=config.device)).shape[1:])

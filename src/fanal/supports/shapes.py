@@ -14,7 +14,7 @@ from torch import Tensor
 from fanal.denoiser import Denoiser
 from fanal.errors import FanalError
 from fanal.exact import Dataset, Gaussian, LowRank
-from fanal.exact.gaussian import flat
+from fanal.exact.gaussian import flat, level_of
 from fanal.supports.noncentral import inner_share, log_chance
 from fanal.supports.truncated import bessel_fall, log_mass, log_moment, truncated_mean
 
@@ -47,7 +47,7 @@ class _Law(Denoiser, ABC):
     sigma_max: float = 80.0
 
     def _level(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-        points, level = flat(x, torch.as_tensor(sigma), self.shape)
+        points, level = flat(x, sigma, self.shape)
         if not bool((level > 0).all()):
             raise FanalError(f"an exact denoiser needs sigma > 0, got {sigma}")
         return points, level.expand(len(points), 1)
@@ -362,7 +362,7 @@ class Union(_Law):
         self.parts, self.prior, self.shape = tuple(parts), share / share.sum(), parts[0].shape
 
     def _logs(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        level = torch.as_tensor(sigma)
+        level = level_of(sigma)
         own = [part.log_density(x, level) for part in self.parts]
         return torch.stack(own, 1) + self.prior.to(own[0]).log()
 
