@@ -110,6 +110,16 @@ def test_the_command_agrees_with_an_adaptive_solver_on_a_mixture(tmp_path):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.3)
 
 
+def test_a_class_that_the_points_lack_is_named(tmp_path):
+    labels = package.datasets.get("digits8").data("train", 5).labels
+    lacking = min(set(range(10)) - set(labels.tolist()))
+    for label in {lacking, 9}:
+        config = GeometryConfig("digits8", steps=6, count=2, drawn=2, data="digits8", points=5, label=label)
+        with pytest.raises(FanalError, match=f"class {label} has no point among these 5: take more, as with --points"):
+            measure(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_drawn_curves_are_the_first_ones(folder, run):
     drawn = load_file(folder / "geometry.safetensors")
     mine, _, _ = geometry.align(geometry.project(run.x[:, :4], 2).coordinates)

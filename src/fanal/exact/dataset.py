@@ -54,6 +54,7 @@ class Dataset(Denoiser):
             `y/127.5 − 1`.
         labels: class of each point, (N,); `D(x, sigma, labels)` then weighs the points of a class only. `classes`
             stands for all.
+        classes: how many there are, where the points may lack some; None: as many as the largest label says.
         sigma_min: smallest noise level it is used at.
         sigma_max: largest noise level it is used at.
         tolerance: wanted relative error of the result.
@@ -69,6 +70,7 @@ class Dataset(Denoiser):
         points: Tensor | np.ndarray | Rows,
         labels: Tensor | None = None,
         *,
+        classes: int | None = None,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         tolerance: float = 1e-5,
@@ -80,7 +82,10 @@ class Dataset(Denoiser):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.tolerance, self.rerank = tolerance, min(rerank, self.points.count)
         known = self.points.labels
-        self.classes = 0 if known is None else int(known.max()) + 1
+        least = 0 if known is None else int(known.max()) + 1
+        if classes is not None and (known is None or classes < least):
+            raise FanalError(f"points with labels of {least} classes cannot be of {classes!r}")
+        self.classes = least if classes is None else classes
         self.counts = None if known is None else torch.bincount(known, minlength=self.classes)
 
     def __len__(self) -> int:
@@ -115,7 +120,7 @@ class Dataset(Denoiser):
         wanted[wanted == self.classes] = -1
         empty = wanted[(wanted >= 0) & (self.counts[wanted] == 0)]
         if len(empty):
-            raise FanalError(f"class {int(empty[0])} has no point among these {len(self)}")
+            raise FanalError(f"class {int(empty[0])} has no point among these {len(self)}: take more, as with --points")
         return wanted
 
     def _noise(self, query: Query) -> Tensor:

@@ -83,7 +83,7 @@ def reference(source: Source, network: Model, most: int | None = None) -> Datase
     check_shape(source, network.shape, "the model")
     points, labels = first_points(source, "train", most)
     same = len(source.classes) > 0 and getattr(network, "classes", 0) == len(source.classes)
-    return Dataset(points, labels if same else None)
+    return Dataset(points, labels, classes=len(source.classes)) if same and labels is not None else Dataset(points)
 
 
 def labels_of(exact: Dataset, model: Denoiser, count: int) -> Int[Tensor, " b"] | None:

@@ -103,6 +103,8 @@ def arrival_of(setup: Setup, exact: Dataset) -> Arrival | None:
     rows, label = torch.arange(len(exact)), _label(setup, exact)
     if label is not None and exact.points.labels is not None:
         rows = rows[exact.points.labels == label]
+    if not len(rows):  # the exact denoiser says so
+        return None
     count = min(config.count, _MOST)
     intervals = len(setup.sigmas) - 1
     steps = torch.linspace(0, intervals - 1, min(intervals, _LEVELS)).round().long()
