@@ -51,9 +51,20 @@ def test_what_was_not_given_has_its_default():
     assert found == {**wanted, "steps": 80, "zero": True}
 
 
-@pytest.mark.parametrize(("word", "label"), [("3", 3), ("-1", -1), ("each", "each"), ("6 fingers", "6 fingers")])
+@pytest.mark.parametrize(
+    ("word", "label"),
+    [
+        ("3", 3),
+        ("-1", -1),
+        ("each", "each"),
+        ("6 fingers", "6 fingers"),
+        ("--5", "--5"),
+        ("-", "-"),
+        ("7" * 5000, "7" * 5000),
+    ],
+)
 def test_a_label_is_a_number_or_a_name(word, label):
-    assert given("net", "--label", word)["label"] == label
+    assert given("net", f"--label={word}")["label"] == label
 
 
 @pytest.mark.parametrize("text", ["", "6,", "a", "1.5", "-2", "6;12", "²", "1" * 5000])

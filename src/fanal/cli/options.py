@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,5 +102,5 @@ def _field(name: str, value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if name == "label" and isinstance(value, str):  # other words are for the configuration to judge
-        return int(value) if value.lstrip("-").isdecimal() else value
+        return int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else value
     return value
