@@ -414,3 +414,8 @@ def test_the_page_tells_shares_or_that_there_are_none(tmp_path):
             assert upto.y[-1] == pytest.approx(1 - found["start"], rel=1e-5)
         text = (folder / "report.html").read_text(encoding="utf-8")
         assert ("no weighted sums of predictions" in text) == (solver == "taylor2")
+
+
+def test_what_has_no_shares_is_called_as_it_was_given(tmp_path):
+    folder = measure(GeometryConfig("gaussian:grid2", "rods", steps=6, count=2, drawn=2), tmp_path / "run")
+    assert record(folder)["results"]["weights"]["refused"].startswith("the states of rods are no weighted sums")

@@ -140,7 +140,7 @@ def _measured(solver: Solver, grid: Tensor) -> tuple[Shares, float]:
     return found, float((again - told).abs().max() / (float(grid[0]) + told.abs().max()))
 
 
-def shares_of(solver: Solver, sigmas: Float[Tensor, " n1"]) -> Shares:
+def shares_of(solver: Solver, sigmas: Float[Tensor, " n1"], name: str | None = None) -> Shares:
     """Return the share of the start and of the answer to each call in each state of a solver's run.
 
     Solvers that move by weighted means of predictions, whatever their order, are linear in them, with coefficients that
@@ -154,6 +154,7 @@ def shares_of(solver: Solver, sigmas: Float[Tensor, " n1"]) -> Shares:
     Args:
         solver: of `fanal.solvers`, or any other.
         sigmas: a decreasing grid of N intervals, from a finite level.
+        name: what the solver is called where it is refused; None: as its class is.
 
     Raises:
         FanalError: as `shares`, or the solver takes derivatives of predictions, or decides by their values.
@@ -165,7 +166,7 @@ def shares_of(solver: Solver, sigmas: Float[Tensor, " n1"]) -> Shares:
         found, off = None, math.inf
     if found is None or not off <= _ROUNDING:
         raise FanalError(
-            f"the states of {type(solver).__name__} are no weighted sums of predictions: it takes derivatives of them, "
-            "or decides by their values; shares are those of solvers that do neither, such as euler, heun or dpmpp"
+            f"the states of {name or type(solver).__name__} are no weighted sums of predictions: it takes derivatives "
+            "of them, or decides by their values; shares are those of solvers that do neither, such as euler, heun or dpmpp"
         )
     return found

@@ -109,7 +109,7 @@ def _weights(setup: Setup) -> dict[str, Any]:
     sigmas = setup.sigmas[setup.sigmas > 0]
     try:
         # over the whole grid: some solvers lower their order on the last steps
-        found = combination.shares_of(setup.solver, setup.sigmas)
+        found = combination.shares_of(setup.solver, setup.sigmas, setup.config.solver)
     except FanalError as error:
         return {"refused": str(error)}
     last, made = found.table[len(sigmas) - 1], found.steps < len(sigmas) - 1
