@@ -167,6 +167,7 @@ def shares_of(solver: Solver, sigmas: Float[Tensor, " n1"], name: str | None = N
     if found is None or not off <= _ROUNDING:
         raise FanalError(
             f"the states of {name or type(solver).__name__} are no weighted sums of predictions: it takes derivatives "
-            "of them, or decides by their values; shares are those of solvers that do neither, such as euler, heun or dpmpp"
+            "of them, or decides by their values; shares are those of solvers that do neither, such as euler, heun or "
+            "dpmpp"
         )
     return found
