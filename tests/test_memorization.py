@@ -143,6 +143,7 @@ def test_a_replaying_model_is_caught(caught):
     assert torch.allclose(kept["x"], train[kept["index"]], atol=1e-2)
     assert (caught / "pairs.png").stat().st_size > 1000
     assert results["points"] == len(train)
+    assert "p < 1e-300" in verdict(results | {"copies": results["copies"] | {"p": 0.0}})
 
 
 def test_a_model_of_the_law_is_cleared(tmp_path):
@@ -319,6 +320,9 @@ def test_the_command_tells_and_refuses(tmp_path):
     assert "No sign" in result.output
     assert refused(fanal(*words, "--held", 20, "--out", tmp_path / "b"), "99 or more")
     assert refused(fanal("audit", "gaussian:digits8", "--data", "hands32", "--out", tmp_path / "c"), "hands32", "shape")
+    few = fanal(*words, "--points", 10, "--out", tmp_path / "few")
+    assert "among the first 10 training points, all that were searched, too few" in " ".join(few.output.split())
+    assert "the 9 after it" in (tmp_path / "few" / "report.html").read_text(encoding="utf-8")
     (tmp_path / "run" / "report.html").unlink()
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "When runs settle" in page

@@ -19,6 +19,7 @@ from fanal.geometry.command import GeometryConfig
 from fanal.geometry.command import geometry as measure
 from fanal.memorization.command import AuditConfig, audit
 from fanal.report import write_figures, write_report
+from fanal.report.audit import audit_page
 from fanal.report.geometry import geometry_page
 from fanal.report.geometry.run import estimated
 from fanal.report.plots import Film
@@ -189,6 +190,10 @@ def test_pages_say_what_their_runs_found(runs):
     assert estimated(found).rounded() in text_of(runs["encode"])
     assert "gaussian:digits8 and mixture:digits8" in text_of(runs["encode"])
     assert "No sign of replayed training data" in text_of(runs["audit"])
+    when = record(runs["audit"])["results"]["settling"]["apart"]["median sigma"]
+    drawn = {figure.name: figure.drawings[0] for figure in audit_page(runs["audit"], record(runs["audit"])).figures}
+    assert [mark.at for mark in drawn["settling"].marks if "new" in mark.text] == [when]
+    assert "differs to the end" in text_of(runs["audit"])
     shown = text_of(runs["digits"])
     assert "by chance: random smooth curves" in shown
     assert "gaussian:digits8 and mixture:digits8" in shown

@@ -198,6 +198,7 @@ def _results(
     again = torch.bincount(whole["index"][hits]) if bool(hits.any()) else torch.zeros(1, dtype=torch.int64)
     return {
         "points": points,
+        "first only": config.points is not None,
         "copies": dataclasses.asdict(share),
         "threshold": limit,
         "ratio": {"samples": as_json(mean(whole["ratio"])), "held out": as_json(mean(held["ratio"]))},

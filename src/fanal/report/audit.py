@@ -15,7 +15,9 @@ from fanal.report.study import Page, Section, Table, study
 
 __all__ = ["audit_page", "verdict"]
 
-_MOST_NAMED, _ENDS = 10, "In brackets the ends of 95 % intervals."
+_MOST_NAMED, _ENDS = 10, "In parentheses the ends of 95 % intervals."
+_FEWEST = 21  # training points that give a sample its nearest one and twenty after it
+_LEAST = 1e-300  # below it a probability underflows
 
 SURE = 1e-3
 """Probability below which more copies than chance are called so."""
@@ -28,14 +30,27 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def _chance(p: float) -> str:
+    """A probability with its sign of equality."""
+    return f"= {p:.2g}" if p > _LEAST else f"< {_LEAST:g}"
+
+
+def _searched(results: Mapping[str, Any]) -> str:
+    """Where copies were looked for, if not among all training points."""
+    few = ", too few for a sure scale of distances" if results["points"] < _FEWEST else ""
+    if results.get("first only"):  # older runs did not keep it
+        return f" among the first {results['points']} training points, all that were searched{few}"
+    return f" among {results['points']} training points{few}" if few else ""
+
+
 def verdict(results: Mapping[str, Any]) -> str:
     """Return what an audit found, in one sentence."""
     found = results["copies"]
     interval = f"95 % interval {_percent(found['excess_low'])} to {_percent(found['excess_high'])}"
     if found["p"] < SURE:
         return (
-            f"The model replays its training data: {_percent(found['excess'])} of samples are copies beyond chance "
-            f"({interval}, p = {found['p']:.1g})."
+            f"The model replays its training data{_searched(results)}: {_percent(found['excess'])} of samples are "
+            f"copies beyond chance ({interval}, p {_chance(found['p'])})."
         )
     # Held-out points that are doubles of training points set a threshold that no copy need fall below.
     blind = (
@@ -44,10 +59,11 @@ def verdict(results: Mapping[str, Any]) -> str:
         if results.get("threshold", 1.0) < DOUBLED  # older runs did not keep it
         else ""
     )
+    these = "of these " if results.get("first only") else ""
     return (
-        f"No sign of replayed training data: {_percent(found['share'])} of samples look like copies, and "
-        f"{_percent(found['level'])} of held-out points do (p = {found['p']:.2g}); at most "
-        f"{_percent(found['excess_high'])} of samples are copies beyond chance.{blind}"
+        f"No sign of replayed training data{_searched(results)}: {_percent(found['share'])} of samples look like "
+        f"copies, and {_percent(found['level'])} of held-out points do (p {_chance(found['p'])}); at most "
+        f"{_percent(found['excess_high'])} of samples are copies {these}beyond chance.{blind}"
     )
 
 
@@ -59,23 +75,27 @@ def _copies(results: Mapping[str, Any], samples: dict[str, Tensor], level: float
         ["held-out points below it", f"of {found['held']}", _percent(found["level"])],
         ["copies beyond chance", "", f"{_percent(found['excess'])} ({_percent(found['excess_low'])} to "
          f"{_percent(found['excess_high'])})"],
-        ["probability by chance", "", f"{found['p']:.2g}"],
+        ["probability by chance", "", _chance(found["p"]).removeprefix("= ")],
         ["training points copied", f"{results['training points copied']} of {results['points']}",
-         f"one of them {results['most often']} times"],
+         _often(results["most often"])],
     ]  # fmt: skip
     groups = {"samples": samples["ratio"].tolist(), "held-out points": samples["held.ratio"].tolist()}
     figure = Figure(
         "copies",
         "Ratio of distances of the samples and of points that were held out; copies lie left of the threshold.",
-        [histogram("distance to the nearest / to the next ones", groups, marks=[Mark(level, "threshold")])],
+        [histogram("distance to nearest / to next ones", groups, marks=[Mark(level, "threshold")])],
     )
     return Section(
         "Copies",
-        "Distance to the nearest training point over the mean distance to the twenty after it: copies pile up at 0; "
-        "where the samples lie like held-out points, nothing is replayed.",
+        f"Distance to the nearest training point over the mean distance to the {min(results['points'], _FEWEST) - 1} "
+        "after it: copies pile up at 0; where the samples lie like held-out points, nothing is replayed.",
         [figure],
         tables=[Table("copies", ["count", "of", "share"], rows)],
     )
+
+
+def _often(count: int) -> str:
+    return f"the one that is copied most: {count} time{'' if count == 1 else 's'}" if count else ""
 
 
 def _settling(results: Mapping[str, Any]) -> list[Section]:
@@ -92,7 +112,7 @@ def _settling(results: Mapping[str, Any]) -> list[Section]:
     ]  # fmt: skip
     figure = Figure(
         "settling",
-        "Left: distance of the prediction from the exact one. Right: entropy of the posterior over training points. "
+        "Distance of the prediction from the exact one, and entropy of the posterior over training points. "
         "Lines are means, bands one standard deviation over runs; marks are the medians of the table.",
         panels,
     )
@@ -100,11 +120,12 @@ def _settling(results: Mapping[str, Any]) -> list[Section]:
         "cell": "stays in its last Voronoi cell from",
         "collapse": "posterior over the training set has collapsed from",
         "leave": "prediction first differs from the exact one at",
+        "apart": "prediction differs to the end, so that what it makes is new, from",
     }
     rows = [
         [word, _between(found[name], "median sigma", "median", "{:.3g}", 1),
          _between(found[name], "share", "share", "{:.0f} %", 100)]
-        for name, word in words.items()
+        for name, word in words.items() if name in found  # older runs did not keep the last
     ]  # fmt: skip
     return [
         Section(
@@ -134,9 +155,12 @@ def _closest(results: Mapping[str, Any]) -> list[Table]:
 
 def _marks(found: Mapping[str, Any]) -> list[Mark]:
     """Where half of the runs have settled."""
-    words = {"cell": "cell", "collapse": "collapse", "leave": "leaves"}
-    middles = {word: found[name]["median sigma"] for name, word in words.items()}
-    return [Mark(float(at), word) for word, at in middles.items() if at]
+    words = {"cell": "cell", "collapse": "collapse", "leave": "leaves", "apart": "new"}
+    at: dict[float, list[str]] = {}  # words at one level stand beside each other
+    for name, word in words.items():
+        if name in found and found[name]["median sigma"]:  # older runs did not keep the last
+            at.setdefault(float(found[name]["median sigma"]), []).append(word)
+    return [Mark(level, ", ".join(names)) for level, names in at.items()]
 
 
 def audit_page(folder: Path, record: Mapping[str, Any]) -> Page:
@@ -157,7 +181,8 @@ def audit_page(folder: Path, record: Mapping[str, Any]) -> Page:
         "The closest pairs", "What is nearest to a copy, whether it is one or not.", [gallery], _closest(results)
     )
     lines = [
-        f"{config['count']} samples of {config['model']} against {results['points']} training points of "
+        f"{config['count']} samples of {config['model']} against {'the first ' if results.get('first only') else ''}"
+        f"{results['points']} training points of "
         f"{config['data']}.",
         verdict(results),
     ]
