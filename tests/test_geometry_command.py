@@ -12,6 +12,8 @@ import fanal as package
 from fanal import geometry
 from fanal.denoiser import network_of
 from fanal.errors import FanalError
+from fanal.exact import Gaussian
+from fanal.geometry import command
 from fanal.geometry.command import GeometryConfig
 from fanal.geometry.command import geometry as measure
 from fanal.report import write_report
@@ -324,6 +326,20 @@ def test_the_command_prints_and_refuses(tmp_path):
     assert refused(wrong, "digits8", "shape")
     (out / "report.html").unlink()
     assert write_report(out).is_file()
+
+
+def on_a_line():
+    return Gaussian(torch.zeros(1), torch.ones(1))
+
+
+def test_samples_of_one_number_are_refused_before_they_are_run(tmp_path, monkeypatch):
+    line, said = f"python:{__name__}:on_a_line", "one number each.*such as mixture:ring8"
+    monkeypatch.setattr(command, "measured_block", lambda *rest: pytest.fail("it was run"))
+    with pytest.raises(FanalError, match=said):
+        measure(GeometryConfig(line, steps=6, count=2, drawn=2, sigma_min=0.1, sigma_max=9.0), tmp_path / "a")
+    with pytest.raises(FanalError, match=f"on_a_line have {said}"):
+        measure(GeometryConfig("mixture:ring8", steps=6, count=2, drawn=2, against=(line,)), tmp_path / "b")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.browser

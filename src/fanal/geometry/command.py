@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,14 @@ def _begun(config: GeometryConfig, setup: Setup) -> tuple[Setup, Tensor | None, 
     return dataclasses.replace(setup, given=x / float(setup.sigmas[0]) + unit), x, {"images": digest(points)}
 
 
+def _check_size(name: str, d: int) -> None:
+    if d < 2:
+        raise FanalError(
+            f"samples of {name} have one number each, so that trajectories are straight and have no shape: measure a "
+            "model of samples with two or more, such as mixture:ring8"
+        )
+
+
 def _compared(config: GeometryConfig, rivals: list[Rival], run: Run, progress: Progress) -> list[Block]:
     """The projected trajectories of the models that the run is compared with; each rival keeps its own."""
     blocks: list[Block] = []
@@ -150,16 +159,20 @@ def geometry(config: GeometryConfig, out: str | Path, *, overwrite: bool = False
         progress: wraps loops, given what they do.
 
     Raises:
-        FanalError: the configuration or the place does not work, or trajectories start at infinite sigma.
+        FanalError: the configuration or the place does not work, trajectories start at infinite sigma, or samples are
+            single numbers.
     """
     sampling = config.sampling()
     setup, _ = prepare(sampling)
+    _check_size(config.model, math.prod(setup.network.shape))
     if not bool(torch.isfinite(setup.sigmas[0])):
         raise FanalError(f"{config.model} starts at infinite sigma, where nothing has a length: give --sigma-max 80")
     setup, images, begun = _begun(config, setup)
     exact = None if config.data is None else reference(get(config.data), setup.network, config.points)
     arrival = None if exact is None else arrival_of(setup, exact)
     rivals = [rival_of(text, dataclasses.replace(sampling, count=config.drawn), setup) for text in config.against]
+    for rival in rivals:
+        _check_size(rival.name, rival.d)
     head, decides = dataclasses.asdict(config), identity(sampling, setup.network) | begun
     decides |= {} if exact is None else {"data": digest(exact.points)}
     decides |= {f"against {i}": rival.content for i, rival in enumerate(rivals)}
