@@ -169,7 +169,8 @@ def test_the_command_encodes_each_class_and_refuses(tmp_path):
     assert result.exit_code == 0, result.output
     assert "round trip" in result.output
     assert refused(fanal(*words[:-4], "--steps", "4,x", "--out", tmp_path / "b"), "whole numbers")
-    assert refused(fanal(*words[:-4], "--steps", "1", "--out", tmp_path / "b"), ">= 2")
+    assert refused(fanal(*words[:-4], "--steps", "1", "--out", tmp_path / "b"), ">= 2, got 1")
+    assert refused(fanal(*words, "--split", "test", "--out", tmp_path / "b"), "known: held_out, train")
     wrong = fanal("encode", "digits8", "--data", "hands32", "--out", tmp_path / "c")
     assert refused(wrong, "hands32", "shape")
     assert refused(fanal(*words[:-4], "--also", "heun", "--out", tmp_path / "b"), "solver", "once")

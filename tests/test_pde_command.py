@@ -267,7 +267,7 @@ def test_the_command_says_what_it_found(tmp_path):
         (("--start", "here"), "forward, normal, uniform"),
         (("shell", "--process", "brownian", "--score", "exact"), "--score forward"),
         (("box", "--reach", "0.5"), "larger --reach"),
-        (("--score", "grid2"), "1 coordinates"),
+        (("--score", "grid2"), "two-bumps has 1 coordinate;"),
         (("--score", "grid3"), "unknown model"),
         (("--cells", "5000", "--steps", "50000"), "at most 3,999 --steps"),
         (("ring", "--steps", "30000"), "192,000,000 numbers for each solution"),

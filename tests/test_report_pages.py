@@ -6,6 +6,7 @@ import io
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from fanal.report.audit import audit_page
 from fanal.report.geometry import geometry_page
 from fanal.report.geometry.run import estimated
 from fanal.report.plots import Film
+from fanal.report.study import SOURCES
 from toys import fanal, record, refused
 
 LIMIT = 8e6
@@ -184,6 +186,21 @@ def test_the_page_of_a_long_run_stays_small(place, runs, side):
     assert write_report(long(runs["digits"], place, side)).stat().st_size < LIMIT
 
 
+def test_pages_name_the_papers_that_they_cite_and_no_others(runs):
+    """As docs/conventions.md names them."""
+    conventions = (Path(__file__).parents[1] / "docs" / "conventions.md").read_text(encoding="utf-8")
+    for name, paper in SOURCES.items():
+        (row,) = [line for line in conventions.splitlines() if line.startswith(f"| [{name}] |")]
+        author, _, title = paper.partition(" et al. ")
+        year, title, place = title[:4], title[6:].rpartition(", ")[0], paper.rpartition(", ")[2]
+        assert all(part in row for part in (author, year, title, place)), name
+    write_report(runs["digits"])
+    page = text_of(runs["digits"])
+    assert "Sources: [GEO] Chen et al. 2023" in page
+    assert SOURCES["REG"] in page
+    assert "[RODS]" not in page
+
+
 def test_pages_say_what_their_runs_found(runs):
     write_report(runs["encode"])
     found = record(runs["encode"])["results"]["table"][-1]["round trip"]
@@ -233,6 +250,8 @@ def test_what_has_no_page_is_refused(place, runs):
     ):
         write_json(folder / "run.json", told | change)
         assert refused(fanal("report", folder), *words)
+    assert refused(fanal("report", place / "nowhere"), "no such folder", "--out")
+    assert refused(fanal("report", folder / "run.json"), "but a file", "other")
     write_json(folder / "run.json", {key: value for key, value in told.items() if key != "results"})
     with pytest.raises(FanalError, match="unfinished"):
         write_report(folder)

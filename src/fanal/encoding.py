@@ -136,7 +136,8 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         if not self.steps or any(isinstance(n, bool) or not isinstance(n, int) or n < 2 for n in self.steps):
-            raise FanalError(f"steps are whole numbers >= 2, got {self.steps!r}")
+            given = ", ".join(map(repr, self.steps)) or "none"
+            raise FanalError(f"steps are whole numbers >= 2, got {given}")
         for what, names in (("model", (self.model, *self.other)), ("solver", (self.solver, *self.also))):
             if len(set(names)) < len(names):
                 raise FanalError(f"each {what} can be given once, got {', '.join(names)}")

@@ -20,7 +20,10 @@ Examples:\n
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="Run folder of fanal sample, demo, guard, geometry, audit, encode, guide or pde.")
+        Path,
+        typer.Argument(
+            help="Run folder of fanal sample, demo, guard, geometry, audit, encode, guide, pde or bench overlay."
+        ),
     ],
     figures: options.Figures = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,

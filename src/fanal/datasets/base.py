@@ -143,7 +143,7 @@ def check_split(split: str) -> str:
     """
     known = {"train": "train", "held out": "held out", "held_out": "held out"}
     if split not in known:
-        raise unknown_name("split", split, ("train", "held out"))
+        raise unknown_name("split", split, ("train", "held_out"))
     return known[split]
 
 

@@ -168,7 +168,8 @@ def _model_score(problem: _Problem) -> equations.Score:
     model = load(problem.score, device=config.device)
     if math.prod(model.shape) != own.dimension:
         raise FanalError(
-            f"{problem.score} makes samples of shape {tuple(model.shape)}, {own.name} has {own.dimension} coordinates"
+            f"{problem.score} makes samples of shape {tuple(model.shape)}, {own.name} has {own.dimension} "
+            f"coordinate{'' if own.dimension == 1 else 's'}; give a model of that size, exact or forward"
         )
     # A network is asked in float32, as when it samples; closed forms in float64, where the device has it.
     exact = problem.score.split(":")[0] in CLOSED and torch.device(config.device).type != "mps"
