@@ -15,7 +15,19 @@ from fanal.files import write_atomically
 from fanal.report.figures import markup, script
 from fanal.report.plots import Figure
 
-__all__ = ["Page", "Section", "Table", "facts_of", "study"]
+__all__ = ["SOURCES", "Page", "Section", "Table", "facts_of", "study"]
+
+SOURCES = {
+    "RODS": "Tian et al. 2025, RODS: Robust Optimization Inspired Diffusion Sampling for Detecting and Reducing "
+    "Hallucination in Generative Models, arXiv:2507.12201",
+    "GEO": "Chen et al. 2023, A Geometric Perspective on Diffusion Models, arXiv:2305.19947",
+    "REG": "Chen et al. 2025, Geometric regularity in deterministic sampling dynamics of diffusion-based generative "
+    "models, doi:10.1088/1742-5468/ae17ac",
+    "PDE": "Cao et al. 2025, Generative diffusion models from a PDE perspective, arXiv:2501.17054",
+    "SUP": "Chandramoorthy et al. 2026, On the Robustness of Distribution Support under Diffusion Guidance, "
+    "arXiv:2605.07220",
+}
+"""The papers that pages cite, by the names they have there."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,10 @@ class Page:
             lambda name: (resources.files("fanal.report") / name).read_text(encoding="utf-8")
         )
         room = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=sheets)
-        page = room.get_template(self.template).render(**self.values, drawn=drawn, script=Markup(script()))
+        told = " ".join([str(self.values), *drawn.values()])
+        sources = [f"[{name}] {paper}" for name, paper in SOURCES.items() if f"[{name}]" in told]
+        own = {"drawn": drawn, "script": Markup(script()), "sources": sources}
+        page = room.get_template(self.template).render(**self.values, **own)
         write_atomically(path, lambda part: part.write_text(page, encoding="utf-8"))
 
 
