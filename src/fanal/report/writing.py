@@ -43,7 +43,9 @@ _BROKEN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, jin
 
 def _page_of(folder: Path) -> Page:
     if not folder.exists():
-        raise FanalError(f"{folder} is not a run folder: there is no such folder; give the one that a command wrote, its --out")
+        raise FanalError(
+            f"{folder} is not a run folder: there is no such folder; give the one that a command wrote, its --out"
+        )
     if folder.is_file():
         raise FanalError(f"{folder} is not a run folder but a file: give the folder, {folder.parent}")
     if not (folder / "run.json").is_file():
