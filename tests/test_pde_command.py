@@ -53,6 +53,8 @@ def test_its_page_has_a_slider_and_figures(folder):
     assert "http" not in page.split("<h1>")[1].split("Plotly.newPlot")[0]
     for words in ("fanal pde: two-bumps", "stable reverse: mass 1", '"sliders"', "The unstable reverse", "4/h²"):
         assert words in page, words
+    assert '"active":1' in page  # at t = 0 ways back have no density
+    assert "its time s runs" in page.lower()
     names = {path.stem for path in write_figures(folder, ("png",))}
     assert {"errors", "snapshots", "growth", "solutions", "rates"} <= names
 
@@ -253,7 +255,8 @@ def test_the_command_says_what_it_found(tmp_path):
     done = fanal("pde", "ring", *small, "--figures", "svg", "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "run" / "figures" / "growth.svg").is_file()
-    for words in ("Mass is kept to", "The stable reverse ends", "20,000 exact particles", "report.html"):
+    assert "0e+00" not in done.output
+    for words in ("Mass is kept to", "no density is negative", "The stable reverse ends", "20,000 exact particles", "report.html"):
         assert words in done.output
     assert refused(fanal("pde", "--out", tmp_path / "run"), "finished run", "--overwrite")
 

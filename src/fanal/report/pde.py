@@ -20,6 +20,8 @@ from fanal.report.study import Page, Section, Table, study
 __all__ = ["densities_page", "headlines", "slider"]
 
 _FRAMES, _CURVE, _MAP = 40, 1000, 150
+_LEAST_MAP = 190  # width of a map, in pixels
+_OPENED = 1  # place of the frame that is seen first: at t = 0 ways back have no density
 _NAMES = {
     "forward": "forward",
     "truth": "closed form",
@@ -44,11 +46,13 @@ _STYLE = "<style>#{name} .updatemenu-item-rect {{ fill: transparent !important; 
 Array = NDArray[np.float64]
 
 
-def _frames(count: int, most: int = _FRAMES) -> list[int]:
+def _frames(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
-def slider(figure: go.Figure, frames: Sequence[go.Frame], labels: Sequence[str], name: str, height: int) -> str:
+def slider(
+    figure: go.Figure, frames: Sequence[go.Frame], labels: Sequence[str], name: str, height: int, active: int = 0
+) -> str:
     """Return a figure that a slider, or a button, takes from frame to frame, as HTML.
 
     Args:
@@ -57,6 +61,7 @@ def slider(figure: go.Figure, frames: Sequence[go.Frame], labels: Sequence[str],
         labels: one per frame.
         name: id of the figure, unique on its page.
         height: in pixels.
+        active: place of the frame that the figure is first.
     """
     still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     steps = [
@@ -76,7 +81,15 @@ def slider(figure: go.Figure, frames: Sequence[go.Frame], labels: Sequence[str],
         paper_bgcolor=_CLEAR,
         plot_bgcolor=_CLEAR,
         sliders=[
-            {"steps": steps, "x": 0.0, "len": 1.0, "y": 0, "pad": {"t": 60}, "currentvalue": {"xanchor": "right"}}
+            {
+                "steps": steps,
+                "active": active,
+                "x": 0.0,
+                "len": 1.0,
+                "y": 0,
+                "pad": {"t": 60},
+                "currentvalue": {"xanchor": "right"},
+            }
         ],
         updatemenus=[{"buttons": [play], "pad": {"t": 48}, **_BUTTON}],
     )
@@ -105,6 +118,10 @@ class _Run:
         """Cells of an axis that are drawn: a page is for eyes."""
         most = _CURVE if len(self.centers) == 1 else _MAP
         return slice(None, None, math.ceil(max(self.results["cells"]) / most))
+
+    def kept(self, most: int) -> list[int]:
+        """Times that are frames: 0, the early time, and others up to the last."""
+        return [0, *(1 + i for i in _frames(len(self.times) - 1, most - 1))]
 
     @property
     def axis(self) -> str:
@@ -136,7 +153,7 @@ class _Run:
 def _lines(page: _Run) -> str:
     """Curves on one axis."""
     x = page.centers[0][page.drawn]
-    kept = _frames(len(page.times))
+    kept = page.kept(_FRAMES)
 
     def traces(index: int) -> list[go.Scatter]:
         out = []
@@ -148,7 +165,7 @@ def _lines(page: _Run) -> str:
             )
         return out
 
-    figure = go.Figure(traces(kept[0]))
+    figure = go.Figure(traces(kept[_OPENED]))
     top = 1.05 * max(float(page.arrays[name].max()) for name in page.shown())
     figure.update_yaxes(range=[-0.03 * top, top], title="density")
     figure.update_xaxes(title=page.axis)
@@ -163,14 +180,14 @@ def _animated(page: _Run, figure: go.Figure, kept: Sequence[int], traces: Any, h
         return {"title": {"text": page.told(index), **look}}
 
     frames = [go.Frame(data=traces(i), name=str(i), layout=title(i)) for i in kept]
-    figure.update_layout(title(kept[0]))
-    return slider(figure, frames, [f"t = {page.times[i]:.3g}" for i in kept], "densities", height)
+    figure.update_layout(title(kept[_OPENED]))
+    return slider(figure, frames, [f"t = {page.times[i]:.3g}" for i in kept], "densities", height, _OPENED)
 
 
 def _maps(page: _Run) -> str:
     """Pictures on two axes, side by side, each frame on its own scale."""
     names = [name for name in page.shown() if name != "truth"]
-    kept = _frames(len(page.times), 25)
+    kept = page.kept(25)
 
     def traces(index: int) -> list[go.Heatmap]:
         x, y = (c[page.drawn].astype(np.float32) for c in page.centers)
@@ -188,12 +205,13 @@ def _maps(page: _Run) -> str:
 
     figure = make_subplots(1, len(names), subplot_titles=[_NAMES[name].replace(" ", "<br>") for name in names])
     figure.update_annotations(font={"size": 13})
-    figure.add_traces(traces(kept[0]))
+    figure.add_traces(traces(kept[_OPENED]))
     ranges = [[float(c[0] - (c[1] - c[0]) / 2), float(c[-1] + (c[1] - c[0]) / 2)] for c in page.centers]
     figure.update_xaxes(range=ranges[0], constrain="domain", nticks=4)
     for k in range(len(names)):
         figure.update_yaxes(range=ranges[1], constrain="domain", scaleanchor=f"x{k + 1}", nticks=5, row=1, col=k + 1)
-    return _animated(page, figure, kept, traces, 480)
+    wide = f"min-width: {_LEAST_MAP * len(names)}px"  # a phone scrolls, so that maps can be read there
+    return f'<div class="scroll"><div style="{wide}">{_animated(page, figure, kept, traces, 480)}</div></div>'
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -207,7 +225,8 @@ def _rate(value: float | None, digits: int) -> str:
 def _moving(page: _Run) -> Section:
     return Section(
         "Densities",
-        "All solutions at one forward time under the slider; a way back passes the same times from right to left. "
+        "All solutions at one forward time under the slider; a way back passes the same times from right to left, "
+        f"and ends at t = {page.times[1]:.3g}, where the page opens: at 0 there is only the law. "
         "The title says how much mass each has, and its smallest value.",
         [_lines(page) if len(page.centers) == 1 else _maps(page)],
     )
@@ -285,11 +304,11 @@ def _unstable(page: _Run) -> Section:
     known = "" if fastest is None else f" Largest growth rate of the grid's matrix: {fastest:.6g}."
     marks = [] if found["lost"] is None else [Mark(found["lost"], "lost")]
     theory = Line(f"rate {shortest}", list(slope), list(slope.values()), dashed=True)
-    panel = Panel("s", "difference", [measured, theory], marks, log_y=True)
+    panel = Panel("s = T* − t", "difference", [measured, theory], marks, log_y=True)
     return Section(
         "The unstable reverse",
         "Run backwards as it stands, the equation makes each wave grow, the shortest fastest: soon rounding is larger "
-        f"than the density.{known}",
+        f"than the density. Its time s runs from the late end: s = T* − t.{known}",
         [Figure("growth", "Size of the difference from the density that it should follow.", [panel])],
         [Table("rates", ["wave", "rate in theory", "rate measured"], rows)],
     )
@@ -303,9 +322,10 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
     """
     results = record["results"]
     solved = [results[name] for name in ("forward", "stable", "ode") if name in results]
+    least = min(own["least density"] for own in solved)
     lines = [
-        f"Mass is kept to {max(own['mass error'] for own in solved):.0e}, and no density is below "
-        f"{min(own['least density'] for own in solved):.0e}."
+        f"Mass is kept to {max(own['mass error'] for own in solved):.0e}, and "
+        + ("no density is negative." if least >= 0 else f"no density is below {least:.0e}.")
     ]
     for name in ("stable", "ode"):
         if name in results:
@@ -333,7 +353,7 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
         own = results["unstable"]
         lines.append(
             f"The unstable reverse grows at rate {_rate(own['rate'], 4)}, in theory {_number(own['theory'], 4)}"
-            + ("." if own["lost"] is None else f", and is lost at s = {own['lost']:.3g}.")
+            + ("." if own["lost"] is None else f", and is lost {own['lost']:.3g} after it starts.")
         )
     return lines
 
