@@ -36,6 +36,7 @@ from fanal.hallucination.observation import Observed, observe
 from fanal.runs import versions
 from fanal.schedules import polynomial
 from fanal.solvers import Euler
+from fanal.summary import estimated
 
 COUNTS = {"grid2": (4096, 4096), "shapes32": (512, 512), "hands32": (512, 512)}
 JUDGED = (0.3, 6.0)
@@ -152,7 +153,7 @@ def table(data: str, found: dict[str, Any]) -> Table:
     for column in ("detector", "window", "calls", "products", "AUC", "TPR at 20 %", "AUC 0.7 at sigma", "contrast"):
         result.add_column(column, justify="left" if column == "detector" else "right")
     for name, line in sorted(rows.items(), key=lambda item: -item[1]["auc"]["value"]):
-        auc, tpr = (fanal.metrics.Estimate(**line[key]) for key in ("auc", "tpr_at_20"))
+        auc, tpr = (estimated(line[key]) for key in ("auc", "tpr_at_20"))
         low, high = line["window"]
         cost = line["cost"]
         result.add_row(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fanal.files import read_json
 from fanal.geometry.regularity import MEASURES
-from fanal.metrics.estimates import Estimate
+from fanal.summary import estimated
 
 LEVELS = (60.0, 20.0, 10.0, 5.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Noise levels at which the score's deviation is told."""
@@ -196,7 +196,7 @@ def _codes(out: Path) -> None:
     for name in CODES:
         if (out / name / "run.json").is_file():
             row = read_json(out / name / "run.json")["results"]["table"][-1]
-            body.append([name, *(Estimate(**row[key]).plain(4) for key in ("norm / sqrt d", "round trip"))])
+            body.append([name, *(estimated(row[key]).plain(4) for key in ("norm / sqrt d", "round trip"))])
     rows("codes", ["run", "norm / √d", "round trip"], body)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fanal.files import read_json, read_tensors
 from fanal.geometry import frenet, rebuild
 from fanal.metrics.estimates import Estimate, mean
+from fanal.summary import estimated
 
 CLEAR = 0.1  # sigma down to which small networks have settled predictions
 
@@ -32,9 +33,7 @@ class Told:
     def number(self, name: str) -> Estimate | None:
         """A figure per trajectory, or of the drawn ones."""
         found = (self.results["numbers"] | self.results["shape"]).get(name)
-        if found is None or found["value"] is None:
-            return None
-        return Estimate(found["value"], math.nan if found["se"] is None else found["se"], found["n"])
+        return None if found is None or found["value"] is None else estimated(found)
 
     def band(self, name: str, part: str = "mean") -> Tensor:
         """A curve over the levels."""

@@ -315,7 +315,7 @@ def test_the_command_prints_and_refuses(tmp_path):
     assert result.exit_code == 0, result.output
     assert "largest deviation / chord" in result.output
     assert "mixture:grid2" in result.output
-    assert "chance: forward" in result.output
+    assert "chance: noise paths" in result.output
     assert refused(fanal(*words), "overwrite")
     assert refused(fanal("geometry", "mixture:ring8", "--steps", 6, "--window", 4, "--out", tmp_path / "b"), "window")
     windows = {6: 3, 100: 5, 119: 5, 120: 6, 1000: 50}

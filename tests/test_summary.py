@@ -1,5 +1,6 @@
 """The figures of a run: paired, by kind, and with a diversity that a collapse shows in."""
 
+import json
 import math
 
 import pytest
@@ -7,9 +8,19 @@ import torch
 
 from fanal import metrics
 from fanal.datasets import DATASETS
-from fanal.summary import summarize
+from fanal.summary import as_json, estimated, summarize
 
 HANDS = DATASETS["hands32"]
+
+
+@pytest.mark.parametrize("value", [(0.5, 0.1, 9), (0.5, math.nan, 1), (math.nan, math.nan, 0)])
+def test_an_estimate_is_read_as_it_was_written(value):
+    """One sample has no standard error, and none no mean: both are null in run.json."""
+    written = as_json(metrics.Estimate(*value))
+    assert json.loads(json.dumps(written, allow_nan=False)) == written
+    read = estimated(written)
+    assert [read.value, read.se, read.n] == pytest.approx(value, nan_ok=True)
+    assert math.isnan(estimated({"value": 0.5}).se)
 
 
 def whole(x, after, risk):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from fanal import metrics
 from fanal.datasets import Dataset
 
-__all__ = ["as_json", "summarize"]
+__all__ = ["as_json", "estimated", "summarize"]
 
 _REAL = 1000  # held-out samples that diversity is measured against
 
@@ -20,6 +22,12 @@ def as_json(value: metrics.Estimate) -> dict[str, float | int | None]:
     """Return an estimate as plain JSON, where NaN is null."""
     fields = dataclasses.asdict(value)
     return {key: None if number != number else number for key, number in fields.items()}
+
+
+def estimated(found: Mapping[str, Any]) -> metrics.Estimate:
+    """Return the estimate that `as_json` wrote, where null, or what is left out, is NaN."""
+    value, se = (math.nan if found.get(key) is None else float(found[key]) for key in ("value", "se"))
+    return metrics.Estimate(value, se, int(found.get("n", 0)))
 
 
 def _judged(x: Tensor, codes: Tensor, before: Tensor, dataset: Dataset, tail: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from fanal.bench.plots import Line, Panel
 from fanal.bench.schedule_tables import markdown
 from fanal.metrics import Estimate
-from fanal.report.geometry.run import estimated
+from fanal.summary import estimated
 
 __all__ = ["panels", "tables"]
 

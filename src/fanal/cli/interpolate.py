@@ -20,7 +20,7 @@ Examples:\n
 
 
 def _figure(found: dict[str, Any], percent: bool) -> str:
-    from fanal.report.geometry.run import estimated
+    from fanal.summary import estimated
 
     figure = estimated(found)
     return figure.percent() if percent else figure.plain(3)

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fanal.report.geometry.run import estimate, estimated
+from fanal.report.geometry.run import estimate
 from fanal.report.plots import Figure, Line, Panel, Picture
 from fanal.report.study import Page, Section, Table, study
+from fanal.summary import estimated
 
 __all__ = ["encode_page"]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fanal import pictures
 from fanal.files import read_tensors
-from fanal.metrics import Estimate
 from fanal.report.plots import BLUE, INK, RED, Figure, Line, Panel, histogram
 from fanal.report.study import Page, Section, Table, study
+from fanal.summary import estimated
 
 __all__ = ["guide_page", "headline", "table"]
 
@@ -36,7 +36,7 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for key, name in _NAMES.items():
         own = results[key]
         values = [f"{own[q]:.3g}" for q in ("q50", "q90", "q99", "worst")]
-        rows.append([name, *values, Estimate(**own["off"]).percent(), str(own["seed"])])
+        rows.append([name, *values, estimated(own["off"]).percent(), str(own["seed"])])
     return head, rows
 
 
@@ -46,7 +46,7 @@ def headline(record: Mapping[str, Any]) -> list[str]:
     score = f"{config['model']}" if config["model"] else "exact scores"
     score = f"scores that are wrong by {100 * config['error']:g} %" if config["error"] else score
     calls = record["network"]["per sample"]
-    on = Estimate(**results["chosen"]).percent()
+    on = estimated(results["chosen"]).percent()
     lines = [
         f"{config['support']}: {results['about']}.",
         f"{config['count']} samples by {config['form']} guidance of scale {config['scale']:g}, {config['process']}, "

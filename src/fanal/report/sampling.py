@@ -16,6 +16,7 @@ from fanal.hallucination.detectors import FREE
 from fanal.metrics import Estimate
 from fanal.report.plots import Figure, Film, Line, Mark, Panel, histogram
 from fanal.report.study import Page, Table, facts_of
+from fanal.summary import estimated
 from fanal.trajectory import Trajectory
 
 __all__ = ["diversity", "headline", "kinds", "sampling_page", "table"]
@@ -46,10 +47,7 @@ def _stage(name: str) -> str:
 
 def _figure(row: Mapping[str, Any], key: str) -> Estimate | None:
     value = row.get(key)
-    if value is None:
-        return None
-    number, error = (float("nan") if value[part] is None else float(value[part]) for part in ("value", "se"))
-    return Estimate(number, error, int(value["n"]))
+    return None if value is None else estimated(value)
 
 
 def _percent(row: Mapping[str, Any], key: str) -> str:

@@ -13,9 +13,10 @@ from fanal.errors import FanalError
 from fanal.exact import Gaussian
 from fanal.exact.named import closed_form
 from fanal.geometry.gaussian import residual
-from fanal.report.geometry.run import GeometryRun, estimate, estimated, short
+from fanal.report.geometry.run import GeometryRun, estimate, short
 from fanal.report.plots import BLUE, COLORS, INK, RED, Figure, Heat, Line, Mark, Panel, Sheet
 from fanal.report.study import Section, Table
+from fanal.summary import estimated
 
 __all__ = ["SECTIONS"]
 

@@ -6,19 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fanal.geometry.regularity import MEASURES as KEYS
 from fanal.metrics import Estimate
-from fanal.report.geometry.run import GeometryRun, estimate, estimated
+from fanal.report.geometry.run import GeometryRun, estimate
 from fanal.report.geometry.shape import curve_points
 from fanal.report.plots import Figure, Heat, Line, Panel, Space
 from fanal.report.study import Section, Table
+from fanal.summary import estimated
 
-__all__ = ["KEYS", "SECTIONS", "cell", "compared"]
-
-KEYS = ("procrustes", "curvature", "torsion")
-"""How curves are compared."""
+__all__ = ["KEYS", "NULLS", "SECTIONS", "cell", "compared"]
 
 _MOST_WRITTEN, _MOST_TOLD = 8, 210  # groups in a map with numbers, rows of a page's table
-_NULLS = {"smooth": "random smooth curves", "forward": "forward noise paths"}
+
+NULLS = {"smooth": "random smooth curves", "forward": "noise paths"}
+"""What chance is measured by, in words."""
 
 
 def cell(found: Mapping[str, Any], key: str, i: int, j: int) -> Estimate:
@@ -43,7 +44,7 @@ def compared(found: Mapping[str, Any], most: int = 3 * _MOST_WRITTEN) -> list[li
         rows.append([who, *(cell(found, key, i, j).rounded() for key in KEYS)])
     if len(pairs) > most:
         rows.append([f"{len(pairs) - most} more pairs, in run.json", *("" for _ in KEYS)])
-    for key, word in _NULLS.items():
+    for key, word in NULLS.items():
         chance = found.get("nulls", {}).get(key, {})
         if chance:
             rows.append([f"by chance: {word}", *(estimate(chance[k]) if k in chance else "–" for k in KEYS)])
@@ -84,7 +85,7 @@ def _forward(run: GeometryRun, found: Mapping[str, Any]) -> list[Figure]:
         law = [chance.get(f"explained by {k}, in many dimensions") for k in counts]
         lines = [
             _spectrum("trajectories", own, [run.numbers[f"explained by {k}"] for k in own]),
-            _spectrum("forward noise paths", counts, [chance[f"explained by {k}"] for k in counts]),
+            _spectrum(NULLS["forward"], counts, [chance[f"explained by {k}"] for k in counts]),
         ]
         if all(share is not None for share in law):
             lines.append(Line("in many dimensions", counts, [100 * float(share) for share in law], dashed=True))

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fanal.metrics import Estimate
 from fanal.report.plots import Figure, Film, Line, Mark, Panel
 from fanal.report.study import Table
+from fanal.summary import estimated
 
-__all__ = ["LABELS", "GeometryRun", "estimate", "estimated", "short"]
+__all__ = ["LABELS", "GeometryRun", "estimate", "short"]
 
 _MOST = 200
 """States of a curve that are drawn; longer runs are thinned, both ends kept."""
@@ -31,12 +31,6 @@ _TOLD = 12
 """Levels at which tables tell a curve."""
 
 _FEW, _MUCH = 3, 500_000  # runs in films of many layers, where their pictures have more bytes than this
-
-
-def estimated(found: Mapping[str, Any]) -> Estimate:
-    """Read a figure with its standard error as `run.json` holds it."""
-    value, se = (math.nan if found.get(key) is None else float(found[key]) for key in ("value", "se"))
-    return Estimate(value, se, int(found.get("n", 0)))
 
 
 def estimate(found: Mapping[str, Any]) -> str:
@@ -134,5 +128,7 @@ class GeometryRun:
             return []
         if len(kept) > 2 and sum(images.numel() for images in kept.values()) > _MUCH:
             kept = {label: images[:_FEW] for label, images in kept.items()}
-        labels = [f"sigma {float(sigma):.3g}" for sigma in self.tensors["strip_sigmas"]]
-        return [Figure(name, caption, [Film(kept, labels)])]
+        sigmas = self.tensors["strip_sigmas"]
+        labels = [f"sigma {float(sigma):.3g}" for sigma in sigmas]
+        middle = int((sigmas - 1).abs().argmin())  # at both ends all layers are alike: noise, or the sample
+        return [Figure(name, caption, [Film(kept, labels, middle)])]

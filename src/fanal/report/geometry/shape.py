@@ -6,9 +6,10 @@ import math
 
 import torch
 
-from fanal.report.geometry.run import GeometryRun, estimate, estimated, short
+from fanal.report.geometry.run import GeometryRun, estimate, short
 from fanal.report.plots import BLUE, COLORS, RED, Figure, Line, Panel, Space
 from fanal.report.study import Section, Table
+from fanal.summary import estimated
 
 __all__ = ["SECTIONS", "curve_points"]
 
