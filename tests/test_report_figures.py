@@ -77,6 +77,7 @@ def test_a_mark_is_where_it_is_said_to_be_on_a_logarithmic_axis():
         ([0.015, 0.06], [0.02, 0.05], None),
         ([3.1, 3.4], None, None),  # so short that the plotting library chooses
         ([0.5, 20.0], None, 1),
+        ([0.3, 0.3], None, 1),
         ([1e-12, 1e4], None, 2),
     ],
 )

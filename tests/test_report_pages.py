@@ -324,6 +324,10 @@ def test_the_slider_goes_along_the_run(browser, place, runs):
     write_tensors(folder / "geometry.safetensors", tensors)
     write_report(folder)
     page = opened(browser, folder, "#strips .frame")
+    begun = int((tensors["strip_sigmas"] - 1).abs().argmin())  # where predictions and states differ
+    assert 0 < begun < n - 1
+    assert shown(page, "#strips .layer-1") == (int(gray[begun]),) * 3
+    assert page.locator("#strips output").inner_text() == f"sigma {float(tensors['strip_sigmas'][begun]):.3g}"
     for step in (n - 1, 0, n // 2):
         page.locator("#strips input").evaluate(f"e => {{ e.value = {step}; e.dispatchEvent(new Event('input')); }}")
         assert page.locator("#strips output").inner_text() == f"sigma {float(tensors['strip_sigmas'][step]):.3g}"

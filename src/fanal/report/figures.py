@@ -135,7 +135,7 @@ def _decades(values: Sequence[float]) -> dict[str, Any]:
     if not shown:
         return {"dtick": 1}
     low, high = min(shown), max(shown)
-    if high >= 10 * low:
+    if high >= 10 * low or high == low:
         return {"dtick": max(1, math.ceil(math.log10(high / low) / 8))}
     first = math.floor(math.log10(low))
     inside = [lead * 10.0**k for k in (first, first + 1) for lead in (1, 2, 5) if low <= lead * 10.0**k <= high]
@@ -236,6 +236,7 @@ def _film(film: Film, name: str) -> str:
     """Boxes that show one picture each of a layer's sheet, and a slider that says which."""
     shape = next(iter(film.layers.values())).shape
     k, n = int(shape[0]), int(shape[1])
+    at = film.start % n
     most = min(_MOST_PIXELS, _MOST_TOGETHER // len(film.layers))
     sheets = "".join(
         f"#{name} .layer-{i}{{background-image:url({_packed(images, most)})}}"
@@ -248,10 +249,10 @@ def _film(film: Film, name: str) -> str:
         rows.append(f'<span class="soft">{html.escape(layer)}</span><div class="frames">{boxes}</div>')
     labels = html.escape("\n".join(film.labels))
     return (
-        f'<div id="{name}" class="film" data-labels="{labels}" style="--count:{n};--runs:{k};--at:{n - 1};'
+        f'<div id="{name}" class="film" data-labels="{labels}" style="--count:{n};--runs:{k};--at:{at};'
         f'--shape:{int(shape[3])}/{int(shape[2])}"><style>{sheets}</style>{"".join(rows)}'
-        f'<label><input type="range" min="0" max="{n - 1}" value="{n - 1}" aria-label="step">'
-        f"<output>{html.escape(film.labels[-1])}</output></label></div>"
+        f'<label><input type="range" min="0" max="{n - 1}" value="{at}" aria-label="step">'
+        f"<output>{html.escape(film.labels[at])}</output></label></div>"
     )
 
 

@@ -177,10 +177,12 @@ class Film:
     Attributes:
         layers: uint8 images (K, N, H, W, C) by name, drawn one above the other for each of K runs.
         labels: what each of the N steps is called.
+        start: the step that a page shows first; from the end where it is negative.
     """
 
     layers: Mapping[str, Tensor]
     labels: Sequence[str]
+    start: int = -1
 
 
 @dataclass(frozen=True, eq=False)
