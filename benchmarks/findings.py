@@ -93,7 +93,7 @@ def expected(told: list[Told]) -> dict[str, tuple[Tensor, ...]]:
     """By set, the curves of [REG] prop. 4 over the levels of the Gaussian's run."""
     levels = {t.name: torch.tensor(t.sigmas, dtype=torch.float64) for t in told}
     names = [name for name in FITS if f"gaussian-{name}" in levels]
-    return {name: findings_exact.expected_residual(name, levels[f"gaussian-{name}"]) for name in names}
+    return {name: findings_exact.residual_of(name, levels[f"gaussian-{name}"]) for name in names}
 
 
 def main() -> None:

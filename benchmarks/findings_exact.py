@@ -16,7 +16,7 @@ from fanal.denoiser import Denoiser
 from fanal.exact import Dataset, Gaussian
 from fanal.exact.named import closed_form
 from fanal.exact.reference import first_points
-from fanal.geometry import AnnealedMeanShift, measure, residual
+from fanal.geometry import AnnealedMeanShift, expected_residual, measure
 from fanal.metrics.estimates import Estimate, mean, rate
 from fanal.sampling import Solver, Span, Step, trace
 from fanal.schedules import polynomial
@@ -47,21 +47,18 @@ def _points(data: Dataset, count: int | None = None) -> Tensor:
     return data.points.block(slice(count), torch.float64)
 
 
-def expected_residual(name: str, sigmas: Tensor) -> tuple[Tensor, ...]:
+def residual_of(name: str, sigmas: Tensor) -> tuple[Tensor, ...]:
     """Root of the expected squared residual of [REG] prop. 4 from `x_T = sigma_T·n`, per √d, at each level.
 
     Whole, as the proposition has it, and less what of it lies along the chord, which is no distance from it.
     """
     gaussian = closed_form("gaussian", name)
     assert isinstance(gaussian, Gaussian)
-    values, top = gaussian.cov.values, float(sigmas[0])
+    values = gaussian.cov.values
     count, size = int((values > _NONE * values.max()).sum()), math.sqrt(float(values.max()))
     print(f"\ngaussian:{name}: {count} of {len(values)} eigenvalues are not 0, largest standard deviation {size:.2f}")
-    start = gaussian.cov.coordinates(gaussian.mean[None])[0] ** 2 + top**2
-    left, chord = residual(values, sigmas, top), (values / (values + top**2)).sqrt() - 1
-    whole = (left**2 * start).sum(1)
-    along = (left * chord * start).sum(1) ** 2 / (chord**2 * start).sum()
-    return tuple((each.clamp_min(0) / len(gaussian.mean)).sqrt() for each in (whole, whole - along))
+    found = expected_residual(gaussian, sigmas, float(sigmas[0]))
+    return tuple(each / math.sqrt(len(gaussian.mean)) for each in found)
 
 
 def growth() -> None:

@@ -13,6 +13,7 @@ import fanal
 from fanal import geometry
 from fanal.errors import FanalError
 from fanal.exact import Gaussian
+from fanal.exact.covariance import LowRank
 from fanal.geometry import Band, Gathered
 
 
@@ -127,6 +128,27 @@ def test_deviation_converges_to_the_closed_form(law, solver, order):
         truth = geometry.deviation(geometry.exact_path(law, x, found.sigmas))
         errors.append(float((geometry.deviation(found.x) - truth).abs().max()))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+def test_the_expected_residual_is_that_of_random_starts():
+    """Mean squares of 4,000 exact runs, to 5 errors; a covariance with a rest is the full one it stands for."""
+    basis, values = torch.linalg.qr(normal(40, 3, seed=3))[0], torch.tensor([9.0, 2.0, 0.5], dtype=torch.float64)
+    mean, rest = normal(40, seed=4), 0.04
+    short = Gaussian(mean, LowRank(basis, values, rest))
+    full = Gaussian(mean, basis @ torch.diag(values - rest) @ basis.T + rest * torch.eye(40, dtype=torch.float64))
+    sigmas = torch.tensor([8.0, 5.0, 2.0, 0.7, 0.1, 0.0], dtype=torch.float64)
+    found = geometry.expected_residual(short, sigmas, 8.0)
+    for one, other in zip(found, geometry.expected_residual(full, sigmas, 8.0), strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+    path = geometry.exact_path(full, 8 * normal(4000, 40, seed=5), sigmas)
+    line = path[-1] + (sigmas / 8)[:, None, None] * (path[0] - path[-1])
+    squares = (path - line).square().sum(2)[1:-1]
+    error = squares.std(1) / math.sqrt(4000)
+    assert bool(((squares.mean(1) - found[0][1:-1].square()).abs() < 5 * error).all())
+    assert bool((error < 0.02 * squares.mean(1)).all())
+    across = geometry.deviation(path).square().mean(1)[1:-1].sqrt()  # of ratios, not of means: about the same
+    assert torch.allclose(across, found[1][1:-1], rtol=0.05)
+    assert bool((across < 0.95 * found[0][1:-1]).any())
 
 
 def test_the_residual_is_the_way_off_the_straight_schedule(law):

@@ -15,6 +15,7 @@ from fanal.geometry.frames import Frenet as Frenet
 from fanal.geometry.frames import frenet as frenet
 from fanal.geometry.frames import rebuild as rebuild
 from fanal.geometry.gaussian import exact_path as exact_path
+from fanal.geometry.gaussian import expected_residual as expected_residual
 from fanal.geometry.gaussian import residual as residual
 from fanal.geometry.likelihood import AnnealedMeanShift as AnnealedMeanShift
 from fanal.geometry.likelihood import Ascent as Ascent

@@ -9,7 +9,7 @@ from torch import Tensor
 from fanal.errors import FanalError
 from fanal.exact import Gaussian
 
-__all__ = ["exact_path", "residual"]
+__all__ = ["exact_path", "expected_residual", "residual"]
 
 
 def residual(values: Tensor, sigma: Tensor, sigma_max: float) -> Float[Tensor, "n k"]:
@@ -33,6 +33,36 @@ def residual(values: Tensor, sigma: Tensor, sigma_max: float) -> Float[Tensor, "
     start = value + sigma_max**2
     end = (value / start).sqrt()
     return ((value + level**2) / start).sqrt() - end - level / sigma_max * (1 - end)
+
+
+def expected_residual(
+    gaussian: Gaussian, sigma: Float[Tensor, " n"], sigma_max: float
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return how far exact trajectories from pure noise are from their chords, and how far across them, (N,) each.
+
+    The first is the root of `Σ_k φ_k²·E c_k²` with `E c_k² = sigma_T² + μ_k²`, c the start from the mean ([REG] prop.
+    4): the distance from the point of the chord at the share sigma/sigma_T of it. Of the second what lies along the
+    chord is taken off, `(Σ_k φ_k·w_k·E c_k²)²/Σ_k w_k²·E c_k²` with `w = sqrt(λ/(λ + sigma_T²)) − 1`; where many
+    dimensions share in both sums, that is the distance from the chord.
+
+    Args:
+        gaussian: the data.
+        sigma: noise levels, (N,).
+        sigma_max: sigma_T, where trajectories start.
+
+    Raises:
+        FanalError: as `residual`.
+    """
+    values, mean = gaussian.cov.values, gaussian.cov.coordinates(gaussian.mean[None])[0]
+    start = sigma_max**2 + mean.square()
+    if gaussian.cov.rest is not None:  # all directions off the basis as one
+        off = (gaussian.mean.square().sum() - mean.square().sum()).clamp_min(0)
+        values = torch.cat([values, gaussian.cov.rest[None]])
+        start = torch.cat([start, ((gaussian.cov.dim - len(mean)) * sigma_max**2 + off)[None]])
+    left, way = residual(values, sigma, sigma_max), (values / (values + sigma_max**2)).sqrt() - 1
+    square = left.square() @ start
+    along = (left @ (way * start)).square() / (way.square() @ start)
+    return square.sqrt(), (square - along).clamp_min(0).sqrt()
 
 
 def exact_path(gaussian: Gaussian, x: Float[Tensor, "b *d"], sigmas: Float[Tensor, " n"]) -> Float[Tensor, "n b *d"]:

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fanal.errors import FanalError
 from fanal.exact import Gaussian
 from fanal.exact.named import closed_form
-from fanal.geometry.gaussian import residual
+from fanal.geometry.gaussian import expected_residual, residual
 from fanal.report.geometry.run import GeometryRun, estimate, short
 from fanal.report.plots import BLUE, COLORS, INK, RED, Figure, Heat, Line, Mark, Panel, Sheet
 from fanal.report.study import Section, Table
@@ -322,23 +321,6 @@ def _gaussian(run: GeometryRun) -> Gaussian | None:
     return model if isinstance(model, Gaussian) and math.prod(model.shape) == run.d else None
 
 
-def _expected(parts: list[tuple[Tensor, Tensor, Tensor]], top: float) -> tuple[Tensor, Tensor]:
-    """Root mean square residual at each level, and of its part across the chord, for starts drawn at random.
-
-    Along an eigenvector the chord is `(sqrt(λ/(λ + sigma_T²)) − 1)` of the start.
-
-    Args:
-        parts: eigenvalues (k,), φ at the levels (n, k), and expected squares of the start along them (k,).
-        top: sigma_T.
-    """
-    square = sum((phi.square() * start).sum(1) for _, phi, start in parts)
-    ways = [(values / (values + top**2)).sqrt() - 1 for values, _, _ in parts]
-    inner = sum((phi * way * start).sum(1) for (_, phi, start), way in zip(parts, ways, strict=True))
-    chord = sum((way.square() * start).sum() for (*_, start), way in zip(parts, ways, strict=True))
-    across = torch.as_tensor(square) - torch.as_tensor(inner).square() / torch.as_tensor(chord)
-    return torch.as_tensor(square).sqrt(), across.clamp_min(0).sqrt()
-
-
 def _residuals(run: GeometryRun) -> list[Section]:
     """The expected residual of a Gaussian's trajectories, by eigenvector and as a whole ([REG] prop. 4)."""
     model = _gaussian(run)
@@ -350,12 +332,7 @@ def _residuals(run: GeometryRun) -> list[Section]:
     sigmas = torch.tensor([run.sigmas[i] for i in keep], dtype=torch.float64)
     top = run.sigmas[0]
     phi, start = residual(values, sigmas, top), top**2 + mean.square()  # of the start's square along each eigenvector
-    parts = [(values, phi, start)]
-    if model.cov.rest is not None:
-        off = model.mean.square().sum() - mean.square().sum()
-        rest = model.cov.rest[None]
-        parts.append((rest, residual(rest, sigmas, top), (run.d - len(values)) * top**2 + off.clamp_min(0)[None]))
-    whole, across = _expected(parts, top)
+    whole, across = expected_residual(model, sigmas, top)
     at = [run.levels[i] for i in keep]
     figure = Figure(
         "residual",
