@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -14,7 +15,7 @@ from fanal import geometry
 from fanal.errors import FanalError
 from fanal.exact import Gaussian
 from fanal.exact.covariance import LowRank
-from fanal.geometry import Band, Gathered
+from fanal.geometry import Band
 
 
 def normal(*shape, seed=0):
@@ -259,13 +260,10 @@ def test_alignment_undoes_turns_and_mirrors():
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99))
 def test_streams_equal_the_whole_for_any_split(sizes, seed):
     values = 1e3 + normal(4, sum(sizes), seed=seed)
-    gathered = Gathered()
-    for part in values.split(sizes, 1):
-        gathered.add({"a": part})
-    whole = Band.of(values)
+    whole, gathered = Band.of(values), functools.reduce(Band.merge, map(Band.of, values.split(sizes, 1)))
     for name in ("mean", "squares", "low", "high", "std", "se"):
-        assert torch.allclose(getattr(gathered["a"], name), getattr(whole, name), rtol=1e-9, atol=1e-12)
-    assert gathered["a"].count == sum(sizes)
+        assert torch.allclose(getattr(gathered, name), getattr(whole, name), rtol=1e-9, atol=1e-12)
+    assert gathered.count == sum(sizes)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +282,6 @@ def test_streams_equal_the_whole_for_any_split(sizes, seed):
         (lambda: geometry.procrustes(normal(1, 9, 3), normal(8, 3)), "reference"),
         (lambda: geometry.procrustes(normal(1, 9, 3), normal(9, 3), fixed=3), "fixed"),
         (lambda: geometry.residual(torch.ones(1), torch.tensor([90.0]), 80.0), "sigma_max"),
-        (lambda: Gathered()["a"], "none"),
         (lambda: Band.of(torch.zeros(3, 2)).merge(Band.of(torch.zeros(4, 2))), "3 and 4 states"),
     ],
 )

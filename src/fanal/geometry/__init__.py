@@ -45,7 +45,6 @@ from fanal.geometry.stages import by_curvature as by_curvature
 from fanal.geometry.stages import by_entropy as by_entropy
 from fanal.geometry.stages import stays as stays
 from fanal.geometry.streaming import Band as Band
-from fanal.geometry.streaming import Gathered as Gathered
 from fanal.geometry.subspace import Projection as Projection
 from fanal.geometry.subspace import direct as direct
 from fanal.geometry.subspace import project as project

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fanal.errors import FanalError
 
-__all__ = ["Band", "Gathered"]
+__all__ = ["Band"]
 
 
 @dataclass(eq=False)
@@ -75,30 +74,3 @@ class Band:
     def se(self) -> Float[Tensor, " n"]:
         """Standard error of the mean."""
         return self.std / math.sqrt(self.count)
-
-
-@dataclass(eq=False)
-class Gathered:
-    """Bands by name, each batch added as it comes."""
-
-    bands: dict[str, Band] = field(default_factory=dict)
-
-    def add(self, curves: Mapping[str, Float[Tensor, "n b"]]) -> None:
-        """Add a batch of curves by name, (N, B) each.
-
-        Raises:
-            FanalError: a curve has no sample, or another number of states than before.
-        """
-        for name, values in curves.items():
-            own = Band.of(values)
-            self.bands[name] = self.bands[name].merge(own) if name in self.bands else own
-
-    def __getitem__(self, name: str) -> Band:
-        """Return a band.
-
-        Raises:
-            FanalError: nothing of that name was added.
-        """
-        if name not in self.bands:
-            raise FanalError(f"no curve {name!r} was gathered; there are {', '.join(self.bands) or 'none'}")
-        return self.bands[name]
