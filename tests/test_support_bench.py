@@ -64,7 +64,9 @@ def test_guide_does_not_depend_on_blocks(guided, tmp_path):
 
 def test_guide_says_what_it_found(tmp_path):
     out = tmp_path / "bad"
-    result = fanal("guide", "--support", "outlier", "--count", "8", "--steps", "3", "--out", out)
+    result = fanal("guide", "--support", "outlier", "--count", "8", "--steps", "3", "--figures", "svg", "--out", out)
+    assert {path.name for path in (out / "figures").glob("*.svg")} == {"course.svg", "ends.svg"}
+    assert f"farther than {record(out)['results']['near']:.3g}" in " ".join(result.output.split())
     assert result.exit_code == 0, result.output
     assert "0.0 ± " in result.output.replace("\n", " ")  # none ends on the condition
     page = (out / "report.html").read_text(encoding="utf-8")

@@ -75,6 +75,7 @@ def guide(
     block: options.Block = 128,
     threads: options.Threads = 1,
     out: options.Out = Path("fanal-guide"),
+    figures: options.Figures = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Run guided sampling on a support with an exact denoiser, and measure how far the samples end from it.
@@ -88,4 +89,4 @@ def guide(
         from fanal.supports.command import GuideConfig
         from fanal.supports.command import guide as run
 
-        carry_out(run, GuideConfig(**options.given(context)), out, overwrite=overwrite, show=_show)
+        carry_out(run, GuideConfig(**options.given(context)), out, overwrite=overwrite, show=_show, figures=figures)

@@ -15,6 +15,7 @@ from fanal.files import read_tensors
 from fanal.report.plots import BLUE, INK, RED, Figure, Line, Panel, histogram
 from fanal.report.study import Page, Section, Table, study
 from fanal.summary import estimated
+from fanal.supports.targets import TARGETS
 
 __all__ = ["guide_page", "headline", "table"]
 
@@ -31,7 +32,15 @@ _NAMES = {"part": "support of p(x|c)", "whole": "support of p"}
 
 def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of a run's distances."""
-    head = ["distance to", "median", "90 %", "99 %", "worst", "farther than allowed", "seed of the worst"]
+    head = [
+        "distance to",
+        "median",
+        "90 %",
+        "99 %",
+        "worst",
+        f"farther than {results['near']:.3g}",
+        "seed of the worst",
+    ]
     rows = []
     for key, name in _NAMES.items():
         own = results[key]
@@ -51,9 +60,15 @@ def headline(record: Mapping[str, Any]) -> list[str]:
         f"{config['support']}: {results['about']}.",
         f"{config['count']} samples by {config['form']} guidance of scale {config['scale']:g}, {config['process']}, "
         f"{config['steps']} steps, {score}; {calls:.0f} predictions per sample.",
-        f"{on} end within {results['near']:.3g} of the support of p(x|c); the farthest ends "
-        f"{results['part']['worst']:.3g} from it and {results['whole']['worst']:.3g} from the support of p.",
+        f"{on} end within {results['near']:.3g} of the support of p(x|c), {config['near']:g} of its size; the "
+        f"farthest ends {results['part']['worst']:.3g} from it and {results['whole']['worst']:.3g} from the support of "
+        "p.",
     ]
+    if config["model"] and config["support"] not in TARGETS:
+        lines.append(
+            f"A data set's support is its training points alone: a model that makes new samples ends between them, as "
+            f"{config['model']} should; only one that replays its data ends on them."
+        )
     if config["scale"] < 0 and config["form"] in _LEADS:
         lines.insert(2, f"the scale is negative: it leads {_LEADS[config['form']]}.")
     return lines
@@ -65,29 +80,35 @@ def _plane(tensors: dict[str, Tensor], near: float) -> str:
     x, off = tensors["x"], tensors["part"] > near
     reach = 1.3 * float(torch.cat([value for name, value in tensors.items() if name.startswith("outline")]).abs().max())
     reach = max(reach, min(1.1 * float(x.abs().max()), 40 * reach))
-    for name in sorted(name for name in tensors if name.startswith("outline")):
-        own, curve = name.endswith(".1"), tensors[name].tolist()
-        line = {"color": _GREEN if own else INK, "width": 5 if own else 2}
-        u, v = zip(*curve, strict=True)
-        label = "support of p(x|c)" if own else "support of p"
-        figure.add_trace(go.Scatter(x=u, y=v, mode="lines+markers", line=line, marker={"size": 3}, name=label))
     for path in tensors["paths"].tolist():
         u, v = zip(*path, strict=True)
         line = {"color": _FAINT, "width": 1}
         figure.add_trace(go.Scatter(x=u, y=v, mode="lines", line=line, hoverinfo="skip", showlegend=False))
+    seen = set()
+    for name in sorted(name for name in tensors if name.startswith("outline")):
+        own, curve = name.endswith(".1"), tensors[name].tolist()
+        look = {"color": _GREEN if own else INK, "width": 5 if own else 2}
+        spot = {"color": look["color"], "size": 3 if len(curve) > 1 else 10, "line": {"color": INK, "width": 1}}
+        u, v = zip(*curve, strict=True)
+        label = _NAMES["part" if own else "whole"]
+        figure.add_trace(
+            go.Scatter(x=u, y=v, mode="lines+markers", line=look, marker=spot, name=label, legendgroup=label,
+                       showlegend=label not in seen)
+        )  # fmt: skip
+        seen.add(label)
     for chosen, label, color in ((~off, "ends on it", BLUE), (off, "ends elsewhere", RED)):
         points = x[chosen]
         marker = {"color": color, "size": 5}
         figure.add_trace(
             go.Scatter(x=points[:, 0].tolist(), y=points[:, 1].tolist(), mode="markers", marker=marker, name=label)
         )
-    axis: dict[str, Any] = {"range": [-reach, reach], "gridcolor": _GRID}
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(scaleanchor="x", **axis)
+    axis: dict[str, Any] = {"range": [-reach, reach], "gridcolor": _GRID, "zerolinecolor": _GRID}
+    figure.update_xaxes(constrain="domain", **axis)
+    figure.update_yaxes(scaleanchor="x", constrain="domain", constraintoward="top", **axis)
     figure.update_layout(
         height=620,
-        margin={"l": 40, "r": 15, "t": 20, "b": 40},
-        legend={"orientation": "h", "y": 1.06},
+        margin={"l": 40, "r": 15, "t": 70, "b": 40},
+        legend={"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0},
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -107,8 +128,8 @@ def _tiles(tensors: dict[str, Tensor]) -> str:
 def _where(tensors: dict[str, Tensor], near: float) -> list[Section]:
     if any(name.startswith("outline") for name in tensors):
         reading = (
-            "Paths start far outside; zoom with the mouse. The green line is the support of p(x|c), the gray one the "
-            "rest of the support of p; red points end off the green one."
+            "Paths start far outside; zoom with the mouse. The support of p(x|c) is green, the rest of that of p gray; "
+            "red points end off the green."
         )
         return [Section("Where samples end", reading, [_plane(tensors, near)])]
     if tensors["x"].ndim == 4:
@@ -143,7 +164,8 @@ def guide_page(folder: Path, record: Mapping[str, Any]) -> Page:
     sections = [
         Section(
             "Distances",
-            "Quantiles over the samples; 0 is on the support or inside.",
+            "Quantiles over the samples, as plain norms: 0 is on the support or inside. What is farther than "
+            f"{results['near']:.3g}, {record['config']['near']:g} of the support's size (--near), counts as off it.",
             tables=[Table("distances", head, rows)],
         ),
         *_where(tensors, results["near"]),
@@ -154,7 +176,8 @@ def guide_page(folder: Path, record: Mapping[str, Any]) -> Page:
         ),
         Section(
             "How far samples end",
-            "Logarithm of the distance to each support; what is on it stands at the left end.",
+            "Logarithm of the distance to each support; what is on it stands at the left end. Where both are one "
+            "distance, their colors mix.",
             [Figure("ends", "Distances of the samples' ends.", [histogram("log10 of the distance", groups)])],
         ),
     ]

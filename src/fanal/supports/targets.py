@@ -140,7 +140,8 @@ def _points(name: str, points: Tensor, own: slice, about: str) -> Target:
     """Some points, equally likely; a few successive ones of them are the condition."""
     rest = torch.cat([points[: own.start], points[own.stop :]])
     laws = FiniteSet(points), FiniteSet(points[own])
-    return _made(name, laws, (points, points[own]), about, [(rest, False), (points[own], True)])
+    outline = [(point[None], inside) for some, inside in ((rest, False), (points[own], True)) for point in some]
+    return _made(name, laws, (points, points[own]), about, outline)
 
 
 def _outlier() -> Target:
