@@ -159,6 +159,20 @@ def test_the_undecided_stage_has_a_last_level(found):
     assert min(sigma for sigma in sigmas if sigma > 0) <= last <= grid["numbers"]["stage.entropy.first"]["value"]
 
 
+def test_of_classes_those_count_that_are_nearer_than_both_kinds_of_chance_by_two_errors(found):
+    """Chance is 0.3 and 0.5, each ± 0.01: below 0.3 by far are three; one class has no pair."""
+    own = copy.deepcopy(found["grid"])
+    own["groups"] = [f"class {c}" for c in range(10)]
+    values = [0.2, 0.25, 0.1, 0.28, 0.29, 0.3, 0.4, 0.45, 0.6, None]
+    table = [[value if i == j else 0.7 for j in range(10)] for i, value in enumerate(values)]
+    errors = [[None if value is None else 0.01] * 10 for value in values]
+    own["regularity"] |= {"names": own["groups"], "procrustes": table}
+    own["regularity"]["se"]["procrustes"] = errors
+    for null, value in (("smooth", 0.3), ("forward", 0.5)):
+        own["regularity"]["nulls"][null]["procrustes"] = {"value": value, "se": 0.01, "n": 12}
+    assert line(own, "groups").endswith(" in 3 of 9 groups.")
+
+
 def test_no_number_is_lost_and_none_reads_as_nothing(found):
     for run in found.values():
         shown = tables(run)

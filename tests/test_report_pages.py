@@ -22,9 +22,9 @@ from fanal.memorization.command import AuditConfig, audit
 from fanal.report import write_figures, write_report
 from fanal.report.audit import audit_page
 from fanal.report.geometry import geometry_page
-from fanal.report.geometry.run import estimated
 from fanal.report.plots import Film
 from fanal.report.study import SOURCES
+from fanal.summary import estimated
 from toys import fanal, record, refused
 
 LIMIT = 8e6
@@ -115,6 +115,28 @@ def test_shares_add_up_to_all_of_a_sample(runs):
     (table,) = [table for table in page_of(runs["digits"]).tables if table.name == "weights-sum"]
     assert sum(float(row[1]) for row in table.rows) == pytest.approx(1, abs=1e-5)
     assert drawing(runs["digits"], "weights").lines[1].y[-1] == pytest.approx(1, abs=1e-4)
+
+
+def test_what_the_last_state_is_made_of_is_told_from_its_shares(runs):
+    """By [REG] eq. 17: the last prediction has `1 − sigma_N/sigma_{N−1}`, all earlier ones the rest but the start's."""
+    found = record(runs["digits"])["results"]
+    sigmas = [sigma for sigma in found["sigmas"] if sigma > 0]
+    last, start = 1 - sigmas[-1] / sigmas[-2], sigmas[-1] / sigmas[0]
+    assert (
+        f"at sigma {sigmas[-1]:.4g}, has {100 * last:.3g} % from the last prediction, made at sigma {sigmas[-2]:.4g}, "
+        f"and {100 * (1 - last - start):.3g} % from all earlier ones."
+    ) in text_of(runs["digits"])
+
+
+def test_weights_of_single_points_are_drawn_as_they_are_down_to_1e_10(runs):
+    told, _ = read_tensors(runs["digits"] / "geometry.safetensors")
+    weights = told["point_weights"].double()
+    lines = drawing(runs["digits"], "coefficients").lines
+    assert len(lines) == weights.shape[0] * weights.shape[2]
+    for k, line in enumerate(lines):
+        own = weights[k // weights.shape[2], :, k % weights.shape[2]]
+        assert np.allclose(line.y, np.log10(own.numpy() + 1e-10), atol=1e-5)
+    assert min(min(line.y) for line in lines) < -9  # some weigh nothing at all, and a floor higher up would hide 1e-6
 
 
 def test_torsion_is_drawn_where_a_curve_bends(runs):
