@@ -33,10 +33,11 @@ SMALLER = {
     "schedule": {"--warmup": 4, "--holdout": 4, "--teacher-steps": 12, "--batch": 4, "--device": "cpu"},
     "train": {"--iterations": 2, "--batch": 4, "--size": 16, "--evaluate": 8, "--device": "cpu"},
     "eval": {"--size": 16, "--count": 4},
+    "geometry": {"--count": 4, "--points": 8, "--steps": 6, "--device": "cpu"},
     "models": {"--batch": 2, "--count": 4, "--device": "cpu"},
 }
 """Values that replace those of a command, or join them where the command always has the option."""
-JOIN = {"schedule": ("--holdout", "--teacher-steps"), "train": ("--evaluate",)}
+JOIN = {"schedule": ("--holdout", "--teacher-steps"), "train": ("--evaluate",), "geometry": ("--steps",)}
 SPEC = re.compile(r"^(adm|consistency):\S+\.pt$")
 SETTINGS = {"adm": "order=legacy,schedule=linear", "consistency": "order=new"}  # published files say so by their shapes
 LONGEST = 6  # intervals of a run
@@ -66,10 +67,10 @@ def captions(path):
     path.write_text(json.dumps({"annotations": rows}), encoding="utf-8")
 
 
-def images(path):
+def images(path, shape=(20, 24, 3)):
     path.mkdir()
     for i in range(12):
-        pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(path / f"{i:03d}.png")
 
 
@@ -81,6 +82,7 @@ FILES = {
     "inception-2015-12-05.pt": inception,
     "captions_val2014.json": captions,
     "val2014": images,
+    "CIFAR": lambda path: images(path, (SIDE, SIDE, 3)),
     "11k-hands": images,
 }
 ENDINGS = {".pkl": edm(), ".pt": adm(axes=2), ".npz": moments}
