@@ -16,6 +16,7 @@ from fanal.encoding import EncodeConfig, encode, encode_run
 from fanal.errors import FanalError
 from fanal.exact import Gaussian
 from fanal.preparation import prepare
+from fanal.report.encode import hint
 from toys import fanal, record, refused
 
 
@@ -69,6 +70,8 @@ def test_a_run_tells_errors_and_leaves_noise(tmp_path):
     assert error == pytest.approx(rows[1]["round trip"]["value"], rel=1e-3)
     assert record(out)["network"]["evaluations"] == 6 * 2 * (2 * 8 + 2 * 16)
     assert (out / "samples.png").is_file()
+    assert "--noisy" in hint({"table": [{"norm / sqrt d": {"value": 4.0, "se": 1.0}}]})
+    assert hint({"table": [{"norm / sqrt d": {"value": 1.1, "se": 0.01}}]}) == ""
 
 
 def test_one_law_has_one_code(tmp_path):

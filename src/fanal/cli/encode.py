@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fanal.cli import options
-from fanal.cli.console import carry_out, errors_shown, table
+from fanal.cli.console import carry_out, errors_shown, say, table
 
 EPILOG = """
 Examples:\n
@@ -24,6 +24,7 @@ Examples:\n
 def _show(folder: Path) -> None:
     """Print the errors by steps."""
     from fanal.files import read_json
+    from fanal.report.encode import hint
     from fanal.report.geometry.run import estimate
 
     results = read_json(folder / "run.json")["results"]
@@ -40,6 +41,8 @@ def _show(folder: Path) -> None:
         found = [[" and ".join(pair["models"]), *(estimate(pair[name]) if name in pair else "" for name in measured)]
                  for pair in results["pairs"]]  # fmt: skip
         table(["models", *measured], found)
+    if told := hint(results):
+        say(told)
 
 
 def encode(
@@ -65,11 +68,15 @@ def encode(
     ] = False,
     solver: options.Solver = "heun",
     schedule: options.Schedule = None,
-    sigma_min: options.SigmaMin = None,
-    sigma_max: options.SigmaMax = None,
+    sigma_min: Annotated[
+        float | None, typer.Option(help="Sigma that images are taken to be at; default: the model's smallest.")
+    ] = None,
+    sigma_max: Annotated[
+        float | None, typer.Option(help="Sigma that codes are at; default: the model's largest.")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Class of all images by number, or data: each one's own.")] = None,
     prompt: options.Prompt = None,
-    seed: options.Seed = 0,
+    seed: Annotated[int, typer.Option(help="Of the noise of --noisy; image b has seed 1,000,000·SEED + b.", min=0)] = 0,
     allow_bin: options.AllowBin = False,
     block: options.Block = 32,
     figures: options.Figures = None,

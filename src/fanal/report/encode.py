@@ -11,10 +11,25 @@ from fanal.report.plots import Figure, Line, Panel, Picture
 from fanal.report.study import Page, Section, Table, study
 from fanal.summary import estimated
 
-__all__ = ["encode_page"]
+__all__ = ["encode_page", "hint"]
 
 _ERRORS = ("round trip", "other round trip", "codes apart", "codes of other images apart")
 _APART = ("codes apart", "codes of other images apart", "predictions apart")
+
+
+_UNIT = 0.2
+"""How far the mean norm over √d of codes may be from 1 before they are told not to be unit noise."""
+
+
+def hint(results: Mapping[str, Any]) -> str:
+    """Return what to try where codes are no unit noise; empty where they are, by the last number of steps."""
+    norm = results["table"][-1]["norm / sqrt d"]["value"]
+    if abs(norm - 1) <= _UNIT:
+        return ""
+    return (
+        f"Codes have a mean norm of {norm:.2g}·√d, where unit noise has √d: at the smallest sigma these images are not "
+        "what the model expects, as where pixels never vary. Try --noisy, and a higher --sigma-min."
+    )
 
 
 def _line(rows: Sequence[Mapping[str, Any]], key: str, name: str, x: str = "steps") -> Line:
@@ -89,5 +104,6 @@ def encode_page(folder: Path, record: Mapping[str, Any]) -> Page:
         f"{config['count']} images of {config['data']} to the noise of {config['model']} with {config['solver']}, and "
         "back.",
         f"With {last['steps']} steps an image comes back to {estimate(last['round trip'])} per entry.",
+        *filter(None, [hint(record["results"])]),
     ]
     return study(f"encode: {config['model']}", told, sections, record)
