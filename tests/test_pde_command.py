@@ -256,7 +256,13 @@ def test_the_command_says_what_it_found(tmp_path):
     assert done.exit_code == 0, done.output
     assert (tmp_path / "run" / "figures" / "growth.svg").is_file()
     assert "0e+00" not in done.output
-    for words in ("Mass is kept to", "no density is negative", "The stable reverse ends", "20,000 exact particles", "report.html"):
+    for words in (
+        "Mass is kept to",
+        "no density is negative",
+        "The stable reverse ends",
+        "20,000 exact particles",
+        "report.html",
+    ):
         assert words in done.output
     assert refused(fanal("pde", "--out", tmp_path / "run"), "finished run", "--overwrite")
 
