@@ -268,7 +268,7 @@ def test_data_of_a_folder_stays_bytes(tmp_path):
         ("data:digits8,cuont=4", "count"),
         ("data:digits8,count=0", "whole number"),
         ("data:digits8,count=4,count=5", "twice"),
-        ("data:digits8,split=test", "held out"),
+        ("data:digits8,split=test", "held_out"),
         ("mixture:hands32", "no classes"),
         ("gaussian:digits8,rank=99", "rank"),
         ("gaussian:nothing", "tilted2"),

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fanal.metrics import Estimate
-from fanal.report.geometry.likeness import KEYS, cell, compared
-from fanal.report.geometry.run import estimated
+from fanal.report.geometry.likeness import KEYS, NULLS, cell, compared
 from fanal.report.study import Table
+from fanal.summary import estimated
 
 __all__ = ["ALL", "SPREAD", "sentences", "tables"]
 
@@ -21,7 +21,6 @@ SPREAD = "Each ± is one standard error of a mean over trajectories; figures wit
 _STRAIGHT, _BENT = 0.01, 0.1  # of the chord: how far from it the words say "nearly straight", and "clearly bent"
 _ROUNDING = 1e-6
 _WINDOW = 5  # of runs that do not say it
-_NULLS = {"smooth": "random smooth curves", "forward": "noise paths"}
 
 _SUBJECTS = {
     "path": (
@@ -187,7 +186,7 @@ def _alike(found: Mapping[str, Any]) -> Iterator[str]:
         if math.isnan(own.se):
             yield "Shapes are not compared with chance: that takes three drawn trajectories at least."
             return
-        chance = {word: estimated(found["nulls"][name][key]) for name, word in _NULLS.items()}
+        chance = {word: estimated(found["nulls"][name][key]) for name, word in NULLS.items()}
         verdict = _verdict(own, chance)
         if key == KEYS[0]:
             values = ", ".join(f"{word} {value.rounded()}" for word, value in chance.items())
@@ -202,11 +201,11 @@ def _classes(found: Mapping[str, Any], count: int) -> Iterator[str]:
     """How many of several groups are more alike than chance, by the best motion."""
     inner = [cell(found, KEYS[0], i, i) for i in range(count)]
     inner = [own for own in inner if not math.isnan(own.se)]
-    chance = [estimated(found["nulls"][name][KEYS[0]]) for name in _NULLS]
+    chance = [estimated(found["nulls"][name][KEYS[0]]) for name in NULLS]
     alike = sum(all(_below(own, by_chance) for by_chance in chance) for own in inner)
     if inner:
         yield (
-            f"By {KEYS[0]}, shapes are more alike than {' and '.join(_NULLS.values())} in {alike} of {len(inner)} "
+            f"By {KEYS[0]}, shapes are more alike than {' and '.join(NULLS.values())} in {alike} of {len(inner)} "
             "groups."
         )
 
