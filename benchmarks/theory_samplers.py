@@ -26,10 +26,10 @@ from fanal.datasets import get
 from fanal.exact import Dataset, Gaussian
 from fanal.files import read_json, write_json
 from fanal.metrics import rate
-from fanal.particles.schemes import WEIGHTS
 from fanal.particles.theory import SHEETS, STATEMENTS
 from fanal.particles.theory.problem import EARLY, SCHEMES, START, VARIANCE, density, grid, humps, variance
 from fanal.particles.theory.problem import points as scattered
+from fanal.particles.theory.schemes import reference
 from fanal.report.sheets import row, write_sheet
 from fanal.runs import cpu_threads, versions
 from fanal.sampling import sample, trace
@@ -45,12 +45,9 @@ STEPS = (2, 5, 10, 20, 50, 100)
 def orders(say) -> dict:
     """Weak and strong errors against steps, on Gaussian data in closed form and on two humps by integration."""
     data = Gaussian(torch.zeros(1, dtype=torch.float64), VARIANCE)
-    steps, keep = (8, 16, 32, 64, 128), math.exp(EARLY - START) * variance(EARLY) / variance(START)
-    weights = {**WEIGHTS, "exact": lambda t: np.exp(-t) / (1 + np.exp(-2 * t) * (VARIANCE - 1))}
-    path = particles.Path.draw([particles.time_of(s) for s in grid(steps[-1])], 4000, (1,), weights=weights)
+    steps = (8, 16, 32, 64, 128)
     z0 = math.sqrt(variance(START)) * noise((4000, 1), [1], dtype=torch.float64)[0]
-    spread = math.sqrt(variance(EARLY) - keep**2 * variance(START))
-    exact = keep * z0 + spread * path.normal("exact", START, EARLY)
+    path, exact = reference(z0, steps[-1])
     cells = pde.Grid.even(-8.0, 8.0, 640)
     z = cells.centers[0]
     rows, out = [], []
@@ -125,11 +122,14 @@ def bounds(say) -> dict:
     return out
 
 
+def _sets() -> dict[str, torch.Tensor]:
+    return {"grid2, 100 points": get("grid2").data(count=100).x.double(), "digits8": get("digits8").data().x.double()}
+
+
 def endings(say, counts: dict[str, int]) -> dict:
     """Share of runs that end on a training point, their distance, and whether each point is met as often."""
-    sets = {"grid2, 100 points": get("grid2").data(count=100).x.double(), "digits8": get("digits8").data().x.double()}
     out: dict[str, list] = {}
-    for (name, points), count in zip(sets.items(), counts.values(), strict=True):
+    for (name, points), count in zip(_sets().items(), counts.values(), strict=True):
         gap = float(particles.gaps(points).median())
         x0 = noise(points.shape[1:], range(count), 80.0, dtype=torch.float64)
         rows: list[list[str]] = []
@@ -155,6 +155,23 @@ def endings(say, counts: dict[str, int]) -> dict:
             [e["scheme"], str(e["steps"]), *(f"{f['q99']:.1e}" for f in e["by last level"].values())] for e in out[name]
         ]
         say("the same: 99 % quantile of the distance over the gap\n\n" + markdown(heads, far))
+    return out
+
+
+def forward(say) -> dict:
+    """What the forward process leaves off the points at the last level, and from which level on the bound says it."""
+    out, rows = {}, []
+    for name, points in _sets().items():
+        gap = float(particles.gaps(points).median())
+        shares = {share: rate(~particles.chance_off(points, share * gap)) for share in LAST}
+        low, high = 1e-9, 1.0  # the bound is 1 above the share that is looked for
+        while high / low > 1.001:
+            middle = math.sqrt(low * high)
+            bounded = particles.off_bound(points, middle * gap, middle * gap, particles.ON * gap) < 1
+            low, high = (middle, high) if bounded else (low, middle)
+        out[name] = {"on": {f"{share:g}": own.__dict__ for share, own in shares.items()}, "bound from": low}
+        rows.append([name, *(f"{100 * own.value:.1f} ± {100 * own.se:.1f}" for own in shares.values()), f"{low:.2g}"])
+    say("% on a point by the forward process\n\n" + markdown(["set", *map(str, LAST), "bound below 1 from"], rows))
     return out
 
 
@@ -219,6 +236,7 @@ def main() -> None:
         "floors": lambda: floors(say),
         "cells": lambda: cells(say),
         "bounds": lambda: bounds(say),
+        "forward": lambda: forward(say),
         "endings": lambda: endings(say, {"plane": options.points, "digits": options.digits}),
     }
     with cpu_threads(1):
@@ -231,7 +249,7 @@ def main() -> None:
     write_json(options.out, {"settings": settings, "versions": versions(), "last run": took, "results": results})
 
 
-PARTS = ("statements", "orders", "floors", "cells", "bounds", "endings")
+PARTS = ("statements", "orders", "floors", "cells", "bounds", "forward", "endings")
 
 
 def draw(results: dict, folder: Path, run: Path | None) -> None:

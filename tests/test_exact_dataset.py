@@ -318,3 +318,8 @@ def test_one_pass_tells_all_three(monkeypatch):
     assert torch.equal(found.denoised, apart[0])
     assert torch.equal(found.log_density, apart[1])
     assert torch.equal(found.entropy, apart[2])
+
+
+def test_an_empty_batch_has_no_neighbors():
+    distance, index = Dataset(torch.randn(5, 3)).nearest(torch.empty(0, 3), 2)
+    assert distance.shape == index.shape == (0, 2)

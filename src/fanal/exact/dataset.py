@@ -307,6 +307,9 @@ class Dataset(Denoiser):
             FanalError: k is not positive, or x has another shape.
         """
         query = self._query(x.detach(), 1.0)
+        if not len(x):
+            nothing = torch.empty(0, min(_check_k(k), len(self)), device=x.device)
+            return nothing.to(query.x.dtype), nothing.long()
         top, index = closest(self.points, query, min(_check_k(k) + self.rerank, len(self)))
         k = min(k, len(self))
         near = top >= top[:, k - 1 : k] - (2 * _SAFETY * self._noise(query))[:, None]

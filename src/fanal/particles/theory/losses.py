@@ -17,7 +17,7 @@ from fanal.pde.grid import Array
 from fanal.pde.theory.findings import Finding, settled
 from fanal.pde.theory.panels import Curve, Panel, deviations, overlaid
 
-__all__ = ["fisher", "infinite", "judged", "normal_data", "same", "split", "unweighted", "wrong"]
+__all__ = ["fisher", "growing", "infinite", "judged", "normal_data", "same", "split", "unweighted", "wrong"]
 
 _FROM = 0.1
 
@@ -197,15 +197,17 @@ def _floors(
     return Finding(number, says, measured, float(off.max()), 1e-9, {}, drawn)
 
 
-def infinite() -> Finding:
-    """(4.30) down to time 0 is infinite: the floor grows as `1/(2t)`, its mean by `log(10)/(2T)` with each decade."""
-    times, starts = np.geomspace(2.0, 1e-4, 12), np.array([1e-1, 1e-2, 1e-3, 1e-4])
-    floors = np.array([particles.floor(humps(), t) for t in times.tolist()])
-    means = np.array([particles.mean_floor(humps(), early, START) for early in starts.tolist()])
-    slope = math.log(10) / (2 * START)
-    step, error, left = settled(np.diff(means), slope, 10.0)
-    guide = means[-1] + slope * np.log10(starts[-1] / starts)
-    drawn = (
+def growing(times: Array, floors: Array, starts: Array, means: Array) -> tuple[Panel, Panel]:
+    """Return the floor at times, and its mean from early times on, beside what both grow as.
+
+    Args:
+        times: falling.
+        floors: at them.
+        starts: early times, falling.
+        means: from them to 3.
+    """
+    guide = means[-1] + np.log(starts[-1] / starts) / (2 * START)
+    return (
         Panel(
             "floor at a time",
             "t",
@@ -223,6 +225,16 @@ def infinite() -> Finding:
             falling=True,
         ),
     )
+
+
+def infinite() -> Finding:
+    """(4.30) down to time 0 is infinite: the floor grows as `1/(2t)`, its mean by `log(10)/(2T)` with each decade."""
+    times, starts = np.geomspace(2.0, 1e-4, 12), np.array([1e-1, 1e-2, 1e-3, 1e-4])
+    floors = np.array([particles.floor(humps(), t) for t in times.tolist()])
+    means = np.array([particles.mean_floor(humps(), early, START) for early in starts.tolist()])
+    slope = math.log(10) / (2 * START)
+    step, error, left = settled(np.diff(means), slope, 10.0)
+    drawn = growing(times, floors, starts, means)
     says = "the total loss over (0, T) is infinite: its floor grows as 1/(2t)"
     values = {"step": step, "log(10)/6": slope, "2t·floor at 1e-4": 2 * float(times[-1] * floors[-1])}
     return Finding(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fanal import particles
 from fanal.exact import Gaussian
@@ -29,7 +30,7 @@ from fanal.pde.theory.panels import Curve, Panel, decay, local
 from fanal.sampling import sample
 from fanal.solvers import DDPM
 
-__all__ = ["exact_step", "printed_noise", "strong", "weak_gaussian", "weak_mixture"]
+__all__ = ["exact_step", "printed_noise", "reference", "strong", "weak_gaussian", "weak_mixture"]
 
 _FIRST = dict.fromkeys(SCHEMES, -1.0)  # both are of order 1
 _GROUPS = 10
@@ -158,6 +159,20 @@ def weak_mixture() -> Finding:
     return found if lost < 2e-4 else replace(found, error=math.inf)
 
 
+def reference(z0: Tensor, steps: int) -> tuple[particles.Path, Tensor]:
+    """Return Brownian paths for grids of up to so many steps, and where they take z0 exactly on Gaussian data.
+
+    Args:
+        z0: (B, 1), at the start.
+        steps: of the finest grid.
+    """
+    weights = {**WEIGHTS, "exact": lambda t: np.exp(-t) / (1 + np.exp(-2 * t) * (VARIANCE - 1))}
+    path = particles.Path.draw([particles.time_of(s) for s in grid(steps)], len(z0), (1,), weights=weights)
+    keep = math.exp(EARLY - START) * variance(EARLY) / variance(START)
+    spread = math.sqrt(variance(EARLY) - keep**2 * variance(START))
+    return path, keep * z0 + spread * path.normal("exact", START, EARLY)
+
+
 def strong(count: int = 4000) -> Finding:
     """Both schemes are of strong order 1, against the exact solution of the same Brownian paths.
 
@@ -167,13 +182,8 @@ def strong(count: int = 4000) -> Finding:
         count: paths.
     """
     steps, errors, shown, parts = np.array([16, 32, 64, 128]), {}, [], []
-    weights = {**WEIGHTS, "exact": lambda t: np.exp(-t) / (1 + np.exp(-2 * t) * (VARIANCE - 1))}
-    times = [particles.time_of(sigma) for sigma in grid(int(steps[-1]))]
-    path = particles.Path.draw(times, count, (1,), weights=weights)
     z0 = math.sqrt(variance(START)) * normal(count, 1)
-    keep = math.exp(EARLY - START) * variance(EARLY) / variance(START)
-    spread = math.sqrt(variance(EARLY) - keep**2 * variance(START))
-    exact = keep * z0 + spread * path.normal("exact", START, EARLY)
+    path, exact = reference(z0, int(steps[-1]))
     for name, (solver, weight) in SCHEMES.items():
         ends = [
             sample(_gaussian(), z0 * math.exp(START), grid(n), particles.Driven(solver, path.noise(weight)))
